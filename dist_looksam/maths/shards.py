@@ -1,0 +1,50 @@
+"""Sums over tensors that may be spread over ranks.
+
+Words used in maths/:
+
+layer    one parameter tensor.
+shard    this rank's piece of one layer; may be empty.
+shards   one shard per layer, in the same order on every rank.
+[P]      one float64 number per layer. [2, P] is two such rows.
+reduce   turns local sums [.., P] into true sums. One collective, or none.
+scope    says which layers share one number.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+Shards: TypeAlias = Sequence[Tensor]
+Reduce: TypeAlias = Callable[[Tensor], Tensor]
+Scope: TypeAlias = Callable[[Tensor], Tensor]
+
+
+def whole(sums: Tensor) -> Tensor:
+    """The reduce of a rank that holds every layer whole: nothing to add."""
+    return sums
+
+
+def per_layer(sums: Tensor) -> Tensor:
+    """Every layer keeps its own number."""
+    return sums
+
+
+def per_model(sums: Tensor) -> Tensor:
+    """All layers share the sum over the model."""
+    return sums.sum(-1, keepdim=True).expand_as(sums)
+
+
+def dots(xs: Shards, ys: Shards) -> Tensor:
+    """[P] local inner products, float64. An empty shard adds 0."""
+    if not xs:
+        return torch.zeros(0, dtype=torch.float64)
+    pairs = zip(xs, ys, strict=True)
+    return torch.stack([torch.dot(x.flatten(), y.flatten()) for x, y in pairs]).double()
+
+
+def ratio(over: Tensor, under: Tensor, *, otherwise: float) -> Tensor:
+    """over / under where under > 0, else `otherwise`; NaN and inf in `under` pass through."""
+    safe = torch.where(under == 0, 1.0, under)
+    return torch.where(under == 0, otherwise, over / safe)
