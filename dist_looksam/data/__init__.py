@@ -1,0 +1,69 @@
+"""Data: sources of images, their order and augmentation, and the loaders of training and test."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import ConfigError
+from .augment import Augment, parse
+from .batch import Batch, cross_entropy
+from .embedded import digits, fashion_mnist
+from .loader import EvalLoader, TrainLoader
+from .order import Order
+from .source import Source
+
+__all__ = [
+    "NAMES", "Augment", "Batch", "Data", "EvalLoader", "Order", "Source", "TrainLoader",
+    "cross_entropy", "load",
+]  # fmt: skip
+
+NAMES = ("fashion_mnist", "digits", "folder")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """A training and a test split of one data set."""
+
+    name: str
+    train: Source
+    test: Source
+
+    @property
+    def num_classes(self) -> int:
+        return self.train.num_classes
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height, width."""
+        return self.train.shape
+
+
+def load(
+    name: str,
+    data_dir: str | Path | None = None,
+    *,
+    image_size: int = 224,
+    augment: str = "auto",
+    seed: int = 0,
+) -> Data:
+    """Opens a data set by the words of --data, --data_dir and --augment.
+
+    image_size  pixels, of folder; the embedded sets keep their own size
+    seed        of the augmentation
+    ConfigError for an unknown name, a malformed augment, or data that is missing or malformed.
+    """
+    train: Source
+    test: Source
+    if name == "fashion_mnist":
+        train, test = fashion_mnist(data_dir, augment=parse(augment), seed=seed)
+    elif name == "digits":
+        if data_dir:
+            raise ConfigError(f"--data digits takes no --data_dir, got '{data_dir}'; leave it out.")
+        train, test = digits(augment=parse(augment), seed=seed)
+    elif name == "folder":
+        from .folder import folder
+
+        wanted = parse(augment, auto="crop,flip")
+        train, test = folder(data_dir, image_size=image_size, augment=wanted, seed=seed)
+    else:
+        raise ConfigError(f"--data is '{name}', which is not known; use one of {', '.join(NAMES)}.")
+    return Data(name=name, train=train, test=test)

@@ -1,0 +1,100 @@
+"""The words of --augment, and the augmentations of small images held in memory."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..errors import ConfigError
+from .draws import CROP, FLIP, uniform
+
+_ALLOWED = "auto, none, or some of crop, flip, randaugment[:MAGNITUDE[xOPS]], mixup[:A], cutmix[:A]"
+_PAD = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augment:
+    """What is done to a training image."""
+
+    crop: bool = False  # folder: RandomResizedCrop; images in memory: pad by 2 and crop
+    flip: bool = False  # left-right, probability 1/2
+    magnitude: float = 0.0  # of RandAugment, 0 to 10
+    ops: int = 0  # of RandAugment, one after the other; 0 is no RandAugment
+    mixup: float = 0.0  # alpha of Beta(alpha, alpha); 0 is no mixup
+    cutmix: float = 0.0  # likewise
+
+    @property
+    def mixes(self) -> bool:
+        """Whether pairs of images are mixed; a micro-batch must then hold whole pairs."""
+        return self.mixup > 0 or self.cutmix > 0
+
+
+def parse(text: str, *, auto: str = "none") -> Augment:
+    """Reads --augment; `auto` is what the word auto means here. ConfigError if malformed."""
+    words = [word.strip() for word in text.split(",")]
+    if words == ["auto"]:
+        return parse(auto)
+    if words == ["none"]:
+        return Augment()
+    settings: dict[str, bool | int | float] = {}
+    seen = set()
+    for word in words:
+        name, _, argument = word.partition(":")
+        if name in seen:
+            raise ConfigError(f"--augment names {name} twice, got '{text}'; name it once.")
+        seen.add(name)
+        settings |= _setting(name, argument if ":" in word else None, text)
+    return Augment(**settings)  # type: ignore[arg-type]
+
+
+def _setting(name: str, argument: str | None, text: str) -> dict[str, bool | int | float]:
+    if name in ("auto", "none"):
+        raise ConfigError(f"--augment {name} stands alone, got '{text}'; use {_ALLOWED}.")
+    if name in ("crop", "flip"):
+        if argument is not None:
+            raise ConfigError(f"--augment {name} takes no number, got '{text}'; use {_ALLOWED}.")
+        return {name: True}
+    if name == "randaugment":
+        magnitude, _, ops = (argument or "9x2").partition("x")
+        strength = _number(magnitude, name, text, low=0, high=10)
+        return {"magnitude": strength, "ops": int(_number(ops or "2", name, text, whole=True))}
+    if name in ("mixup", "cutmix"):
+        default = "0.2" if name == "mixup" else "1"
+        alpha = _number(default if argument is None else argument, name, text, low=0.01, high=100)
+        return {name: alpha}
+    raise ConfigError(f"--augment knows no '{name}', got '{text}'; use {_ALLOWED}.")
+
+
+def _number(
+    digits: str, name: str, text: str, *, low: float = 1, high: float = 8, whole: bool = False
+) -> float:
+    try:
+        number = float(digits)
+    except ValueError:
+        number = float("nan")
+    if not low <= number <= high or (whole and number != int(number)):
+        kind = "a whole number" if whole else "a number"
+        raise ConfigError(
+            f"--augment {name} takes {kind} from {low} to {high}, got '{digits}' in '{text}'; "
+            f"use {_ALLOWED}."
+        )
+    return number
+
+
+def shift_crop(images: Tensor, seed: int, keys: Tensor) -> Tensor:
+    """Pads uint8 [n, C, H, W] with 2 pixels of 0 all round and cuts H x W out at random."""
+    height, width = images.shape[-2:]
+    padded = F.pad(images, (_PAD, _PAD, _PAD, _PAD))
+    draws = uniform(seed, keys[:, None], CROP + torch.arange(2))
+    offsets = (draws * (2 * _PAD + 1)).long()
+    rows = offsets[:, :1] + torch.arange(height)
+    columns = offsets[:, 1:] + torch.arange(width)
+    samples = torch.arange(len(images))[:, None, None]
+    cropped = padded.permute(0, 2, 3, 1)[samples, rows[:, :, None], columns[:, None, :]]
+    return cropped.permute(0, 3, 1, 2).contiguous()
+
+
+def flips(seed: int, keys: Tensor) -> Tensor:
+    """Which samples are mirrored, bool [n]."""
+    return uniform(seed, keys, FLIP) < 0.5

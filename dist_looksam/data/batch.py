@@ -1,0 +1,75 @@
+"""One micro-batch on its way from the host to the loss."""
+
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .mixing import mix
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """n samples. On the host images are uint8; after `to` they are normalised and mixed floats."""
+
+    images: Tensor  # [n, C, H, W]: uint8 in 0..255, or float32 after `to`
+    labels: Tensor  # int64 [n]
+    keys: Tensor  # int64 [n], global sample number: stream position since training began
+    mean: tuple[float, ...]  # [C], of images scaled to 0..1
+    std: tuple[float, ...]  # [C]
+    partner: Tensor | None = None  # int64 [n], the partner's label; None: no mixing
+    lam: Tensor | None = None  # float32 [n], the share of the own label
+    boxes: Tensor | None = None  # int64 [n, 4], see mixing.draw
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def pin(self) -> "Batch":
+        """The same batch in page-locked memory, which a GPU can copy from while others compute."""
+        return self._map(Tensor.pin_memory)
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The batch on `device`, images float32, normalised and mixed; the batch itself is kept.
+
+        Deterministic, so both passes of a look may call it, or share one result. Copies do not
+        block the host if the batch is pinned. A batch whose images are floats is only copied.
+        """
+        moved = self._map(lambda tensor: tensor.to(device, non_blocking=True))
+        if self.images.dtype != torch.uint8:
+            return moved
+        mean, std = _per_channel(self.mean, self.std, moved.images.device)
+        images = (moved.images.contiguous().float().div_(255) - mean).div_(std)
+        if moved.lam is not None and moved.boxes is not None:
+            images = mix(images, moved.lam, moved.boxes)
+        return replace(moved, images=images)
+
+    def _map(self, function) -> "Batch":
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        tensors = {k: function(v) for k, v in values.items() if isinstance(v, Tensor)}
+        return replace(self, **tensors)
+
+
+@lru_cache(maxsize=8)
+def _per_channel(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Both as [C, 1, 1]. Kept, because making a tensor on a GPU from numbers waits for that GPU."""
+    rows = torch.tensor([mean, std], device=device)[:, :, None, None]
+    return rows[0], rows[1]
+
+
+def cross_entropy(logits: Tensor, batch: Batch, label_smoothing: float = 0.0) -> Tensor:
+    """Mean loss over the micro-batch, float32 scalar; logits [n, classes] of any float type.
+
+    A mixed sample's loss is lam * loss(own label) + (1 - lam) * loss(partner's label).
+    """
+    logits = logits.float()
+    own = F.cross_entropy(logits, batch.labels, label_smoothing=label_smoothing, reduction="none")
+    if batch.partner is None or batch.lam is None:
+        return own.mean()
+    partner = F.cross_entropy(
+        logits, batch.partner, label_smoothing=label_smoothing, reduction="none"
+    )
+    return (batch.lam * own + (1 - batch.lam) * partner).mean()

@@ -1,0 +1,260 @@
+"""Steps of training and of evaluation for one rank, fetched ahead where that helps."""
+
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from itertools import chain
+from math import ceil
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError
+from . import mixing
+from .batch import Batch
+from .order import Order
+from .source import Source
+
+_CHUNK = 8  # images a thread takes at once
+_MAX_WORKERS = 16
+
+
+class _Job:
+    """One micro-batch on its way: fetched by threads, or when it is asked for if there are none."""
+
+    def __init__(self, fetcher: "_Fetcher", indices: Tensor, keys: Tensor) -> None:
+        self.fetcher = fetcher
+        self.indices, self.keys = indices, keys
+        self.futures: list[Future[None]] = []
+        if fetcher.pool is None:
+            return
+        channels, height, width = fetcher.source.shape
+        # Channels last in memory, as decoders write; a batch is made contiguous on its device.
+        buffer = torch.empty(
+            (len(keys), height, width, channels), dtype=torch.uint8, pin_memory=fetcher.pin
+        )
+        self.images = buffer.permute(0, 3, 1, 2)
+        self.labels = torch.empty(len(keys), dtype=torch.int64)
+        for start in range(0, len(keys), _CHUNK):
+            self.futures.append(fetcher.pool.submit(self._fill, slice(start, start + _CHUNK)))
+
+    def _fill(self, part: slice) -> None:
+        images, labels = self.fetcher.fetch(self.indices[part], self.keys[part])
+        # NumPy copies in this thread alone; a torch copy would start a team of its own in each.
+        np.copyto(self.images.numpy()[part], images.numpy())
+        np.copyto(self.labels.numpy()[part], labels.numpy())
+
+    def result(self) -> tuple[Tensor, Tensor]:
+        """Waits; images uint8 [n, C, H, W] and labels int64 [n]. Raises what a thread raised."""
+        if self.fetcher.pool is None:
+            return self.fetcher.fetch(self.indices, self.keys)
+        for future in self.futures:
+            future.result()
+        return self.images, self.labels
+
+    def cancel(self) -> None:
+        for future in self.futures:
+            future.cancel()
+
+
+class _Fetcher:
+    """A source, and the threads that fetch from it."""
+
+    def __init__(
+        self, source: Source, *, train: bool, workers: int | None, pin: bool | None
+    ) -> None:
+        self.source = source
+        self.train = train
+        self.pin = torch.cuda.is_available() if pin is None else pin
+        if workers is None:
+            workers = min(_MAX_WORKERS, len(os.sched_getaffinity(0)))
+        threaded = source.parallel and workers > 0
+        self.pool = ThreadPoolExecutor(workers, thread_name_prefix="data") if threaded else None
+
+    def fetch(self, indices: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+        return self.source.fetch(indices, keys, self.train)
+
+    def start(self, indices: Tensor, keys: Tensor) -> _Job:
+        return _Job(self, indices, keys)
+
+    def finish(self, job: _Job) -> Batch:
+        images, labels = job.result()
+        mean, std = self.source.mean, self.source.std
+        return Batch(images=images, labels=labels, keys=job.keys, mean=mean, std=std)
+
+    def ahead(self, micro_batch: int, limit: int) -> int:
+        """How many micro-batches may be fetched ahead within `limit` bytes; 0 without threads."""
+        size = micro_batch * int(np.prod(self.source.shape))
+        return limit // size if self.pool is not None else 0
+
+    def close(self) -> None:
+        if self.pool is not None:
+            self.pool.shutdown(wait=True, cancel_futures=True)
+
+
+class TrainLoader:
+    """The training steps of one rank. Random access: a resumed run just asks for its next step.
+
+    Step t's global batch is stream positions [t * batch_size, (t + 1) * batch_size). Micro-batch a
+    of rank r is the `micro_batch` positions from t * batch_size + (a * ranks + r) * micro_batch, so
+    the union over ranks does not depend on how many there are.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        seed: int,
+        batch_size: int,
+        micro_batch: int,
+        rank: int,
+        ranks: int,
+        workers: int | None = None,
+        prefetch: int = 2,
+        prefetch_bytes: int = 512 * 2**20,
+        pin: bool | None = None,
+    ) -> None:
+        """batch_size is global; micro_batch is per rank and forward.
+
+        workers         threads that fetch, 0 for none, None for one per core up to 16; unused where
+                        the source is in memory
+        prefetch        whole steps fetched ahead in the background, within prefetch_bytes
+        pin             page-locked memory; None: if there is CUDA
+        ConfigError if the batch does not divide, or if pairs are mixed and micro_batch is odd.
+        """
+        _check_split(batch_size, micro_batch, ranks)
+        if source.augment.mixes and micro_batch % 2:
+            raise ConfigError(
+                f"micro_batch must be even when mixup or cutmix is on, got {micro_batch}; "
+                f"use {micro_batch + 1} or leave them out of --augment."
+            )
+        self.source = source
+        self.seed = seed
+        self.batch_size, self.micro_batch = batch_size, micro_batch
+        self.rank, self.ranks = rank, ranks
+        self.accumulation = batch_size // (micro_batch * ranks)
+        self._order = Order(len(source), seed)
+        self._fetcher = _Fetcher(source, train=True, workers=workers, pin=pin)
+        self._ahead = min(
+            prefetch * self.accumulation, self._fetcher.ahead(micro_batch, prefetch_bytes)
+        )
+        self._jobs: dict[int, _Job] = {}
+
+    def step(self, t: int) -> list[Batch]:
+        """This rank's micro-batches of step t, on the host; starts fetching what comes after.
+
+        The list holds the step once as uint8. Drop the last step's list before asking for the next
+        one, or both are held.
+        """
+        first = t * self.accumulation
+        wanted = range(first, first + self.accumulation)
+        ahead = range(wanted.stop, wanted.stop + self._ahead)
+        for number in [n for n in self._jobs if n not in wanted and n not in ahead]:
+            self._jobs.pop(number).cancel()
+        for number in chain(wanted, ahead):
+            if number not in self._jobs:
+                self._jobs[number] = self._start(number)
+        return [self._finish(number) for number in wanted]
+
+    def _start(self, number: int) -> _Job:
+        """Begins this rank's micro-batch `number`, counted from the start of training."""
+        t, a = divmod(number, self.accumulation)
+        first = t * self.batch_size + (a * self.ranks + self.rank) * self.micro_batch
+        keys = torch.arange(first, first + self.micro_batch)
+        indices, _ = self._order.at(keys)
+        return self._fetcher.start(indices, keys)
+
+    def _finish(self, number: int) -> Batch:
+        batch = self._fetcher.finish(self._jobs.pop(number))
+        augment = self.source.augment
+        if augment.mixes:
+            _, height, width = self.source.shape
+            lam, boxes = mixing.draw(augment, self.seed, batch.keys, height=height, width=width)
+            partner = mixing.swap(batch.labels)
+            batch = replace(batch, partner=partner, lam=lam, boxes=boxes)
+        return batch.pin() if self._fetcher.pin else batch
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """Steps that see as many samples as the data has; below 1 if the batch is larger."""
+        return len(self.source) / self.batch_size
+
+    def steps_for(self, epochs: float) -> int:
+        """The fewest whole steps that see at least `epochs` times the data; at least 1."""
+        return max(1, ceil(epochs * len(self.source) / self.batch_size))
+
+    def epoch_of(self, step: int) -> float:
+        """How many epochs have been seen before step `step`."""
+        return step * self.batch_size / len(self.source)
+
+    def close(self) -> None:
+        """Ends the threads; what was fetched ahead is dropped."""
+        self._fetcher.close()
+        self._jobs.clear()
+
+
+def _check_split(batch_size: int, micro_batch: int, ranks: int) -> None:
+    """ConfigError that names the nearest batch sizes if batch_size is not whole micro-batches."""
+    unit = micro_batch * ranks
+    if batch_size > 0 and batch_size % unit == 0:
+        return
+    below, above = batch_size // unit * unit, (max(batch_size, 0) // unit + 1) * unit
+    nearest = f"{below} or {above}" if below > 0 else f"{above}"
+    raise ConfigError(
+        f"batch_size must be micro_batch x ranks x a whole number, got {batch_size} with "
+        f"micro_batch {micro_batch} and {ranks} ranks; use {nearest}."
+    )
+
+
+class EvalLoader:
+    """This rank's part of a test set: every sample on exactly one rank, once, none added.
+
+    Every rank gets the same number of batches, whose sizes differ by one at most, because a
+    forward pass may be a collective. A batch can be empty when there are more ranks than samples.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        micro_batch: int,
+        rank: int,
+        ranks: int,
+        workers: int | None = None,
+        prefetch_bytes: int = 256 * 2**20,
+        pin: bool | None = None,
+    ) -> None:
+        """micro_batch is the most samples in one batch; the rest as in TrainLoader."""
+        self.source = source
+        self.num_batches = ceil(len(source) / (ranks * micro_batch))
+        self._part = (rank * self.num_batches, ranks * self.num_batches)
+        self._fetcher = _Fetcher(source, train=False, workers=workers, pin=pin)
+        self._ahead = self._fetcher.ahead(micro_batch, prefetch_bytes)
+
+    def __len__(self) -> int:
+        return self.num_batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Batches in the order of the data; keys are sample indices."""
+        jobs: deque[_Job] = deque()
+        first, pieces = self._part
+        for number in range(first, first + self.num_batches):
+            # All ranks' batches are one cut of the data into nearly equal pieces.
+            low, high = (n * len(self.source) // pieces for n in (number, number + 1))
+            keys = torch.arange(low, high)
+            jobs.append(self._fetcher.start(keys, keys))
+            if len(jobs) > self._ahead:
+                yield self._finish(jobs.popleft())
+        while jobs:
+            yield self._finish(jobs.popleft())
+
+    def _finish(self, job: _Job) -> Batch:
+        batch = self._fetcher.finish(job)
+        return batch.pin() if self._fetcher.pin else batch
+
+    def close(self) -> None:
+        """Ends the threads."""
+        self._fetcher.close()
