@@ -24,7 +24,7 @@ unfinished=.venv/.unfinished # there while pip works: a .venv/ that has it is no
 say() { printf 'setup: %s\n' "$*"; }
 die() {
     printf 'setup: %s\n' "$*" >&2
-    exit 1
+    exit 2
 }
 
 all=
@@ -35,7 +35,7 @@ case "${1:-}" in
 esac
 
 fingerprint() { { cat pyproject.toml cluster/setup.sh && echo "$root $TORCH"; } | sha256sum; }
-made() { [[ -s $stamp && $(<"$stamp") == "$(fingerprint)" && ! -e $unfinished ]]; }
+made() { [[ -x .venv/bin/python && -s $stamp && $(<"$stamp") == "$(fingerprint)" && ! -e $unfinished ]]; }
 
 missing_packages() {
     local p
@@ -95,6 +95,8 @@ make_venv() {
         find_python
         say "making .venv/ with $("$PYTHON" --version)"
         rm -rf .venv
+        mkdir .venv
+        touch "$unfinished"
         "$PYTHON" -m venv .venv
     fi
 }
