@@ -32,11 +32,10 @@ class _Trusted(Optimizer):
     untouched with no host synchronisation, as torch's fused optimizers do.
     """
 
+    # On the class, since torch's copying of an optimizer keeps its groups and state only.
     skips_on_device = True
     found_inf: Tensor | None = None
-    reduce: Reduce = staticmethod(
-        whole
-    )  # on the class: torch's copying keeps groups and state only
+    reduce: Reduce = staticmethod(whole)
     pieces: Pieces = staticmethod(in_one_piece)
 
     def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
@@ -46,7 +45,7 @@ class _Trusted(Optimizer):
         super().__init__(params, defaults)
 
     def _direction(self, param: Tensor, grad: Tensor, group: dict[str, Any], alive: Any) -> Tensor:
-        """u before weight decay, a new tensor; updates the state. alive: 1, or 0 to change nothing."""
+        """u before weight decay, a new tensor; updates the state, unless `alive` is 0."""
         raise NotImplementedError
 
     @torch.no_grad()
@@ -61,7 +60,7 @@ class _Trusted(Optimizer):
         sizes: list[tuple[float, bool]] = []
         for group, param in self._with_gradient():
             alive: Any = 1.0
-            grad = param.grad
+            grad: Any = param.grad
             if self.found_inf is not None:
                 alive = 1.0 - self.found_inf.to(param.device, torch.float64)
                 grad = torch.where(alive > 0, grad, 0.0)
@@ -108,7 +107,7 @@ class Lamb(_Trusted):
     """LAMB: Adam's direction, decoupled weight decay, one trust ratio per layer.
 
     m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2;  u = m' / (sqrt(v') + eps) + weight_decay w,
-    with m', v' corrected for bias;  w_i -= lr (||w_i|| / ||u_i||) u_i. See `_Trusted` for the ratio.
+    with m', v' corrected for bias;  w_i -= lr (||w_i|| / ||u_i||) u_i. (The ratio: `_Trusted`.)
 
     Args:
         params: iterable of parameters or of group dictionaries.

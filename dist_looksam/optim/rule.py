@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..errors import ConfigError
-from ..maths import ascent, look
+from ..maths import look
+from ..maths.ascent import Climb, climb_layer, climb_model
 from ..maths.shards import Reduce, Scope, Shards, per_layer, per_model
 
 SCOPES = ("model", "layer")
@@ -81,12 +82,12 @@ class Rule:
 
     def climb(
         self, weights: Shards, grads: Shards, *, rho: Tensor | float, reduce: Reduce
-    ) -> ascent.Climb:
+    ) -> Climb:
         """How to perturb each layer."""
         if self.ascent == "layer":
             literal = self.layer_ascent == "literal"
-            return ascent.climb_layer(weights, grads, rho=rho, literal=literal, reduce=reduce)
-        return ascent.climb_model(grads, rho=rho, p=self.p, reduce=reduce)
+            return climb_layer(weights, grads, rho=rho, literal=literal, reduce=reduce)
+        return climb_model(grads, rho=rho, p=self.p, reduce=reduce)
 
     def learn(
         self, sam: Shards, grads: Shards, *, clip: float | None, reduce: Reduce

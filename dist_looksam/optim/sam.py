@@ -300,7 +300,7 @@ class Sharpness(Optimizer):
 
         Args:
             closure: zeroes the gradients, computes the loss, calls backward, returns the loss.
-                Called twice on looks, once otherwise; the second call draws the same random numbers.
+                Called twice on looks, once otherwise; both calls draw the same random numbers.
 
         Raises:
             ConfigError: no closure.
