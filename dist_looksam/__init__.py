@@ -1,0 +1,9 @@
+"""Large-batch distributed training with SAM, LookSAM and Look-LayerSAM."""
+
+from .engine import Engine
+from .errors import ConfigError
+from .optim.base import Lamb, Lars
+from .optim.sam import SAM, LookLayerSAM, LookSAM
+
+__all__ = ["SAM", "ConfigError", "Engine", "Lamb", "Lars", "LookLayerSAM", "LookSAM"]
+__version__ = "0.1.0"

@@ -1,0 +1,75 @@
+"""What the engine asks of a way of living. The maths never asks."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from ..optim.sam import Seen, Sharpness
+
+Loss = Callable[[nn.Module, Any], Tensor]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """This rank's part of one layer: entries [start, stop) of the flattened layer."""
+
+    name: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+class Backend(Protocol):
+    """Where weights live, how gradients become means, how weights become visible.
+
+    A step is: backward, (climb, backward,) descend. Every rank makes the same calls.
+
+    Attributes:
+        name: as in `--backend`.
+        rank, size: of this process among those that train together.
+        module: the user's own module, for names and evaluation.
+        optimizer: decides and counts; its `rule` says what to do.
+    """
+
+    name: str
+    rank: int
+    size: int
+    module: nn.Module
+    optimizer: Sharpness
+
+    def backward(self, batches: Sequence[Any], loss: Loss, *, average: bool = True) -> Tensor:
+        """Replace the gradients by the mean over all micro-batches of all ranks.
+
+        `average` False: over this rank's own. Returns the mean loss of this rank, 0-dim.
+        """
+        ...
+
+    def climb(self, *, local: bool) -> Tensor:
+        """Keep w and g, make w + eps visible. `local`: each rank its own eps. True if finite."""
+        ...
+
+    def descend(self) -> Seen:
+        """Weights back, base optimizer's step, g_v remembered, new weights visible."""
+        ...
+
+    def skip(self) -> Seen:
+        """Give the step up after its first pass: weights and state as before it."""
+        ...
+
+    def lower(self) -> None:
+        """Weights back after an exception between climb and descend."""
+        ...
+
+    def mean(self, numbers: Tensor) -> Tensor:
+        """The mean of a small tensor over ranks. One collective, or none."""
+        ...
+
+    def pieces(self) -> list[Piece]:
+        """This rank's part of every layer, in the same order as `slots`."""
+        ...
+
+    def slots(self) -> list[dict[str, Tensor]]:
+        """For each piece, flat views of its fp32 weight ("weight") and of all state by key."""
+        ...

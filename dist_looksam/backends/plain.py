@@ -1,0 +1,141 @@
+"""One process, nothing to send. Also the ground for backends whose ranks all hold everything."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..optim.sam import Seen, Sharpness
+from .backend import Loss, Piece
+
+DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class LossScale:
+    """fp16's loss scale: halved when a step is skipped, doubled after `window` good ones.
+
+    Args:
+        start: first scale; a power of two, so that scaling rounds nothing.
+        window: good steps before the scale is doubled.
+    """
+
+    def __init__(self, start: float = 2.0**16, window: int = 2000) -> None:
+        self.scale = start
+        self.window = window
+        self.good_steps = 0
+
+    def update(self, *, finite: bool) -> None:
+        """Called once per optimizer step."""
+        if not finite:
+            self.scale = max(self.scale / 2, 1.0)
+            self.good_steps = 0
+            return
+        self.good_steps += 1
+        if self.good_steps == self.window:
+            self.scale, self.good_steps = self.scale * 2, 0
+
+
+class Plain:
+    """fp32 weights in one process; 16-bit arithmetic by autocast.
+
+    Args:
+        module: already on its device.
+        optimizer: around a base over the module's parameters.
+        precision: "fp32", "bf16" or "fp16" (with a loss scale).
+    """
+
+    name = "plain"
+    rank = 0
+    size = 1
+
+    def __init__(self, module: nn.Module, optimizer: Sharpness, *, precision: str = "fp32") -> None:
+        self.module = module
+        self.optimizer = optimizer
+        self.model = self.wrap(module)
+        self.dtype = DTYPES[precision]
+        self.scaler = LossScale() if precision == "fp16" else None
+        self.device = next(module.parameters()).device
+        optimizer.visible_dtype = self.dtype
+        optimizer.model = None  # the engine looks after running statistics
+
+    # What backends with several ranks change.
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """The module that forward is called on."""
+        return module
+
+    def quiet(self) -> AbstractContextManager[Any]:
+        """Inside, backward only adds to this rank's own gradients."""
+        return nullcontext()
+
+    def average_(self, tensors: Sequence[Tensor]) -> None:
+        """Replace whole tensors by their mean over ranks."""
+
+    def mean(self, numbers: Tensor) -> Tensor:
+        """The mean over ranks of a small tensor."""
+        return numbers
+
+    # The two-gradient step.
+
+    @contextmanager
+    def _arithmetic(self) -> Iterator[None]:
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+            yield
+
+    def backward(self, batches: Sequence[Any], loss: Loss, *, average: bool = True) -> Tensor:
+        """See `Backend.backward`."""
+        self.optimizer.zero_grad()
+        scale = self.scaler.scale if self.scaler else 1.0
+        total = torch.zeros((), device=self.device)
+        for i, batch in enumerate(batches):
+            last = i == len(batches) - 1
+            with nullcontext() if last and average else self.quiet():
+                with self._arithmetic():
+                    value = loss(self.model, batch)
+                (value * (scale / len(batches))).backward()
+            total += value.detach().float()
+        if self.scaler:
+            grads = [p.grad for p in self.module.parameters() if p.grad is not None]
+            torch._foreach_mul_(grads, 1.0 / scale)
+        return total / len(batches)
+
+    def climb(self, *, local: bool) -> Tensor:
+        """See `Backend.climb`."""
+        return self.optimizer.climb(average_=self.average_ if local else None)
+
+    def descend(self) -> Seen:
+        """See `Backend.descend`."""
+        return self._scaled(self.optimizer.descend())
+
+    def skip(self) -> Seen:
+        """See `Backend.skip`."""
+        return self._scaled(self.optimizer.skip())
+
+    def lower(self) -> None:
+        """See `Backend.lower`."""
+        self.optimizer.lower()
+
+    def _scaled(self, seen: Seen) -> Seen:
+        if self.scaler:
+            self.scaler.update(finite=bool(seen.finite))
+        return seen
+
+    # What a checkpoint needs.
+
+    def _named(self) -> list[tuple[str, Tensor]]:
+        return [(n, p) for n, p in self.module.named_parameters() if p.requires_grad]
+
+    def pieces(self) -> list[Piece]:
+        """Every layer, whole."""
+        return [Piece(n, tuple(p.shape), 0, p.numel()) for n, p in self._named()]
+
+    def slots(self) -> list[dict[str, Tensor]]:
+        """See `Backend.slots`."""
+        found = []
+        for _, p in self._named():
+            state = self.optimizer.state.get(p, {})
+            same = {k: v for k, v in state.items() if isinstance(v, Tensor) and v.shape == p.shape}
+            found.append({k: v.detach().view(-1) for k, v in {"weight": p, **same}.items()})
+        return found

@@ -1,0 +1,134 @@
+"""One training step: the same micro-batches once or twice, and what the base optimizer gets."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from .backends.backend import Backend, Loss
+from .backends.ddp import DDP
+from .backends.plain import DTYPES, Plain
+from .errors import ConfigError
+from .optim.replay import Replay
+from .optim.rule import Rule, check_choice
+from .optim.sam import Seen, Sharpness
+
+ASCENTS = ("global", "rank")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one step did. `loss` is the mean over the global batch at w, 0-dim, on the device."""
+
+    step: int
+    loss: Tensor
+    seen: Seen
+
+    @property
+    def look(self) -> bool:
+        """True if the second gradient was computed."""
+        return self.seen.look
+
+
+class Engine:
+    """Trains with one or two gradients a step, on any backend.
+
+    Args:
+        model: a module, a module in DistributedDataParallel, or a backend.
+        optimizer: `SAM`, `LookSAM`, `LookLayerSAM`, or any torch optimizer (never looks).
+        loss: `loss(model, batch)` -> mean loss of one micro-batch, 0-dim.
+        clip: limit of the norm of the gradient that the base gets; None for none.
+        precision: "fp32", "bf16", or "fp16" with a loss scale. Weights stay fp32.
+        ascent: "global", eps from the averaged gradient; "rank", every rank climbs its own.
+
+    Attributes:
+        passes: forward+backward passes so far, of whole global batches.
+        skipped: steps that a non-finite gradient cost is known once read; see `Report.seen.finite`.
+
+    Raises:
+        ConfigError: a setting is out of range.
+
+    A step reads nothing from the device, except: once after each look, whether it was skipped;
+    in fp16 the overflow flag, as every loss scaler does; and with a foreign base optimizer that
+    cannot skip on the device, whether to call it.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | Backend,
+        optimizer: Optimizer | None = None,
+        loss: Loss | None = None,
+        *,
+        clip: float | None = None,
+        precision: str = "fp32",
+        ascent: str = "global",
+    ) -> None:
+        check_choice("precision", precision, tuple(DTYPES))
+        check_choice("ascent", ascent, ASCENTS)
+        if clip is not None and not clip > 0:
+            raise ConfigError(f"clip must be > 0, got {clip}. Leave it out for no clipping.")
+        if loss is None:
+            raise ConfigError("Engine needs loss, got none; pass loss(model, batch) -> mean loss.")
+        if isinstance(model, nn.Module):
+            if optimizer is None:
+                raise ConfigError("Engine needs an optimizer with a module, got none.")
+            self.backend = _backend(model, _with_rule(optimizer), precision)
+        else:
+            self.backend = model
+        self.optimizer = self.backend.optimizer
+        self.optimizer.clip = clip
+        self.module = self.backend.module
+        self.loss = loss
+        self.ascent = ascent
+        self.passes = 0
+        self._cuda = any(p.is_cuda for p in self.module.parameters())
+
+    def step(self, batches: Sequence[Any]) -> Report:
+        """One optimizer step on this rank's micro-batches, all of the same size on all ranks.
+
+        On a look the batches are gone through twice, so they must be a list.
+        """
+        number = self.optimizer.steps
+        replay = Replay(self.module, cuda=self._cuda)
+        look = self.optimizer.looks()
+        local = look and self.ascent == "rank"
+        loss = self.backend.backward(batches, self.loss, average=not local)
+        self.passes += 1
+        if look and not self._second_pass(batches, replay, local):
+            seen = self.backend.skip()
+        else:
+            seen = self.backend.descend()
+        if replay.statistics:
+            replay.undo_statistics(unless=seen.finite)
+        return Report(number, self.backend.mean(loss), seen)
+
+    def _second_pass(self, batches: Sequence[Any], replay: Replay, local: bool) -> bool:
+        """False if fp16 overflowed in the first pass, so that looking would be in vain."""
+        try:
+            finite = self.backend.climb(local=local)
+            scaled = getattr(self.backend, "scaler", None) is not None
+            if scaled and not bool(self.backend.mean(finite.float()) == 1):
+                return False
+            with replay.again():
+                self.backend.backward(batches, self.loss)
+            self.passes += 1
+        except BaseException:
+            self.backend.lower()
+            raise
+        return True
+
+
+def _with_rule(optimizer: Optimizer) -> Sharpness:
+    if isinstance(optimizer, Sharpness):
+        return optimizer
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    return Sharpness(params, optimizer, rule=Rule(ascent=None))
+
+
+def _backend(model: nn.Module, optimizer: Sharpness, precision: str) -> Backend:
+    several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    kind = DDP if several else Plain
+    return kind(model, optimizer, precision=precision)

@@ -1,0 +1,105 @@
+"""LookSAM: pay for the second gradient once in k steps, reuse its new part.
+
+g    gradient at w.            g_s   gradient at w + eps, over the same samples.
+g_h  the part of g_s along g.  g_v   the rest: what g_s says that g does not.
+
+Source: Liu et al., arXiv:2203.02714, Algorithm 1.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .shards import Reduce, Scope, Shards, dots, ratio
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """What the base optimizer gets, as numbers per layer, before anything is written.
+
+    size    [P] float64. On a look, g_h = size g. Between looks, g + size g_v.
+    scale   0-dim float64, the clipping: everything is multiplied by it once.
+    grad2   0-dim float64, ||g||^2.
+    given2  0-dim float64, squared norm of what the base gets, before clipping.
+    kept2   0-dim float64, ||g_v||^2; 0 where there is none, NaN where it is not yet known.
+    """
+
+    size: Tensor
+    scale: Tensor
+    grad2: Tensor
+    given2: Tensor
+    kept2: Tensor
+
+    @property
+    def finite(self) -> Tensor:
+        """0-dim bool: false where any entry of either gradient is NaN or infinite."""
+        return torch.isfinite(self.grad2) & torch.isfinite(self.given2)
+
+
+def clip_scale(norm2: Tensor, clip: float | None) -> Tensor:
+    """min(1, clip / norm): the factor that limits a norm to `clip`. 1 without a limit."""
+    if clip is None:
+        return torch.ones_like(norm2)
+    return ratio(torch.full_like(norm2, clip), norm2.sqrt(), otherwise=1.0).clamp(max=1.0)
+
+
+def plain(grads: Shards, *, clip: float | None, reduce: Reduce) -> Given:
+    """The base gets g itself. One call of reduce, [P]."""
+    grad2 = reduce(dots(grads, grads))
+    total = grad2.sum()
+    return Given(
+        size=torch.zeros_like(grad2),
+        scale=clip_scale(total, clip),
+        grad2=total,
+        given2=total,
+        kept2=torch.zeros_like(total),
+    )
+
+
+def learn(sam: Shards, grads: Shards, *, scope: Scope, clip: float | None, reduce: Reduce) -> Given:
+    """A look: the base gets g_s, and g_v = g_s - size g is what to remember.
+
+    One call of reduce, [3, P]. ||g_v|| is left to be summed from g_v itself: as a difference of
+    sums it would be rounding noise when rho is small.
+    """
+    rows = [dots(sam, grads), dots(grads, grads), dots(sam, sam)]
+    along, grad2, sam2 = reduce(torch.stack(rows))
+    total = sam2.sum()
+    return Given(
+        size=ratio(scope(along), scope(grad2), otherwise=0.0),
+        scale=clip_scale(total, clip),
+        grad2=grad2.sum(),
+        given2=total,
+        kept2=torch.full_like(total, torch.nan),
+    )
+
+
+def reuse(
+    grads: Shards,
+    kept: Shards,
+    *,
+    alpha: Tensor | float,
+    natural: bool = False,
+    scope: Scope,
+    clip: float | None,
+    reduce: Reduce,
+) -> Given:
+    """Between looks: the base gets g + size g_v, size = alpha ||g|| / ||g_v||, or alpha if natural.
+
+    A g_v of zero adds nothing. One call of reduce, [3, P].
+    """
+    rows = [dots(grads, grads), dots(grads, kept), dots(kept, kept)]
+    grad2, along, kept2 = reduce(torch.stack(rows))
+    if natural:
+        size = torch.ones_like(grad2) * alpha
+    else:
+        size = alpha * ratio(scope(grad2), scope(kept2), otherwise=0.0).sqrt()
+    given2 = (grad2 + 2 * size * along + size * size * kept2).sum().clamp(min=0)
+    return Given(
+        size=size,
+        scale=clip_scale(given2, clip),
+        grad2=grad2.sum(),
+        given2=given2,
+        kept2=kept2.sum(),
+    )

@@ -1,0 +1,220 @@
+"""metrics.jsonl: one line a step, one an evaluation, the same file whether interrupted or not."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from dist_looksam.errors import RunError
+
+FIELDS = (
+    "step",
+    "epoch",
+    "loss",
+    "lr",
+    "grad_norm",
+    "update_norm",
+    "look",
+    "skipped",
+    "gv_norm",
+    "gv_ratio",
+    "images_per_s",
+    "seconds",
+)
+_FLAGS = ("look", "skipped")
+
+Value: TypeAlias = float | int | bool | Tensor | None
+Row: TypeAlias = dict[str, Any]
+
+
+class MetricsLog:
+    """Appends steps and evaluations to `path`; only one rank may hold a path.
+
+    Values may be numbers or 0-dim tensors on any device. They are copied on the device when
+    recorded and read together, one copy to the host for `every` records or `seconds` seconds, so
+    that logging does not make the host wait at every step. NaN and infinity become null.
+
+    A training line's step counts from 0 and names the weights its gradients were taken at. An
+    evaluation's step is the number of steps done, so step S evaluates what checkpoint S holds.
+
+    `resume_step` is the next step to train: lines of this and later steps, evaluations of more
+    steps, and a half-written last line are removed, atomically; None starts an empty file. Call
+    `flush` before writing a checkpoint, so that a killed run's file reaches as far as it.
+    `path` None writes nothing: what the other ranks use.
+    Raises RunError for a file with a damaged line other than the last.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | None,
+        *,
+        resume_step: int | None = None,
+        every: int = 50,
+        seconds: float = 5.0,
+    ) -> None:
+        self.path = None if path is None else Path(path)
+        self.last: Row | None = None  # the newest training line that was read from the device
+        self.evaluated: int | None = None  # the step of the newest evaluation
+        self._every = every
+        self._patience = seconds
+        self._held: list[dict[str, Value]] = []
+        self._trained = 0.0
+        if self.path is not None:
+            self._open(self.path, resume_step or 0)
+        self._started = self._flushed = time.monotonic()
+
+    def _open(self, path: Path, resume_step: int) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = [row for row in _rows(path) if _belongs(row, resume_step)]
+        for row in kept:
+            if "eval_top1" in row:
+                self.evaluated = row["step"]
+            else:
+                self.last = row
+        self._trained = float((self.last or {}).get("seconds") or 0.0)
+        scratch = path.with_name(path.name + ".new")
+        with open(scratch, "w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in kept)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(scratch, path)
+
+    @property
+    def seconds(self) -> float:
+        """Training time so far, over all resumes, without what happened inside `paused`."""
+        return self._trained + time.monotonic() - self._started
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Inside, `seconds` stands still: for evaluations and checkpoints."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self._started += time.monotonic() - start
+
+    def step(self, step: int, **values: Value) -> None:
+        """Record one step. Names are those of FIELDS; what is left out is null.
+
+        `seconds` is filled in here. May flush. Raises TypeError for another name.
+        """
+        unknown = set(values) - set(FIELDS)
+        if unknown:
+            raise TypeError(f"metrics have no field {sorted(unknown)}; the fields are {FIELDS}")
+        row: dict[str, Value] = {name: values.get(name) for name in FIELDS}
+        row["step"] = step
+        if row["seconds"] is None:
+            row["seconds"] = round(self.seconds, 3)
+        self._hold(row)
+
+    def evaluation(self, step: int, *, top1: Value, loss: Value) -> None:
+        """Record the accuracy (a fraction) and mean loss on the held-out set after `step` steps."""
+        self.evaluated = step
+        self._hold({"step": step, "eval_top1": top1, "eval_loss": loss})
+
+    def _hold(self, row: dict[str, Value]) -> None:
+        if self.path is None:
+            return
+        # A copy, because the owner of a tensor may write the next step's value into it.
+        self._held.append(
+            {k: v.detach().clone() if isinstance(v, Tensor) else v for k, v in row.items()}
+        )
+        late = time.monotonic() - self._flushed >= self._patience
+        if late or len(self._held) >= self._every:
+            self.flush()
+
+    def flush(self) -> Row | None:
+        """Read what is held from the device, write it to disk, return the newest training line."""
+        self._flushed = time.monotonic()
+        if self.path is None or not self._held:
+            return self.last
+        rows = _read_together(self._held)
+        self._held = []
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write("".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
+            file.flush()
+            os.fsync(file.fileno())
+        self.last = next((row for row in reversed(rows) if "eval_top1" not in row), self.last)
+        return self.last
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.flush()
+
+
+def read(path: str | os.PathLike[str]) -> tuple[list[Row], list[Row]]:
+    """(training lines, evaluations) of a metrics.jsonl, also while a run is writing it.
+
+    Raises RunError for a damaged line other than the last, FileNotFoundError for no file.
+    """
+    if not Path(path).exists():
+        raise FileNotFoundError(f"no metrics at {path}")
+    rows = _rows(Path(path))
+    steps = [row for row in rows if "eval_top1" not in row]
+    return steps, [row for row in rows if "eval_top1" in row]
+
+
+def _belongs(row: Row, resume_step: int) -> bool:
+    """Whether an uninterrupted run would have this line by the time it reaches `resume_step`."""
+    if "eval_top1" in row:
+        return row["step"] <= resume_step and resume_step > 0
+    return row["step"] < resume_step
+
+
+def _rows(path: Path) -> list[Row]:
+    if not path.exists():
+        return []
+    lines = path.read_bytes().rstrip(b"\n").split(b"\n")
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            if number == len(lines):  # the writer was killed in the middle of it
+                break
+            raise RunError(f"{path} is damaged at line {number}: repair or remove it.") from error
+    return rows
+
+
+def _read_together(records: list[dict[str, Value]]) -> list[Row]:
+    """The records as JSON values; one stack and one copy to the host per device."""
+    waiting: dict[torch.device, list[Tensor]] = {}
+    for record in records:
+        for value in record.values():
+            if isinstance(value, Tensor):
+                waiting.setdefault(value.device, []).append(value.reshape(()))
+    read = {}
+    for device, values in waiting.items():
+        exact = torch.float32 if device.type == "mps" else torch.float64
+        read[device] = iter(torch.stack([v.to(exact) for v in values]).tolist())
+    return [
+        {
+            name: _json(name, next(read[value.device]) if isinstance(value, Tensor) else value)
+            for name, value in record.items()
+        }
+        for record in records
+    ]
+
+
+def _json(name: str, value: float | int | bool | None) -> float | int | bool | None:
+    if value is None or not math.isfinite(value):
+        return None
+    if name in _FLAGS:
+        return bool(value)
+    # 9 digits give a float32 back exactly.
+    return float(f"{value:.9g}") if isinstance(value, float) else value

@@ -1,0 +1,136 @@
+"""Models by name: our own sizes of ViT, and every timm model where timm imports."""
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from dist_looksam.errors import ConfigError
+from dist_looksam.models.vit import Size, ViT
+
+SIZES = {
+    "vit_ti16": Size(patch=16, dim=192, depth=12, heads=3),
+    "vit_s16": Size(patch=16, dim=384, depth=12, heads=6),
+    "vit_b16": Size(patch=16, dim=768, depth=12, heads=12),
+    "vit_l16": Size(patch=16, dim=1024, depth=24, heads=16),
+    "vit_28": Size(patch=7, dim=96, depth=4, heads=3),
+    "vit_28_p4": Size(patch=4, dim=64, depth=4, heads=2),
+    "vit_8": Size(patch=2, dim=64, depth=4, heads=2),
+}
+# `auto`: the first whose patch fits and whose largest side is not exceeded.
+_AUTO = [("vit_8", 16), ("vit_28", 28), ("vit_28_p4", 64), ("vit_s16", None)]
+
+
+def names() -> list[str]:
+    """What `create` takes besides timm names."""
+    return ["auto", *SIZES]
+
+
+def resolve(name: str, image_shape: tuple[int, int, int]) -> str:
+    """The name `auto` stands for at this (C, H, W); any other name is returned unchanged.
+
+    Raises ConfigError where no size of ours fits the images.
+    """
+    if name != "auto":
+        return name
+    _, height, width = image_shape
+    for candidate, largest in _AUTO:
+        patch = SIZES[candidate].patch
+        if height % patch == 0 and width % patch == 0 and max(height, width) <= (largest or 10**9):
+            return candidate
+    raise ConfigError(
+        f"model=auto finds no ViT for {height}x{width} images: sides must be multiples of 2 up to "
+        "16, of 7 up to 28, of 4 up to 64, or of 16; resize the images or name a model."
+    )
+
+
+def create(
+    name: str,
+    *,
+    num_classes: int,
+    image_shape: tuple[int, int, int],
+    drop_path: float = 0.0,
+) -> nn.Module:
+    """A new model that maps images [n, C, H, W] to logits [n, num_classes].
+
+    `name` is one of `names()` or of timm's; `image_shape` is (C, H, W); `drop_path` in [0, 1) is
+    the probability that the last block's branches fall out. A timm model is returned as timm made
+    it, with no wrapper, so that names in its state_dict are timm's.
+    Raises ConfigError for an unknown name, a size that the patch does not divide, a bad rate.
+    """
+    if not 0 <= drop_path < 1:
+        raise ConfigError(f"drop_path must be in [0, 1), got {drop_path}; 0 turns it off.")
+    if num_classes < 1:
+        raise ConfigError(f"num_classes must be at least 1, got {num_classes}; count the labels.")
+    name = resolve(name, image_shape)
+    if name not in SIZES:
+        return _from_timm(name, num_classes, image_shape, drop_path)
+    size = SIZES[name]
+    _, height, width = image_shape
+    if height % size.patch or width % size.patch:
+        raise ConfigError(
+            f"model {name} cuts images into {size.patch}x{size.patch} patches, got "
+            f"{height}x{width} images: resize them to multiples of {size.patch} or take a model "
+            f"whose patch divides them (model=auto looks for one)."
+        )
+    return ViT(size, num_classes=num_classes, image_shape=image_shape, drop_path=drop_path)
+
+
+def _from_timm(
+    name: str, num_classes: int, image_shape: tuple[int, int, int], drop_path: float
+) -> nn.Module:
+    own = ", ".join(names())
+    try:
+        import timm
+    except (ImportError, RuntimeError) as reason:  # RuntimeError: torchvision of another torch
+        state = "is not installed" if isinstance(reason, ModuleNotFoundError) else "does not import"
+        raise ConfigError(
+            f"model must be one of {own} or a timm model, got {name!r}, and timm {state} here "
+            f"({str(reason).splitlines()[0]}): pip install timm or take one of ours."
+        ) from reason
+    if not timm.is_model(name):
+        raise ConfigError(
+            f"model must be one of {own} or a model of the installed timm {timm.__version__}, got "
+            f"{name!r}: timm.list_models('*vit*') names some."
+        )
+    channels, height, width = image_shape
+    settings = {"num_classes": num_classes, "drop_path_rate": drop_path, "in_chans": channels}
+    try:
+        return timm.create_model(name, img_size=(height, width), **settings)
+    except TypeError as error:  # convolutional models take any size, and no such argument
+        if "img_size" not in str(error):
+            raise
+    return timm.create_model(name, **settings)
+
+
+def takes_keys(model: nn.Module) -> bool:
+    """Whether forward wants the samples' keys, seen through DDP, DeepSpeed and torch.compile."""
+    inner: object = model
+    while True:
+        if getattr(inner, "takes_keys", False):
+            return True
+        below = getattr(inner, "module", None) or getattr(inner, "_orig_mod", None)
+        if not isinstance(below, nn.Module):
+            return False
+        inner = below
+
+
+def call(model: nn.Module, images: Tensor, keys: Tensor | None) -> Tensor:
+    """Logits [n, num_classes]; passes `keys` (int64 [n]) to the models that take them."""
+    return model(images, keys) if keys is not None and takes_keys(model) else model(images)
+
+
+def flops_per_image(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
+    """Forward floating point operations of one (C, H, W) image.
+
+    By formula for our ViT, else counted in one forward in eval mode (the model's mode is put back).
+    """
+    if isinstance(model, ViT):
+        return model.flops_per_image()
+    weight = next(model.parameters())
+    image = torch.zeros(1, *image_shape, device=weight.device, dtype=weight.dtype)
+    training = model.training
+    model.eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(image)
+    model.train(training)
+    return counter.get_total_flops()

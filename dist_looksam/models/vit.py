@@ -1,0 +1,152 @@
+"""The Vision Transformer (pre-norm, learned positions, mean over tokens), and what it costs."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_DRAW_SEED = 0  # `keys` already carry the run's seed and the step; see `ViT.forward`
+_FIRST_STREAM = 1000  # leaves the streams below to augmentation, which draws from the same keys
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """Width and depth of one named ViT: `patch` in pixels, `dim` = `heads` x head width."""
+
+    patch: int
+    dim: int
+    depth: int
+    heads: int
+
+
+def drop_path(branch: Tensor, rate: float, keys: Tensor | None, stream: int) -> Tensor:
+    """Zero whole samples of `branch` [n, ...] with probability `rate`, scale up the others.
+
+    With `keys` (int64 [n]) sample i falls out or not by a hash of (keys[i], stream) alone: the same
+    on any number of ranks, at any micro-batch size, and again in the second pass of a look. Without
+    keys torch's generator decides.
+    Source: Huang et al., arXiv:1603.09382.
+    """
+    if keys is None:
+        draw = torch.rand(branch.shape[0], device=branch.device)
+    else:
+        from dist_looksam.data.draws import uniform
+
+        draw = uniform(_DRAW_SEED, keys, stream)
+    kept = (draw >= rate).to(branch.dtype) / (1 - rate)
+    return branch * kept.view(-1, *[1] * (branch.ndim - 1))
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention, [n, tokens, dim] -> the same shape."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, tokens, dim = x.shape
+        qkv = self.qkv(x).view(n, tokens, 3, self.heads, dim // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)); each branch may drop out in training."""
+
+    def __init__(self, size: Size, *, drop_path: float, stream: int) -> None:
+        super().__init__()
+        self.drop_path = drop_path
+        self.stream = stream
+        self.norm1 = nn.LayerNorm(size.dim, eps=1e-6)
+        self.attn = Attention(size.dim, size.heads)
+        self.norm2 = nn.LayerNorm(size.dim, eps=1e-6)
+        self.fc1 = nn.Linear(size.dim, 4 * size.dim)
+        self.fc2 = nn.Linear(4 * size.dim, size.dim)
+
+    def _kept(self, branch: Tensor, keys: Tensor | None, stream: int) -> Tensor:
+        if not self.training or self.drop_path == 0:
+            return branch
+        return drop_path(branch, self.drop_path, keys, stream)
+
+    def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
+        x = x + self._kept(self.attn(self.norm1(x)), keys, self.stream)
+        mlp = self.fc2(F.gelu(self.fc1(self.norm2(x))))
+        return x + self._kept(mlp, keys, self.stream + 1)
+
+
+class ViT(nn.Module):
+    """Images [n, C, H, W] -> logits [n, num_classes]; no buffers, no class token.
+
+    The head reads the mean over tokens of the last LayerNorm. It starts at zero, so that the first
+    loss is log(num_classes); everything else starts as a normal of std 0.02 cut at two std.
+    `image_shape` is (C, H, W); H and W must be multiples of `size.patch`. `drop_path` is the rate
+    of the last block; earlier blocks have proportionally less, the first none.
+    Source: Dosovitskiy et al., arXiv:2010.11929; mean over tokens as in Beyer et al.,
+    arXiv:2205.01580.
+    """
+
+    takes_keys = True
+
+    def __init__(
+        self,
+        size: Size,
+        *,
+        num_classes: int,
+        image_shape: tuple[int, int, int],
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        channels, height, width = image_shape
+        self.size = size
+        self.num_tokens = (height // size.patch) * (width // size.patch)
+        self.patch_embed = nn.Linear(channels * size.patch**2, size.dim)
+        self.pos_embed = nn.Parameter(torch.empty(1, self.num_tokens, size.dim))
+        rates = [drop_path * i / max(1, size.depth - 1) for i in range(size.depth)]
+        self.blocks = nn.ModuleList(
+            Block(size, drop_path=rate, stream=_FIRST_STREAM + 2 * i)
+            for i, rate in enumerate(rates)
+        )
+        self.norm = nn.LayerNorm(size.dim, eps=1e-6)
+        self.head = nn.Linear(size.dim, num_classes)
+        self._start()
+
+    def _start(self) -> None:
+        nn.init.trunc_normal_(self.pos_embed, std=0.02, a=-0.04, b=0.04)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02, a=-0.04, b=0.04)
+                nn.init.zeros_(module.bias)
+        nn.init.zeros_(self.head.weight)
+
+    def _patches(self, images: Tensor) -> Tensor:
+        n, c, height, width = images.shape
+        p = self.size.patch
+        cut = images.view(n, c, height // p, p, width // p, p)
+        return cut.permute(0, 2, 4, 1, 3, 5).reshape(n, self.num_tokens, c * p * p)
+
+    def forward(self, images: Tensor, keys: Tensor | None = None) -> Tensor:
+        """Logits [n, num_classes].
+
+        `keys`, int64 [n] on the images' device, name each sample's draws for this step (they must
+        differ between steps, or a sample always loses the same branches). Only drop-path uses them.
+        """
+        x = self.patch_embed(self._patches(images)) + self.pos_embed
+        for block in self.blocks:
+            x = block(x, keys)
+        return self.head(self.norm(x).mean(1))
+
+    def flops_per_image(self) -> int:
+        """Forward floating point operations for one image: 2 per multiply-add of every product.
+
+        LayerNorm, GELU, softmax and additions (about 1 %) are not counted, as usual. A backward
+        costs twice this.
+        """
+        tokens, dim = self.num_tokens, self.size.dim
+        attention = 4 * tokens * dim * dim + 2 * tokens * tokens * dim
+        mlp = 8 * tokens * dim * dim
+        ends = tokens * self.patch_embed.weight.numel() + self.head.weight.numel()
+        return 2 * (self.size.depth * (attention + mlp) + ends)

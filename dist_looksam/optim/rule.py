@@ -1,0 +1,118 @@
+"""When to look, and what to do with what is seen: one method's settings, with no state."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..errors import ConfigError
+from ..maths import look
+from ..maths.ascent import Climb, climb_layer, climb_model
+from ..maths.shards import Reduce, Scope, Shards, per_layer, per_model
+
+SCOPES = ("model", "layer")
+LAYER_ASCENTS = ("scaled", "literal")
+REUSES = ("paper", "natural")
+
+
+def check_choice(name: str, got: object, allowed: tuple[str, ...]) -> None:
+    """Raise ConfigError unless `got` is one of `allowed`."""
+    if got not in allowed:
+        raise ConfigError(f"{name} must be one of {', '.join(allowed)}, got {got!r}.")
+
+
+def check_rho(rho: float) -> None:
+    """Raise ConfigError unless rho is a finite number >= 0."""
+    if not 0 <= rho < float("inf"):
+        raise ConfigError(f"rho must be >= 0 and finite, got {rho}. Use 0 for no perturbation.")
+
+
+def check_alpha(alpha: float) -> None:
+    """Raise ConfigError unless alpha is a finite number >= 0."""
+    if not 0 <= alpha < float("inf"):
+        raise ConfigError(f"alpha must be >= 0 and finite, got {alpha}. Use 0 to reuse nothing.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """Which gradient the base optimizer gets.
+
+    ascent        None (never look), "model" or "layer".
+    k             look every k-th step.
+    keeps         remember g_v and add it between looks; else the base gets g there.
+    p             norm of the model-wide ascent, in (1, inf].
+    layer_ascent  "scaled", or "literal" for Algorithm 2 as printed.
+    decompose     scope of the decomposition and of the reuse, "model" or "layer".
+    reuse         "paper" (alpha ||g||/||g_v||) or "natural" (alpha).
+    """
+
+    ascent: str | None
+    k: int = 1
+    keeps: bool = False
+    p: float = 2.0
+    layer_ascent: str = "scaled"
+    decompose: str = "model"
+    reuse: str = "paper"
+
+    def __post_init__(self) -> None:
+        if self.ascent is not None:
+            check_choice("ascent scope", self.ascent, SCOPES)
+        check_choice("layer_ascent", self.layer_ascent, LAYER_ASCENTS)
+        check_choice("decompose", self.decompose, SCOPES)
+        check_choice("reuse", self.reuse, REUSES)
+        if isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1:
+            raise ConfigError(f"k must be a whole number >= 1, got {self.k}. 1 looks every step.")
+        if not self.p > 1:
+            raise ConfigError(f"p must be > 1 (inf is allowed), got {self.p}. The usual p is 2.")
+        if self.ascent == "layer" and self.p != 2:
+            raise ConfigError(f"p must be 2 with layer-wise ascent, got {self.p}. Leave p out.")
+
+    @property
+    def scope(self) -> Scope:
+        """Which layers share a number in the decomposition and the reuse."""
+        return per_layer if self.decompose == "layer" else per_model
+
+    def looks(self, step: int, *, remembers: bool, owed: bool) -> bool:
+        """True if this step, counted from 0, computes the second gradient.
+
+        `remembers`: there is a g_v. `owed`: the last step looked, and was skipped.
+        """
+        if self.ascent is None:
+            return False
+        return step % self.k == 0 or owed or (self.keeps and not remembers)
+
+    def climb(
+        self, weights: Shards, grads: Shards, *, rho: Tensor | float, reduce: Reduce
+    ) -> Climb:
+        """How to perturb each layer."""
+        if self.ascent == "layer":
+            literal = self.layer_ascent == "literal"
+            return climb_layer(weights, grads, rho=rho, literal=literal, reduce=reduce)
+        return climb_model(grads, rho=rho, p=self.p, reduce=reduce)
+
+    def learn(
+        self, sam: Shards, grads: Shards, *, clip: float | None, reduce: Reduce
+    ) -> look.Given:
+        """What the base gets on a look."""
+        return look.learn(sam, grads, scope=self.scope, clip=clip, reduce=reduce)
+
+    def between(
+        self,
+        grads: Shards,
+        kept: Shards | None,
+        *,
+        alpha: Tensor | float,
+        clip: float | None,
+        reduce: Reduce,
+    ) -> look.Given:
+        """What the base gets on any other step; `kept` is g_v, or None for the plain g."""
+        if kept is None:
+            return look.plain(grads, clip=clip, reduce=reduce)
+        return look.reuse(
+            grads,
+            kept,
+            alpha=alpha,
+            natural=self.reuse == "natural",
+            scope=self.scope,
+            clip=clip,
+            reduce=reduce,
+        )

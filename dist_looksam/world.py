@@ -1,0 +1,307 @@
+"""Which rank this process is, of how many, and where they meet; read from the launcher's variables.
+
+Words: a *launcher* starts the processes; its *claim* is what its variables say this process is.
+Launchers nest: torchrun inside srun leaves both sets of variables, and the innermost is right.
+`python -m dist_looksam.world` prints what each rank sees and tries an all-reduce.
+"""
+
+import hashlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from dist_looksam import hostlist
+from dist_looksam.errors import ConfigError
+
+LOCAL = "127.0.0.1"
+DEFAULT_PORT = 29500
+# Innermost first. The variables: rank, size, local rank, local size, node.
+_VARIABLES = {
+    "torchrun": ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK"),
+    "deepspeed": ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "CROSS_RANK"),
+    "horovod": (
+        "HOROVOD_RANK",
+        "HOROVOD_SIZE",
+        "HOROVOD_LOCAL_RANK",
+        "HOROVOD_LOCAL_SIZE",
+        "HOROVOD_CROSS_RANK",
+    ),
+    "openmpi": (
+        "OMPI_COMM_WORLD_RANK",
+        "OMPI_COMM_WORLD_SIZE",
+        "OMPI_COMM_WORLD_LOCAL_RANK",
+        "OMPI_COMM_WORLD_LOCAL_SIZE",
+        "",
+    ),
+    "mpich": ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS", ""),
+    "slurm": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "", "SLURM_NODEID"),
+    "env": ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK"),
+}
+# Only the named launcher sets its mark; RANK and WORLD_SIZE are set by many, and by hand.
+_MARKS = {"torchrun": "TORCHELASTIC_RUN_ID", "deepspeed": "CROSS_SIZE"}
+_SLURM_SPECIAL_STEPS = 0xFFFFFFF0  # the shell of `salloc`, the batch script: not tasks of a step
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """This process among the others. All ranks agree on size, master_addr and master_port.
+
+    `local_rank` counts within `node`, `local_size` is the number of ranks there. `launcher` is one
+    of torchrun, deepspeed, horovod, openmpi, mpich, slurm, env (RANK and WORLD_SIZE set by hand)
+    and single.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+    node: int = 0
+    master_addr: str = LOCAL
+    master_port: int = DEFAULT_PORT
+    launcher: str = "single"
+
+    @classmethod
+    def from_env(
+        cls, env: Mapping[str, str] | None = None, *, local_rank: int | None = None
+    ) -> "World":
+        """What the launcher's variables in `env` (default: os.environ) say.
+
+        `local_rank` is the value of a `--local_rank` flag, if there was one. MASTER_ADDR and
+        MASTER_PORT win over what would be derived. No communication, except that under Open MPI and
+        MPICH over several nodes without MASTER_ADDR the address is broadcast with mpi4py.
+        Raises ConfigError where two launchers contradict each other or no address can be found.
+        """
+        env = os.environ if env is None else env
+        claim = _innermost(env)
+        if claim is None:
+            port = _number(env, "MASTER_PORT") or _free_port()
+            return cls(master_addr=env.get("MASTER_ADDR", LOCAL), master_port=port)
+        addr, port = _meeting_point(claim, env)
+        local_size = claim.local_size or claim.size  # unknown: as if on one machine
+        return cls(
+            rank=claim.rank,
+            size=claim.size,
+            local_rank=_local_rank(claim, local_rank, local_size),
+            local_size=local_size,
+            node=claim.rank // local_size if claim.node is None else claim.node,
+            master_addr=addr,
+            master_port=port,
+            launcher=claim.launcher,
+        )
+
+    @property
+    def url(self) -> str:
+        """The init_method of torch.distributed."""
+        host = f"[{self.master_addr}]" if ":" in self.master_addr else self.master_addr
+        return f"tcp://{host}:{self.master_port}"
+
+    def __str__(self) -> str:
+        return (
+            f"rank {self.rank}/{self.size}  local {self.local_rank}/{self.local_size}  "
+            f"node {self.node} ({socket.gethostname()})  "
+            f"master {self.master_addr}:{self.master_port}  launcher {self.launcher}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Claim:
+    launcher: str
+    rank: int
+    size: int
+    local_rank: int | None
+    local_size: int | None
+    node: int | None
+
+    def same(self, other: "_Claim") -> bool:
+        return (self.rank, self.size) == (other.rank, other.size)
+
+    def __str__(self) -> str:
+        rank, size, *_ = _VARIABLES[self.launcher]
+        return f"{rank}={self.rank} {size}={self.size}"
+
+
+def _number(env: Mapping[str, str], name: str) -> int | None:
+    text = env.get(name, "") if name else ""
+    if not text:
+        return None
+    if not text.isdecimal():
+        raise ConfigError(f"{name} must be a whole number, got {text!r}: unset or correct it.")
+    return int(text)
+
+
+def _claim(launcher: str, env: Mapping[str, str]) -> _Claim | None:
+    """What one launcher says, or None where it did not start this process."""
+    if launcher in _MARKS and _MARKS[launcher] not in env:
+        return None
+    rank, size, local_rank, local_size, node = (_number(env, n) for n in _VARIABLES[launcher])
+    if launcher == "slurm":
+        size, local_size = _slurm_sizes(env, node)
+    if rank is None or size is None:
+        return None
+    if not rank < size:
+        raise ConfigError(
+            f"{launcher} says this is rank {rank} of {size}, ranks count from 0 to size - 1: "
+            f"correct {_VARIABLES[launcher][0]} or {_VARIABLES[launcher][1]}."
+        )
+    return _Claim(
+        launcher=launcher,
+        rank=rank,
+        size=size,
+        local_rank=local_rank,
+        local_size=local_size,
+        node=node,
+    )
+
+
+def _slurm_sizes(env: Mapping[str, str], node: int | None) -> tuple[int | None, int | None]:
+    """(tasks of the step, tasks on this node); (None, None) outside a step of several tasks.
+
+    In a batch script, and in the shell of `salloc`, SLURM_PROCID=0 and SLURM_NTASKS are set too,
+    but nobody has started the other tasks.
+    """
+    step = _number(env, "SLURM_STEP_ID")
+    if step is None:
+        step = _number(env, "SLURM_STEPID")
+    tasks = _number(env, "SLURM_STEP_NUM_TASKS") or _number(env, "SLURM_NTASKS")
+    if step is None or step >= _SLURM_SPECIAL_STEPS or tasks is None or tasks < 2:
+        return None, None
+    per_node = env.get("SLURM_STEP_TASKS_PER_NODE") or env.get("SLURM_TASKS_PER_NODE")
+    if not per_node or node is None:
+        return tasks, None
+    numbers = hostlist.counts(per_node)
+    return tasks, numbers[node] if node < len(numbers) else None
+
+
+def _innermost(env: Mapping[str, str]) -> _Claim | None:
+    """The claim to believe; ConfigError where another one can be neither its copy nor around it."""
+    claims = [claim for launcher in _VARIABLES if (claim := _claim(launcher, env)) is not None]
+    if not claims:
+        _no_half_claim(env)
+        return None
+    inner, others = claims[0], {claim.launcher: claim for claim in claims[1:]}
+    if inner.launcher in _MARKS:  # these name themselves, whatever is around them
+        return inner
+    around = {"slurm"} if inner.launcher != "slurm" else set()
+    if "mpich" in others and "slurm" in others and others["mpich"].same(others["slurm"]):
+        around.add("mpich")  # srun --mpi=pmi2 sets the PMI variables
+    for other in others.values():
+        if not other.same(inner) and other.launcher not in around:
+            raise ConfigError(
+                f"two launchers contradict each other, got {inner} and {other}: start with one, or "
+                f"unset the variables of the other."
+            )
+    world_size = _number(env, "WORLD_SIZE")
+    if world_size not in (None, inner.size):
+        raise ConfigError(
+            f"two launchers contradict each other, got {inner} and WORLD_SIZE={world_size}: unset "
+            f"WORLD_SIZE or start {world_size} ranks."
+        )
+    return inner
+
+
+def _no_half_claim(env: Mapping[str, str]) -> None:
+    rank, size = _number(env, "RANK"), _number(env, "WORLD_SIZE")
+    if (rank or 0) > 0 or (size or 1) > 1:
+        raise ConfigError(
+            f"RANK and WORLD_SIZE must be set together, got RANK={rank} WORLD_SIZE={size}: start "
+            f"with torchrun, deepspeed, srun, mpirun or horovodrun, or unset them."
+        )
+
+
+def _local_rank(claim: _Claim, flag: int | None, local_size: int) -> int:
+    """The launcher's own number, which a `--local_rank` flag may give instead but not deny."""
+    if flag is None or flag < 0:  # -1 is what old launch scripts write for "none"
+        flag = claim.local_rank
+    if claim.local_rank is not None and flag != claim.local_rank:
+        raise ConfigError(
+            f"--local_rank contradicts {_VARIABLES[claim.launcher][2]}, got {flag} and "
+            f"{claim.local_rank}: leave out --local_rank."
+        )
+    return claim.rank % local_size if flag is None else flag
+
+
+def _meeting_point(claim: _Claim, env: Mapping[str, str]) -> tuple[str, int]:
+    """(master_addr, master_port), the same on every rank."""
+    addr, port = env.get("MASTER_ADDR"), _number(env, "MASTER_PORT")
+    if addr is None and claim.launcher in ("openmpi", "mpich") and claim.local_size != claim.size:
+        addr, free = _agreed_by_mpi(claim)
+        return addr, port or free
+    port = port or _job_port(claim.launcher, env)
+    if addr is not None:
+        return addr, port
+    if claim.local_size == claim.size:
+        return LOCAL, port
+    if claim.launcher == "slurm":
+        return _first_host(env), port
+    if claim.launcher == "horovod" and "HOROVOD_GLOO_RENDEZVOUS_ADDR" in env:
+        return env["HOROVOD_GLOO_RENDEZVOUS_ADDR"], port  # the machine horovodrun was called on
+    raise ConfigError(
+        f"MASTER_ADDR must name the host of rank 0, got none for {claim.size} ranks started by "
+        f"{claim.launcher}: export MASTER_ADDR=HOST and MASTER_PORT=PORT on every rank."
+    )
+
+
+def _job_port(launcher: str, env: Mapping[str, str]) -> int:
+    """A port below the ephemeral ones, the same in one job and another in the next."""
+    names = {
+        "slurm": ("SLURM_JOB_ID", "SLURM_STEP_ID"),
+        "openmpi": ("OMPI_MCA_ess_base_jobid", "PMIX_NAMESPACE"),
+        "horovod": ("HOROVOD_GLOO_RENDEZVOUS_ADDR", "HOROVOD_GLOO_RENDEZVOUS_PORT"),
+    }.get(launcher, ())
+    identity = " ".join(env[name] for name in names if name in env)
+    if not identity:
+        return DEFAULT_PORT
+    return 12000 + int.from_bytes(hashlib.sha256(identity.encode()).digest()[:4], "big") % 20000
+
+
+def _first_host(env: Mapping[str, str]) -> str:
+    """The host of a SLURM step's task 0."""
+    text = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST", "")
+    try:
+        return hostlist.expand(text)[0]
+    except (ValueError, IndexError):
+        pass
+    if text and shutil.which("scontrol"):
+        command = ["scontrol", "show", "hostnames", text]
+        shown = subprocess.run(command, capture_output=True, text=True, check=False)
+        if shown.returncode == 0 and shown.stdout.split():
+            return shown.stdout.split()[0]
+    raise ConfigError(
+        f"SLURM_STEP_NODELIST must be a list like node[1-3],x1, got {text!r}: export MASTER_ADDR "
+        f"with the host of task 0."
+    )
+
+
+def _agreed_by_mpi(claim: _Claim) -> tuple[str, int]:
+    """Rank 0's host name and a free port there, from one MPI broadcast."""
+    reason = "mpi4py is not installed"
+    try:
+        from mpi4py import MPI
+
+        if MPI.COMM_WORLD.Get_size() == claim.size:
+            mine = (socket.gethostname(), _free_port()) if claim.rank == 0 else None
+            return MPI.COMM_WORLD.bcast(mine, root=0)
+        reason = f"mpi4py uses another MPI ({MPI.Get_library_version().split(',')[0]})"
+    except (ImportError, RuntimeError) as error:  # RuntimeError: no MPI library found
+        if not isinstance(error, ModuleNotFoundError):
+            reason = f"mpi4py does not load ({error})"
+    raise ConfigError(
+        f"MASTER_ADDR must name the host of rank 0 where ranks are on several nodes, got none and "
+        f"{reason}: pass -x MASTER_ADDR=HOST (MPICH: -genv MASTER_ADDR HOST) or pip install mpi4py."
+    )
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("", 0))
+        return listener.getsockname()[1]
+
+
+if __name__ == "__main__":
+    from dist_looksam.world_check import main
+
+    sys.exit(main())

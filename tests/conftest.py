@@ -1,0 +1,81 @@
+"""What a test may ask the machine for, and what happens where the machine has not got it.
+
+    @pytest.mark.needs("horovod", "mpi")
+
+skips the test, with the reason, where Horovod or MPI is missing. With CI=true it fails instead, so
+that a machine which lost a library cannot report success.
+"""
+
+import importlib.util
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAMS = Path(sys.executable).parent  # the virtual environment's: deepspeed, horovodrun, torchrun
+
+
+def _module(name: str) -> bool:
+    return importlib.util.find_spec(name) is not None
+
+
+def _horovod() -> bool:
+    spec = importlib.util.find_spec("horovod")
+    folders = spec.submodule_search_locations if spec else None
+    return any(any(Path(f, "torch").glob("mpi_lib*.so")) for f in folders or ())
+
+
+def _cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+SLURM_TESTBED = ("slurmctld", "slurmd", "munged", "sbatch", "pdsh", "ip", "nsenter", "mpirun")
+
+NEEDS = {
+    "deepspeed": lambda: _module("deepspeed"),
+    "horovod": _horovod,
+    "mpi": lambda: shutil.which("mpirun") is not None and _module("mpi4py"),
+    "slurm": lambda: os.geteuid() == 0 and all(map(shutil.which, SLURM_TESTBED)),
+    "pytorch_optimizer": lambda: _module("pytorch_optimizer"),
+    "simplejpeg": lambda: _module("simplejpeg"),
+    "tensorboard": lambda: _module("tensorboard"),
+    "fashion_mnist": lambda: Path("/usr/share/datasets/fashion-mnist").is_dir(),
+    "cuda": _cuda,
+    "two_gpus": lambda: _cuda() and importlib.import_module("torch").cuda.device_count() > 1,
+    "timm": lambda: _module("timm"),
+    "wandb": lambda: _module("wandb"),
+}
+NOT_ON_EVERY_MACHINE = {"cuda", "two_gpus", "timm", "wandb"}  # skipped under CI, too
+
+
+def _require(*names: str) -> None:
+    for name in names:
+        if name not in NEEDS:
+            raise ValueError(f"needs({name!r}) is not known; known are {sorted(NEEDS)}")
+        if NEEDS[name]():
+            continue
+        reason = f"{name} is not here (bash cluster/setup.sh --all)"
+        if os.environ.get("CI") == "true" and name not in NOT_ON_EVERY_MACHINE:
+            pytest.fail(f"{reason}, and CI=true allows no skipping", pytrace=False)
+        pytest.skip(reason)
+
+
+@pytest.fixture
+def needs():
+    """For a need that is known only inside the test: `needs("horovod")`."""
+    return _require
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "needs(*names): skip where missing; fail with CI=true")
+    # Programs of the virtual environment are found also when it was not activated.
+    os.environ["PATH"] = f"{PROGRAMS}{os.pathsep}{os.environ.get('PATH', '')}"
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for mark in item.iter_markers("needs"):
+        _require(*mark.args)

@@ -1,0 +1,61 @@
+"""An optimizer of the package by the reference's name for it, over the layers of `problem`."""
+
+import problem
+import torch
+
+from dist_looksam import SAM, Lamb, Lars, LookLayerSAM, LookSAM
+
+BASES = ("sgd", "adamw", "lamb", "lars")
+SHARP = ("sam", "sam_k", "look_sam", "layer_sam", "look_layer_sam")
+LOOKS = ("look_sam", "look_layer_sam")
+
+
+def build_base(params, base, *, eps=1e-8, groups=problem.GROUPS):
+    torch_groups = [
+        {
+            "params": [params[i] for i in group["layers"]],
+            "lr": group["lr"],
+            "weight_decay": group["weight_decay"],
+        }
+        for group in groups
+    ]
+    if base == "sgd":
+        return torch.optim.SGD(torch_groups, lr=0.1, momentum=0.9)
+    if base == "adamw":
+        return torch.optim.AdamW(torch_groups, lr=0.1, eps=eps)
+    if base == "lamb":
+        return Lamb(torch_groups, lr=0.1, eps=eps)
+    return Lars(torch_groups, lr=0.1, momentum=0.9)
+
+
+def build(params, name, base="sgd", *, k=3, eps=1e-8, groups=problem.GROUPS, **how):
+    """The optimizer `name` around `base`. Each group has its own lr, decay, rho and alpha."""
+    inner = build_base(params, base, eps=eps, groups=groups)
+    if name == base:
+        return inner
+    keys = ("rho", "alpha") if name in LOOKS else ("rho",)
+    outer = [
+        {"params": [params[i] for i in group["layers"]]} | {x: group[x] for x in keys}
+        for group in groups
+    ]
+    if name == "sam":
+        return SAM(outer, inner, **how)
+    if name == "sam_k":
+        return SAM(outer, inner, k=k, **how)
+    if name == "look_sam":
+        return LookSAM(outer, inner, k=k, **how)
+    if name == "layer_sam":
+        return SAM(outer, inner, scope="layer", **how)
+    return LookLayerSAM(outer, inner, k=k, **how)
+
+
+def g_v_of(optimizer, params):
+    return [optimizer.state[x]["g_v"] for x in params]
+
+
+def same_bits(xs, ys) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(xs, ys, strict=True))
+
+
+def copies(params):
+    return [x.detach().clone() for x in params]

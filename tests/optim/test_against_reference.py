@@ -1,0 +1,131 @@
+"""Every optimizer, on every base, is what the reference says, step for step."""
+
+import math
+
+import numpy as np
+import problem
+import pytest
+import reference
+import torch
+from build import BASES, LOOKS, SHARP, build, g_v_of
+from problem import GROUPS, Closure
+
+STEPS, K = 20, 3
+
+# In float64 only rounding separates the two. In float32 Adam's g / (sqrt(v) + eps) would turn the
+# rounding of a gradient near 0 into a step of the order of lr; eps = 1e-4 keeps it rounding.
+CLOSE = {torch.float64: (1e-10, 1e-8), torch.float32: (1e-5, 1e-4)}
+
+
+def check(name, base, dtype, **how):
+    tolerance, eps = CLOSE[dtype]
+    truth = reference.train(
+        problem.start(), problem.gradient, optimizer=name, base=base, steps=STEPS, lr=None,
+        groups=GROUPS, rho=None, k=K, eps=eps, **how,
+    )  # fmt: skip
+    params = problem.parameters(dtype)
+    optimizer = build(params, name, base, k=K, eps=eps, **how)
+    closure = Closure(params, optimizer)
+    for t in range(STEPS):
+        num_gradients = closure.step()
+        assert num_gradients == 1 + truth.records[t]["look"], f"step {t}"
+        for i, (x, want) in enumerate(zip(params, truth.weights[t], strict=True)):
+            np.testing.assert_allclose(
+                x.detach().double().numpy(), want, rtol=0, atol=tolerance,
+                err_msg=f"step {t}, layer {i}",
+            )  # fmt: skip
+    if name in LOOKS:
+        for x, want in zip(g_v_of(optimizer, params), truth.g_v, strict=True):
+            np.testing.assert_allclose(x.double().numpy(), want, rtol=0, atol=10 * tolerance)
+
+
+both = pytest.mark.parametrize("dtype", list(CLOSE), ids=str)
+
+
+@both
+@pytest.mark.parametrize("base", BASES)
+def test_the_bases_alone(base, dtype):
+    check(base, base, dtype)
+
+
+@both
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("name", SHARP)
+def test_every_method_on_every_base(name, base, dtype):
+    check(name, base, dtype)
+
+
+@both
+@pytest.mark.parametrize("p", [1.5, 2.0, 3.0, math.inf])
+@pytest.mark.parametrize("name", ["sam", "sam_k", "look_sam"])
+def test_the_p_norms(name, p, dtype):
+    check(name, "sgd", dtype, p=p)
+
+
+@both
+@pytest.mark.parametrize("base", ["sgd", "lamb"])
+@pytest.mark.parametrize("name", ["layer_sam", "look_layer_sam"])
+def test_the_ascent_as_printed(name, base, dtype):
+    check(name, base, dtype, layer_ascent="literal")
+
+
+@both
+@pytest.mark.parametrize("reuse", ["paper", "natural"])
+@pytest.mark.parametrize("decompose", ["model", "layer"])
+@pytest.mark.parametrize("name", LOOKS)
+def test_every_way_to_take_apart_and_use_again(name, decompose, reuse, dtype):
+    check(name, "sgd", dtype, decompose=decompose, reuse=reuse)
+
+
+def test_the_numbers_may_stand_on_the_optimizer_and_hold_for_all_groups():
+    """rho and alpha given once, params as one generator, hold for both of the base's groups."""
+    groups = [{x: v for x, v in g.items() if x not in ("rho", "alpha")} for g in GROUPS]
+    truth = reference.train(
+        problem.start(), problem.gradient, optimizer="look_sam", base="sgd", steps=8, lr=None,
+        groups=groups, rho=0.05, alpha=0.6, k=K,
+    )  # fmt: skip
+    from build import build_base
+
+    from dist_looksam import LookSAM
+
+    params = problem.parameters()
+    optimizer = LookSAM((x for x in params), build_base(params, "sgd"), rho=0.05, alpha=0.6, k=K)
+    problem.train(params, optimizer, 8)
+    for x, want in zip(params, truth.weights[-1], strict=True):
+        np.testing.assert_allclose(x.detach().numpy(), want, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("spoil", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("bad", [[(0, 1)], [(0, 2)], [(3, 1)], [(3, 2)], [(3, 2), (4, 2)], [(4, 1)],
+                                 [(2, 1), (3, 1)]])  # fmt: skip
+@pytest.mark.parametrize("name", ["look_sam", "sam_k"])
+def test_a_spoilt_gradient_costs_one_step_and_nothing_else(name, bad, spoil):
+    """Either pass, look or reuse step, first look or later: then on as if it had not been."""
+    passes = []
+
+    def gradient(weights, t):
+        passes.append(t)
+        value, g = problem.gradient(weights, t)
+        if (t, passes.count(t)) in bad:
+            g[problem.W2][0, 1] = spoil
+        return value, g
+
+    with np.errstate(invalid="ignore"):
+        truth = reference.train(
+            problem.start(), gradient, optimizer=name, base="adamw", steps=8, lr=None,
+            groups=GROUPS, rho=None, k=K,
+        )  # fmt: skip
+    assert [r["skipped"] for r in truth.records].count(True) == len(bad)
+    params = problem.parameters()
+    optimizer = build(params, name, "adamw", k=K)
+    closure = Closure(params, optimizer, bad=bad, spoil=spoil)
+    for t in range(8):
+        num_gradients = closure.step()
+        record = truth.records[t]
+        if (t, 1) in bad:
+            # Whether the second gradient is still asked for is the optimizer's to choose.
+            assert num_gradients <= 2
+        else:
+            assert num_gradients == 1 + record["look"], f"step {t}"
+        for x, want in zip(params, truth.weights[t], strict=True):
+            np.testing.assert_allclose(x.detach().numpy(), want, rtol=0, atol=1e-10)
