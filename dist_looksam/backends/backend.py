@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from ..optim.sam import Seen, Sharpness
 
+# read(name, key, start, stop) -> entries [start, stop) of that slot, flat, fp32; None: not there.
+Read = Callable[[str, str, int, int], Tensor | None]
 Loss = Callable[[nn.Module, Any], Tensor]
 
 
@@ -66,10 +68,26 @@ class Backend(Protocol):
         """The mean of a small tensor over ranks. One collective, or none."""
         ...
 
+    def gather(self, thing: Any) -> list[Any]:
+        """Everybody's small picklable thing, in the order of ranks, on every rank."""
+        ...
+
     def pieces(self) -> list[Piece]:
         """This rank's part of every layer, in the same order as `slots`."""
         ...
 
     def slots(self) -> list[dict[str, Tensor]]:
         """For each piece, flat views of its fp32 weight ("weight") and of all state by key."""
+        ...
+
+    def counters(self) -> dict[str, Any]:
+        """What a checkpoint holds besides slots: numbers and flags, the same on every rank."""
+        ...
+
+    def load(self, read: "Read", counters: dict[str, Any]) -> None:
+        """Take weights and state from a checkpoint, written by any backend at any size."""
+        ...
+
+    def full_weights(self) -> dict[str, Tensor] | None:
+        """The module's state_dict, fp32, on the host; on rank 0, None elsewhere. Collective."""
         ...

@@ -51,6 +51,12 @@ class DDP(Plain):
         for t, new in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
             t.copy_(new.view_as(t))
 
+    def gather(self, thing: Any) -> list[Any]:
+        """One object gather."""
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, thing)
+        return found
+
     def mean(self, numbers: Tensor) -> Tensor:
         """One small all-reduce."""
         numbers = numbers.clone()

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ..optim.sam import Seen, Sharpness
-from .backend import Loss, Piece
+from .backend import Loss, Piece, Read
 
+KEYS = ("g_v", "exp_avg", "exp_avg_sq", "momentum_buffer")
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -139,3 +140,45 @@ class Plain:
             same = {k: v for k, v in state.items() if isinstance(v, Tensor) and v.shape == p.shape}
             found.append({k: v.detach().view(-1) for k, v in {"weight": p, **same}.items()})
         return found
+
+    def gather(self, thing: Any) -> list[Any]:
+        """See `Backend.gather`."""
+        return [thing]
+
+    def counters(self) -> dict[str, Any]:
+        """See `Backend.counters`."""
+        saved = self.optimizer.state_dict()["sharpness"]
+        steps = [float(s["step"]) for s in self.optimizer.state.values() if "step" in s]
+        scale = {"scale": self.scaler.scale, "good": self.scaler.good_steps} if self.scaler else {}
+        return {**saved, "base_step": max(steps, default=0.0), "loss_scale": scale}
+
+    @torch.no_grad()
+    def load(self, read: Read, counters: dict[str, Any]) -> None:
+        """See `Backend.load`."""
+        state: dict[int, dict[str, Tensor]] = {}
+        order = [p for group in self.optimizer.param_groups for p in group["params"]]
+        places = {id(p): i for i, p in enumerate(order)}
+        for name, p in self._named():
+            found = {key: read(name, key, 0, p.numel()) for key in ("weight", *KEYS)}
+            weight = found.pop("weight")
+            assert weight is not None
+            p.copy_(weight.view_as(p))
+            kept = {k: v.view_as(p).to(p.device) for k, v in found.items() if v is not None}
+            if kept and counters["base_step"] and "exp_avg" in kept:
+                kept["step"] = torch.tensor(counters["base_step"])
+            state[places[id(p)]] = kept
+        groups = self.optimizer.base_optimizer.state_dict()["param_groups"]
+        saved = {"state": state, "param_groups": groups}
+        self.optimizer.load_state_dict({**saved, "sharpness": counters})
+        if self.scaler and counters["loss_scale"]:
+            self.scaler.scale = counters["loss_scale"]["scale"]
+            self.scaler.good_steps = counters["loss_scale"]["good"]
+
+    def full_weights(self) -> dict[str, Tensor] | None:
+        """See `Backend.full_weights`."""
+        if self.rank:
+            return None
+        return {
+            k: v.detach().float().cpu().contiguous() if v.is_floating_point() else v.cpu()
+            for k, v in self.module.state_dict().items()
+        }

@@ -37,6 +37,7 @@ METHODS = {
 BASES = ("sgd", "adamw", "lamb", "lars")
 RHO = {"model": 0.05, "layer": 0.001}
 LR = {"sgd": 0.05, "adamw": 2e-3, "lamb": 0.01, "lars": 0.01}
+WEIGHT_DECAY = {"sgd": 5e-4, "adamw": 0.05, "lamb": 0.05, "lars": 0.05}
 
 
 def method(name: str) -> Method:
