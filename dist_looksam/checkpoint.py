@@ -60,12 +60,13 @@ def save(backend: Backend, folder: Path, step: int, extra: dict[str, Any]) -> Pa
         scratch.mkdir(parents=True)
     backend.gather(None)
     name = f"rank-{backend.rank:05d}.safetensors"
-    tensors, table = {}, []
+    tensors: dict[str, Tensor] = {}
+    table: list[tuple[str, str, int, int]] = []
     for layer, key, start, values in _slices(backend):
         tensors[f"{key}/{start}/{layer}"] = values.detach().to("cpu", torch.float32).clone()
-        table.append([layer, key, start, start + values.numel()])
+        table.append((layer, key, start, start + values.numel()))
     save_file(tensors, scratch / name)
-    part = {"file": name, "sha256": _digest(scratch / name), "pieces": table}
+    part: dict[str, Any] = {"file": name, "sha256": _digest(scratch / name), "pieces": table}
     part["bytes"] = (scratch / name).stat().st_size
     parts = backend.gather(part)
     if backend.rank == 0:

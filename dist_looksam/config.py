@@ -1,4 +1,4 @@
-"""Every setting once: one dataclass makes the flags, the YAML file and their help, and checks itself.
+"""Every setting once: one dataclass makes flags, YAML file and help, and checks itself.
 
 `--config FILE.yaml` comes first, flags override it, `--print_config` shows the outcome.
 """
@@ -90,7 +90,7 @@ class Settings:
             ("device", DEVICES),
         ):
             check_choice(name, getattr(self, name), allowed)
-        self.rule
+        assert self.rule  # made here for its checks
         check_alpha(self.alpha)
         if self.rho is not None:
             check_rho(self.rho)
@@ -266,7 +266,7 @@ def _sentence(error: ArgumentError) -> str:
         hint = f"did you mean --{near[0]}?" if near else "see --help for all flags."
         return f"unknown flag, got {got}; {hint}"
     if "File does not exist" in text:
-        return f"config must be a YAML file, got {text.split('exist:')[-1].strip()}, which is not there."
+        return f"config must be a YAML file, got {text.split('exist:')[-1].strip()}, not found."
     return text
 
 

@@ -68,6 +68,10 @@ class Backend(Protocol):
         """The mean of a small tensor over ranks. One collective, or none."""
         ...
 
+    def evaluate(self, forward: Callable[[nn.Module], Tensor]) -> Tensor:
+        """forward(model) with the weights and the arithmetic of training; no gradients."""
+        ...
+
     def gather(self, thing: Any) -> list[Any]:
         """Everybody's small picklable thing, in the order of ranks, on every rank."""
         ...

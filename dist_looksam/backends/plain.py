@@ -1,6 +1,6 @@
 """One process, nothing to send. Also the ground for backends whose ranks all hold everything."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -81,7 +81,8 @@ class Plain:
     # The two-gradient step.
 
     @contextmanager
-    def _arithmetic(self) -> Iterator[None]:
+    def arithmetic(self) -> Iterator[None]:
+        """Inside, matrix products in the precision that was asked for."""
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
             yield
 
@@ -93,7 +94,7 @@ class Plain:
         for i, batch in enumerate(batches):
             last = i == len(batches) - 1
             with nullcontext() if last and average else self.quiet():
-                with self._arithmetic():
+                with self.arithmetic():
                     value = loss(self.model, batch)
                 (value * (scale / len(batches))).backward()
             total += value.detach().float()
@@ -140,6 +141,12 @@ class Plain:
             same = {k: v for k, v in state.items() if isinstance(v, Tensor) and v.shape == p.shape}
             found.append({k: v.detach().view(-1) for k, v in {"weight": p, **same}.items()})
         return found
+
+    @torch.no_grad()
+    def evaluate(self, forward: Callable[[nn.Module], Tensor]) -> Tensor:
+        """See `Backend.evaluate`."""
+        with self.arithmetic():
+            return forward(self.module)
 
     def gather(self, thing: Any) -> list[Any]:
         """See `Backend.gather`."""

@@ -81,8 +81,9 @@ class Block(nn.Module):
 class ViT(nn.Module):
     """Images [n, C, H, W] -> logits [n, num_classes]; no buffers, no class token.
 
-    The head reads the mean over tokens of the last LayerNorm. It starts at zero, so that the first
-    loss is log(num_classes); everything else starts as a normal of std 0.02 cut at two std.
+    The head reads the mean over tokens of the last LayerNorm. Every matrix, the head's too, starts
+    as a normal of std 0.02 cut at two std: a head of zeros, which others use, would hardly grow
+    under LAMB and LARS, whose steps are relative to ||w_i||.
     `image_shape` is (C, H, W); H and W must be multiples of `size.patch`. `drop_path` is the rate
     of the last block; earlier blocks have proportionally less, the first none.
     Source: Dosovitskiy et al., arXiv:2010.11929; mean over tokens as in Beyer et al.,
@@ -120,7 +121,6 @@ class ViT(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02, a=-0.04, b=0.04)
                 nn.init.zeros_(module.bias)
-        nn.init.zeros_(self.head.weight)
 
     def _patches(self, images: Tensor) -> Tensor:
         n, c, height, width = images.shape

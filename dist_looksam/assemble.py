@@ -1,0 +1,126 @@
+"""From settings to what trains: device, process group, model, optimizer, engine."""
+
+import importlib.util
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from . import models
+from .backends.backend import Backend
+from .backends.ddp import DDP
+from .backends.plain import Plain
+from .config import Settings
+from .data import Batch, Data, cross_entropy
+from .engine import Engine
+from .errors import ConfigError
+from .maths.schedule import scaled_lr
+from .optim import table
+from .world import World
+
+TIMEOUT = timedelta(minutes=10)
+
+
+def check_installed(settings: Settings) -> None:
+    """ConfigError if the backend's library is missing, before anything starts."""
+    library = {"zero": "deepspeed", "horovod": "horovod"}.get(settings.backend)
+    if library and importlib.util.find_spec(library) is None:
+        raise ConfigError(
+            f"backend {settings.backend} needs {library}, which is not installed; "
+            f"install it or use --backend ddp."
+        )
+
+
+def device_of(settings: Settings, world: World) -> torch.device:
+    """The device of this rank; sets the current CUDA device."""
+    available = torch.cuda.is_available()
+    if settings.device == "cuda" and not available:
+        raise ConfigError("device cuda was asked for, got no CUDA device; use --device cpu.")
+    if settings.device == "cpu" or not available:
+        return torch.device("cpu")
+    count = torch.cuda.device_count()
+    index = world.local_rank if count > 1 else 0  # launchers may show each rank one device
+    if index >= count:
+        raise ConfigError(
+            f"ranks per node must be <= its {count} CUDA devices, got local rank {index}; "
+            f"start fewer ranks per node."
+        )
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
+def join(settings: Settings, world: World, device: torch.device) -> None:
+    """Make the process group, where the backend needs one."""
+    if settings.backend == "plain" or dist.is_initialized():
+        return
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        init_method=world.url,
+        rank=world.rank,
+        world_size=world.size,
+        timeout=TIMEOUT,
+    )
+
+
+def loss_of(settings: Settings, device: torch.device) -> Any:
+    """loss(model, batch): mean cross-entropy of one micro-batch."""
+
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        batch = batch.to(device)
+        logits = models.call(model, batch.images, batch.keys)
+        return cross_entropy(logits, batch, settings.label_smoothing)
+
+    return loss
+
+
+def model_of(settings: Settings, data: Data) -> nn.Module:
+    """The network, the same on every rank."""
+    torch.manual_seed(settings.seed)
+    return models.create(
+        settings.model,
+        num_classes=data.num_classes,
+        image_shape=data.shape,
+        drop_path=settings.drop_path,
+    )
+
+
+def base_settings(settings: Settings) -> dict[str, Any]:
+    """What `table.build_base` needs besides parameters."""
+    assert settings.lr is not None and settings.eps is not None
+    lr = scaled_lr(
+        settings.lr,
+        batch_size=settings.batch_size,
+        base_batch=settings.lr_base_batch,
+        scaling=settings.lr_scaling,
+    )
+    return {
+        "lr": lr,
+        "betas": settings.betas,
+        "eps": settings.eps,
+        "momentum": settings.momentum,
+    }
+
+
+def engine_of(settings: Settings, data: Data, device: torch.device) -> Engine:
+    """Everything put together on the chosen backend. `settings` are resolved."""
+    return Engine(
+        _backend(settings, model_of(settings, data), device),
+        loss=loss_of(settings, device),
+        clip=settings.clip,
+        ascent=settings.ascent,
+    )
+
+
+def _backend(settings: Settings, model: nn.Module, device: torch.device) -> Backend:
+    assert settings.base is not None and settings.rho is not None
+    assert settings.weight_decay is not None
+    if settings.backend in ("plain", "ddp"):
+        model.to(device)
+        groups = table.groups(model, settings.weight_decay)
+        base = table.build_base(settings.base, groups, **base_settings(settings))
+        optimizer = table.build(base, rule=settings.rule, rho=settings.rho, alpha=settings.alpha)
+        kind = DDP if settings.backend == "ddp" else Plain
+        return kind(model, optimizer, precision=settings.precision)
+    raise ConfigError(f"backend {settings.backend} is not in this version; use --backend ddp.")

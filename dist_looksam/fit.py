@@ -1,0 +1,272 @@
+"""The program: settings in, a run directory out."""
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+from torch import Tensor
+
+from . import assemble, checkpoint, config, models, rundir
+from .config import Settings
+from .data import Data, EvalLoader, TrainLoader, load
+from .engine import Report
+from .errors import ConfigError, RunError
+from .maths.schedule import factor
+from .metrics import MetricsLog
+from .probe import ProbeLog
+from .progress import Progress
+from .world import World
+
+
+def main(argv: Sequence[str]) -> int:
+    """Train as the flags say. Exit code: 0 done, 1 the run failed, 2 the settings are wrong."""
+    rank = 0
+    try:
+        settings = config.parse(argv)
+        world = World.from_env(local_rank=settings.local_rank)
+        rank = world.rank
+        run(settings, world)
+    except ConfigError as error:
+        _complain(rank, error)
+        return 2
+    except RunError as error:
+        _complain(rank, error)
+        return 1
+    finally:
+        if dist.is_available() and dist.is_initialized():
+            dist.destroy_process_group()
+    return 0
+
+
+def _complain(rank: int, error: Exception) -> None:
+    if rank == 0:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+
+
+def run(settings: Settings, world: World) -> dict[str, Any]:
+    """One training run on this rank. Returns what summary.json says.
+
+    Raises:
+        ConfigError: before anything is trained. RunError: the run cannot go on.
+    """
+    data = load(
+        settings.data,
+        settings.data_dir,
+        image_size=settings.image_size,
+        augment=settings.augment,
+        seed=settings.seed,
+    )
+    settings = settings.resolved(ranks=world.size, launcher=world.launcher, samples=len(data.train))
+    assemble.check_installed(settings)
+    device = assemble.device_of(settings, world)
+    out = Path(settings.out)
+    source = rundir.to_resume(out, settings.resume)
+    note = rundir.prepare(out, fresh=source is None) if world.rank == 0 else None
+    assemble.join(settings, world, device)
+    return Fit(settings, data, device, source, note).run()
+
+
+class Fit:
+    """The training loop, with its evaluations, checkpoints and logs.
+
+    Args:
+        settings: resolved. data: opened. device: of this rank.
+        source: checkpoint to go on from. note: to be told at the start.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        data: Data,
+        device: torch.device,
+        source: Path | None,
+        note: str | None,
+    ) -> None:
+        assert settings.steps is not None and settings.micro_batch is not None
+        self.settings, self.data, self.device = settings, data, device
+        self.out = Path(settings.out)
+        self.steps = settings.steps
+        self.engine = assemble.engine_of(settings, data, device)
+        self.backend = self.engine.backend
+        self.first = self.backend.rank == 0
+        self.peaks = [group["lr"] for group in self.engine.optimizer.param_groups]
+        rank, ranks, workers = self.backend.rank, self.backend.size, settings.workers
+        self.train = TrainLoader(
+            data.train,
+            seed=settings.seed,
+            batch_size=settings.batch_size,
+            micro_batch=settings.micro_batch,
+            rank=rank,
+            ranks=ranks,
+            workers=workers,
+        )
+        self.test = EvalLoader(
+            data.test, micro_batch=settings.micro_batch, rank=rank, ranks=ranks, workers=workers
+        )
+        self.start, self.note = 0, note
+        self.top1: float | None = None
+        if source is not None:
+            self._resume(source)
+        if self.first:
+            config.write(settings, self.out / "config.yaml")
+        self.probe = None
+        if settings.probe_every:
+            path = self.out / "probe.jsonl" if self.first else None
+            self.probe = ProbeLog(path, every=settings.probe_every, resume_step=self.start)
+            self.engine.optimizer.probe = self.probe
+
+    def _resume(self, source: Path) -> None:
+        reader = checkpoint.Reader(source)
+        reader.verify()
+        self.backend.load(reader, reader.manifest["counters"])
+        self.start = int(reader.manifest["step"])
+        self.engine.passes = int(reader.manifest["extra"]["passes"])
+        self.note = f"resumed from {source} at step {self.start}"
+
+    # The loop.
+
+    def run(self) -> dict[str, Any]:
+        """Train to the end. Returns what summary.json says."""
+        path = self.out / "metrics.jsonl" if self.first else None
+        with (
+            MetricsLog(path, resume_step=self.start or None) as log,
+            Progress(self.steps, start=self.start, shown=self.first) as progress,
+        ):
+            self.log, self.progress = log, progress
+            if self.note:
+                progress.note(self.note)
+            progress.note(self._greeting())
+            for step in range(self.start, self.steps):
+                self._step(step)
+                self._after(step + 1)
+            if self.log.evaluated != self.steps and (self.top1 is None or self.start == self.steps):
+                self._evaluate(self.steps)
+            summary = self._finish()
+        self.train.close()
+        self.test.close()
+        return summary
+
+    def _greeting(self) -> str:
+        s = self.settings
+        count = sum(p.numel() for p in self.engine.module.parameters())
+        return (
+            f"{s.optimizer} on {s.base}, {models.resolve(s.model, self.data.shape)} "
+            f"({count:,} parameters), {s.data}, batch {s.batch_size} = {s.micro_batch} x "
+            f"{self.backend.size} ranks x {self.train.accumulation}, {self.steps} steps, "
+            f"backend {self.backend.name}, {s.precision}"
+        )
+
+    def _step(self, step: int) -> None:
+        lr = self._set_lr(step)
+        # Seeded by step and rank, so that random numbers need no place in a checkpoint.
+        words = np.random.SeedSequence([self.settings.seed, step, self.backend.rank])
+        torch.manual_seed(int(words.generate_state(1, np.uint64)[0]))
+        began = time.perf_counter()
+        done = self.engine.step(self.train.step(step))
+        if self.probe is not None:
+            self.probe.flush(done.seen)
+        self._record(done, lr, self.settings.batch_size / (time.perf_counter() - began))
+
+    def _set_lr(self, step: int) -> float:
+        s = self.settings
+        assert s.warmup_steps is not None
+        share = factor(step, steps=self.steps, warmup=s.warmup_steps, schedule=s.schedule)
+        for group, peak in zip(self.engine.optimizer.param_groups, self.peaks, strict=True):
+            group["lr"] = peak * share
+        return self.peaks[0] * share
+
+    def _record(self, done: Report, lr: float, images_per_s: float) -> None:
+        seen = done.seen
+        self.log.step(
+            done.step,
+            epoch=self.train.epoch_of(done.step),
+            loss=done.loss,
+            lr=lr,
+            grad_norm=seen.grad_norm,
+            update_norm=seen.update_norm,
+            look=seen.look,
+            skipped=~seen.finite,
+            gv_norm=seen.gv_norm,
+            gv_ratio=seen.gv_ratio,
+            images_per_s=images_per_s,
+        )
+        last = self.log.last or {}
+        self.progress.update(
+            done.step + 1,
+            epoch=self.train.epoch_of(done.step + 1),
+            loss=last.get("loss"),
+            images_per_s=images_per_s,
+            look=seen.look,
+        )
+
+    def _after(self, done: int) -> None:
+        s = self.settings
+        every = s.eval_every or max(1, round(self.train.steps_per_epoch))
+        if done % every == 0 or done == self.steps:
+            self._evaluate(done)
+        if (s.save_every and done % s.save_every == 0) or done == self.steps:
+            self._save(done)
+
+    @torch.no_grad()
+    def _evaluate(self, done: int) -> None:
+        model = self.engine.module
+        model.eval()
+        sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+        with self.log.paused():
+            for batch in self.test:
+                sums += self._score(batch)
+            right, loss, count = (self.backend.mean(sums) * self.backend.size).tolist()
+        model.train()
+        self.top1 = right / count
+        self.log.evaluation(done, top1=self.top1, loss=loss / count)
+        self.progress.evaluation(done, top1=self.top1, loss=loss / count)
+
+    def _score(self, batch: Any) -> Tensor:
+        batch = batch.to(self.device)
+        logits = self.backend.evaluate(lambda m: models.call(m, batch.images, None)).float()
+        loss = torch.nn.functional.cross_entropy(logits, batch.labels, reduction="sum")
+        right = (logits.argmax(-1) == batch.labels).sum()
+        return torch.stack([right.double(), loss.double(), right.new_tensor(len(batch)).double()])
+
+    def _save(self, done: int) -> None:
+        with self.log.paused():
+            self.log.flush()
+            extra = {"settings": json.loads(json.dumps(vars_of(self.settings)))}
+            extra["passes"] = self.engine.passes
+            checkpoint.save(self.backend, self.out / "checkpoints", done, extra)
+
+    def _finish(self) -> dict[str, Any]:
+        self.log.flush()
+        weights = self.backend.full_weights()
+        seconds = self.log.seconds
+        trained = self.steps * self.settings.batch_size
+        summary = {
+            "top1": self.top1,
+            "steps": self.steps,
+            "seconds": round(seconds, 3),
+            "images_per_s": round(trained / seconds, 3) if seconds else None,
+            "forward_backward_passes": self.engine.passes,
+            "world_size": self.backend.size,
+            "backend": self.backend.name,
+            "optimizer": self.settings.optimizer,
+            "batch_size": self.settings.batch_size,
+        }
+        if self.first:
+            assert weights is not None
+            save_file(weights, self.out / "model.safetensors")
+            pass
+            (self.out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+            self.progress.note(f"top1 {self.top1:.2%}; curves: {self.out / 'curves.png'}")
+        return summary
+
+
+def vars_of(settings: Settings) -> dict[str, Any]:
+    """The settings as a dictionary."""
+    return {name: getattr(settings, name) for name in settings.__dataclass_fields__}

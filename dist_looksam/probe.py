@@ -1,0 +1,88 @@
+"""Figures 1 and 2 of the LookSAM paper: how far g_s, g_h and g_v move from look to look.
+
+Source: Liu et al., arXiv:2203.02714, section 4.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .maths.shards import Reduce, Shards, dots
+from .optim.sam import Seen
+
+_NORMS = ("g_norm", "gs_norm", "gh_norm", "gv_norm")
+_CHANGES = ("gs_change", "gh_change", "gv_change")
+
+
+class ProbeLog:
+    """Called by the optimizer on looks; every `every`-th is written to probe.jsonl as one object.
+
+    Keeps the last probed g_s and g_h, 8 bytes per entry of this rank's shards.
+
+    Args:
+        path: of probe.jsonl; None on ranks that write nothing.
+        every: looks between probes.
+        resume_step: lines of this step and later are dropped.
+    """
+
+    def __init__(self, path: Path | None, *, every: int, resume_step: int = 0) -> None:
+        self.path = path
+        self.every = every
+        self.looks = 0
+        self._last: tuple[list[Tensor], list[Tensor]] | None = None
+        self._row: dict[str, Any] | None = None
+        if path is not None:
+            kept = _rows(path, resume_step) if resume_step else []
+            path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+
+    @torch.no_grad()
+    def __call__(
+        self, *, step: int, grads: Shards, sam: Shards, share: Tensor, reduce: Reduce
+    ) -> None:
+        """Sum the squares of this look, one call of reduce; `flush` writes them."""
+        self.looks += 1
+        if (self.looks - 1) % self.every:
+            return
+        along = [g * share[i].to(g.dtype) for i, g in enumerate(grads)]
+        across = [s - h for s, h in zip(sam, along, strict=True)]
+        rows = [dots(x, x) for x in (grads, sam, along, across)] + [dots(grads, sam)]
+        names: tuple[str, ...] = _NORMS
+        if self._last is not None:
+            gs, gh = self._last
+            moved_s = [a - b for a, b in zip(sam, gs, strict=True)]
+            moved_h = [a - b for a, b in zip(along, gh, strict=True)]
+            moved_v = [a - b for a, b in zip(moved_s, moved_h, strict=True)]
+            rows += [dots(x, x) for x in (moved_s, moved_h, moved_v)]
+            names += _CHANGES
+        sums = reduce(torch.stack(rows)).sum(-1).tolist()
+        inner = sums.pop(len(_NORMS))
+        self._row = {"step": step, **{n: s**0.5 for n, s in zip(names, sums, strict=True)}}
+        below = self._row["g_norm"] * self._row["gs_norm"]
+        self._row["cos_theta"] = inner / below if below else None
+        self._last = ([s.clone() for s in sam], along)
+
+    def flush(self, seen: Seen) -> None:
+        """Write the line of the look that has just ended, if it was probed."""
+        if self._row is None:
+            return
+        if seen.eps_cosine is not None:
+            self._row["eps_cosine"] = float(seen.eps_cosine)
+        if self.path is not None:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(self._row) + "\n")
+        self._row = None
+
+
+def _rows(path: Path, before: int) -> list[dict[str, Any]]:
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            break  # the last line of a killed run
+        if row["step"] < before:
+            rows.append(row)
+    return rows

@@ -1,0 +1,149 @@
+"""How far a run is: a bar on a terminal, a line now and then in a log file."""
+
+import math
+import sys
+import time
+from collections import deque
+from types import TracebackType
+from typing import IO
+
+from rich.console import Console
+from rich.progress import BarColumn, ProgressColumn, TaskID, TextColumn
+from rich.progress import Progress as Bar
+from rich.progress import Task as BarTask
+from rich.text import Text
+
+_WINDOW_S = 60.0  # the pace is that of the last minute, so that a slow first step is soon forgotten
+
+
+class Progress:
+    """Shows `step done/total`, loss, top1, images/s and the time left. Use it as a context manager.
+
+    Takes numbers that the caller already has on the host: it never reads from a device. With
+    `shown` False (every rank but one) all methods do nothing. `start` is the number of steps done
+    before, in a resumed run. On a terminal: one bar. Elsewhere: a line every `every_seconds`, and
+    for the first and last step.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        *,
+        start: int = 0,
+        shown: bool = True,
+        every_seconds: float = 10.0,
+        file: IO[str] | None = None,
+    ) -> None:
+        self.total = total
+        self._shown = shown
+        self._every = every_seconds
+        self._marks: deque[tuple[float, int]] = deque([(time.monotonic(), start)])
+        self._printed: float | None = None
+        self._step = start
+        self._facts: dict[str, str] = {"epoch": "-", "loss": "-", "top1": "-", "images/s": "-"}
+        self._look = False
+        self._console = Console(file=file or sys.stdout, highlight=False, markup=False)
+        self._bar: Bar | None = None
+        self._task: TaskID | None = None
+        if shown and self._console.is_terminal and not self._console.is_dumb_terminal:
+            self._bar = Bar(*_columns(self), console=self._console, refresh_per_second=4)
+            self._task = self._bar.add_task("", total=total, completed=start)
+
+    def update(
+        self,
+        step: int,
+        *,
+        loss: float | None = None,
+        images_per_s: float | None = None,
+        epoch: float | None = None,
+        look: bool = False,
+    ) -> None:
+        """`step` steps are done. What is None stays as last shown; `look` says what the last was."""
+        if not self._shown:
+            return
+        now = time.monotonic()
+        self._step, self._look = step, look
+        self._marks.append((now, step))
+        while len(self._marks) > 2 and self._marks[1][0] < now - _WINDOW_S:
+            self._marks.popleft()
+        if loss is not None:
+            self._facts["loss"] = f"{loss:.4f}"
+        if images_per_s is not None:
+            self._facts["images/s"] = f"{images_per_s:,.0f}" if images_per_s < 1e9 else "-"
+        if epoch is not None:
+            self._facts["epoch"] = f"{int(epoch)}"
+        self._show(now)
+
+    def evaluation(self, step: int, top1: float, loss: float) -> None:
+        """The accuracy, a fraction, and mean loss on the held-out set after `step` steps."""
+        self._facts["top1"] = f"{top1:.4f}"
+        self.note(f"step {step}/{self.total} evaluation: top1 {top1:.4f} loss {loss:.4f}")
+
+    def note(self, text: str) -> None:
+        """A line of its own, above the bar."""
+        if self._shown:
+            self._console.print(text, soft_wrap=True)
+
+    def eta(self) -> str:
+        """Time left, h:mm:ss, at the pace of the last minute; `-:--:--` before there is one."""
+        (since, first), (now, last) = self._marks[0], self._marks[-1]
+        if last <= first or now <= since:
+            return "-:--:--"
+        left = math.ceil((self.total - last) * (now - since) / (last - first))
+        return f"{left // 3600}:{left % 3600 // 60:02d}:{left % 60:02d}"
+
+    def line(self) -> str:
+        """What a log file gets."""
+        facts = " ".join(f"{name} {value}" for name, value in self._facts.items())
+        return f"step {self._step}/{self.total} {facts} ETA {self.eta()}"
+
+    def _show(self, now: float) -> None:
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=self._step)
+            return
+        due = self._printed is None or now - self._printed >= self._every
+        if due or self._step >= self.total:
+            self._printed = now
+            self.note(self.line())
+
+    def __enter__(self) -> "Progress":
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+class _Facts(ProgressColumn):
+    """Loss and the rest beside the bar; the step's mark is lit when it was a look."""
+
+    max_refresh = 0.25
+
+    def __init__(self, progress: Progress) -> None:
+        super().__init__()
+        self._progress = progress
+
+    def render(self, task: BarTask) -> Text:
+        text = Text()
+        text.append("● " if self._progress._look else "○ ", style="yellow")
+        for name, value in self._progress._facts.items():
+            text.append(f"{name} ", style="dim")
+            text.append(f"{value}  ")
+        text.append("ETA ", style="dim")
+        text.append(self._progress.eta(), style="cyan")
+        return text
+
+
+def _columns(progress: Progress) -> tuple[ProgressColumn, ...]:
+    return (
+        TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+        BarColumn(bar_width=None),
+        _Facts(progress),
+    )
