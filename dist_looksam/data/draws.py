@@ -7,12 +7,12 @@ micro-batches, in both passes of a look, and after a resume.
 
 from torch import Tensor
 
-# Purposes. Each owns the 256 stream numbers from here on; one draw takes one stream number.
-CROP = 0x100
-FLIP = 0x200
-RANDAUGMENT = 0x300
-MIX = 0x400
-DROP = 0x10000  # the model's: DROP + the number of the layer; everything above is the model's too
+# Purposes. Each owns the 64 stream numbers from here on; one draw takes one stream number.
+CROP = 0
+FLIP = 64
+RANDAUGMENT = 128
+MIX = 192
+MODEL = 1000  # all from here on are the model's: drop-path of its layers
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _FIRST = 0xBF58476D1CE4E5B9

@@ -4,7 +4,6 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from math import exp, log, sqrt
 from pathlib import Path
 from threading import Lock
@@ -43,7 +42,7 @@ class Folder:
         image_size: int,
         augment: Augment,
         seed: int,
-        on_corrupt: Callable[[str], None] = partial(warnings.warn, stacklevel=2),
+        on_corrupt: Callable[[str], None] = warnings.warn,
     ) -> None:
         """files[c] are the sorted file names, bytes, of class c in root/class_names[c].
 
@@ -99,14 +98,16 @@ class Folder:
         if not train:
             return [_Change() for _ in keys]
         augment = self.augment
-        crops = flipped = operations = [None] * len(keys)
+        crops: list[list[float] | None] = [None] * len(keys)
+        flipped: list[bool | None] = [None] * len(keys)
+        operations: list[list[float] | None] = [None] * len(keys)
         if augment.crop:
             draws = uniform(self.seed, keys[:, None], CROP + torch.arange(2 * _TRIES + 2))
-            crops = draws.tolist()
+            crops = list(draws.tolist())
         if augment.flip:
-            flipped = flips(self.seed, keys).tolist()
+            flipped = list(flips(self.seed, keys).tolist())
         if augment.ops:
-            operations = randaugment_draws(self.seed, keys, augment.ops)
+            operations = list(randaugment_draws(self.seed, keys, augment.ops))
         rows = zip(crops, flipped, operations)
         return [_Change(*row, magnitude=augment.magnitude) for row in rows]
 
@@ -213,7 +214,7 @@ def folder(
     if unknown:
         raise ConfigError(
             f"class '{unknown[0]}' is in {val} but not in {root / 'train'}; "
-            "both must have the same class folders."
+            "val may only hold classes that train has."
         )
     names = tuple(trained)
     none = np.empty(0, dtype=bytes)
@@ -242,5 +243,5 @@ def _scan(split: Path) -> dict[str, np.ndarray]:
 
 def _images(folder: Path) -> np.ndarray:
     with os.scandir(folder) as entries:
-        names = [e.name for e in entries if e.name.lower().endswith(SUFFIXES)]
+        names = [e.name for e in entries if e.name.lower().endswith(SUFFIXES) and e.name[0] != "."]
     return np.sort(np.array([os.fsencode(name) for name in names], dtype=bytes))

@@ -70,7 +70,7 @@ class _Fetcher:
         self.train = train
         self.pin = torch.cuda.is_available() if pin is None else pin
         if workers is None:
-            workers = min(_MAX_WORKERS, len(os.sched_getaffinity(0)))
+            workers = min(_MAX_WORKERS, _cores())
         threaded = source.parallel and workers > 0
         self.pool = ThreadPoolExecutor(workers, thread_name_prefix="data") if threaded else None
 
@@ -93,6 +93,13 @@ class _Fetcher:
     def close(self) -> None:
         if self.pool is not None:
             self.pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _cores() -> int:
+    """Cores this process may use; job systems allot fewer than there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 class TrainLoader:

@@ -17,12 +17,16 @@ class Source(Protocol):
     labels: Tensor  # int64 [len]
     augment: Augment
     parallel: bool  # whether fetch gains from threads
-    corrupt: int  # unreadable files met so far; each was named, and another sample took its place
 
     def __len__(self) -> int: ...
 
     @property
     def num_classes(self) -> int: ...
+
+    @property
+    def corrupt(self) -> int:
+        """Unreadable files met so far. Each was named, and another sample took its place."""
+        ...
 
     def fetch(self, indices: Tensor, keys: Tensor, train: bool) -> tuple[Tensor, Tensor]:
         """Images uint8 [n, C, H, W] and labels int64 [n] of the samples `indices`, int64 [n].
