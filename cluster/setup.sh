@@ -18,8 +18,9 @@ DATA_PACKAGES=(dataset-fashion-mnist)
 TEST_PACKAGES=(g++ make cmake openmpi-bin libopenmpi-dev libpmix2
     slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge
     openssh-server openssh-client pdsh iproute2 iputils-ping procps)
-stamp=.venv/.set_up          # written last: the hash of what .venv/ was made from
-unfinished=.venv/.unfinished # there while pip works: a .venv/ that has it is not believed
+stamp=.venv/.set_up                # written last: the hash of what .venv/ was made from
+unfinished=.cache/venv-unfinished  # there while pip works: .venv/ is then not believed. Outside it,
+                                   # because an interrupted `rm -rf .venv` may take the mark first.
 
 say() { printf 'setup: %s\n' "$*"; }
 die() {
@@ -89,19 +90,23 @@ find_python() {
         die "'$PYTHON' cannot make a virtual environment: install its venv package (Debian: python3-venv)"
 }
 
+# A python in .venv/bin/ is not enough: without pyvenv.cfg it is the machine's own.
+is_venv() { .venv/bin/python -c 'import sys; sys.exit(sys.prefix == sys.base_prefix)' 2>/dev/null; }
+
 make_venv() {
     [[ ! -e $unfinished ]] || say "an earlier set-up did not finish: making .venv/ anew"
-    if [[ -e $unfinished ]] || ! .venv/bin/python -c '' 2>/dev/null; then
+    if [[ -e $unfinished ]] || ! is_venv; then
         find_python
         say "making .venv/ with $("$PYTHON" --version)"
-        rm -rf .venv
-        mkdir .venv
         touch "$unfinished"
+        rm -rf .venv
         "$PYTHON" -m venv .venv
     fi
 }
 
-pip_install() { .venv/bin/python -m pip install -q --disable-pip-version-check "$@"; }
+pip_install() {
+    PIP_REQUIRE_VIRTUALENV=1 .venv/bin/python -m pip install -q --disable-pip-version-check "$@"
+}
 
 # torch comes first and alone, then holds everything after it to itself: a resolver that is free
 # to choose takes another torch, with gigabytes of CUDA.

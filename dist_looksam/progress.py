@@ -40,7 +40,8 @@ class Progress:
         self._marks: deque[tuple[float, int]] = deque([(time.monotonic(), start)])
         self._printed: float | None = None
         self._step = start
-        self._facts: dict[str, str] = {"epoch": "-", "loss": "-", "top1": "-", "images/s": "-"}
+        self._facts: dict[str, str] = {"loss": "-", "top1": "-", "images/s": "-"}
+        self._epoch = ""
         self._look = False
         self._console = Console(file=file or sys.stdout, highlight=False, markup=False)
         self._bar: Bar | None = None
@@ -58,7 +59,7 @@ class Progress:
         epoch: float | None = None,
         look: bool = False,
     ) -> None:
-        """`step` steps are done. What is None stays as last shown; `look` says what the last was."""
+        """`step` steps are done, the last a `look` or not. What is None stays as last shown."""
         if not self._shown:
             return
         now = time.monotonic()
@@ -71,7 +72,7 @@ class Progress:
         if images_per_s is not None:
             self._facts["images/s"] = f"{images_per_s:,.0f}" if images_per_s < 1e9 else "-"
         if epoch is not None:
-            self._facts["epoch"] = f"{int(epoch)}"
+            self._epoch = f" epoch {int(epoch)}"
         self._show(now)
 
     def evaluation(self, step: int, top1: float, loss: float) -> None:
@@ -95,7 +96,7 @@ class Progress:
     def line(self) -> str:
         """What a log file gets."""
         facts = " ".join(f"{name} {value}" for name, value in self._facts.items())
-        return f"step {self._step}/{self.total} {facts} ETA {self.eta()}"
+        return f"step {self._step}/{self.total} {facts} ETA {self.eta()}{self._epoch}"
 
     def _show(self, now: float) -> None:
         if self._bar is not None and self._task is not None:
@@ -138,6 +139,7 @@ class _Facts(ProgressColumn):
             text.append(f"{value}  ")
         text.append("ETA ", style="dim")
         text.append(self._progress.eta(), style="cyan")
+        text.append(self._progress._epoch, style="dim")
         return text
 
 

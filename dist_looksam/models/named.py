@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from dist_looksam.errors import ConfigError
@@ -130,7 +131,9 @@ def flops_per_image(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
     image = torch.zeros(1, *image_shape, device=weight.device, dtype=weight.dtype)
     training = model.training
     model.eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    # The CPU's fused attention is not counted by torch; the plain one is.
+    plain, counter = sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False)
+    with torch.no_grad(), plain, counter:
         model(image)
     model.train(training)
     return counter.get_total_flops()

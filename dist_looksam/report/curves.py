@@ -1,0 +1,206 @@
+"""curves.png: loss, accuracy, learning rate, gradient norm and the size of g_v over a run."""
+
+import json
+import os
+from pathlib import Path
+
+import altair as alt
+
+from dist_looksam.errors import ConfigError
+from dist_looksam.metrics import read
+from dist_looksam.report import drawing
+from dist_looksam.report.drawing import BLUE, GREEN, INK, ORANGE, PURPLE, Rows
+
+_LOOK, _BETWEEN, _STEP = "look", "between looks", "step"
+_DOTS = {_LOOK: ORANGE, _BETWEEN: BLUE, _STEP: BLUE}
+_POINT = {"color": GREEN, "size": 30}
+_MOST_DOTS, _MOST_POINTS = 900, 400  # per series: more cannot be told apart at this size
+
+
+def curves(run_dir: str | os.PathLike[str]) -> Path:
+    """Draw `run_dir`/metrics.jsonl as `run_dir`/curves.png; returns its path.
+
+    Works while the run is going on. Raises ConfigError where there are no steps to draw.
+    """
+    folder = Path(run_dir)
+    try:
+        steps, evaluations = read(folder / "metrics.jsonl")
+    except FileNotFoundError:
+        steps, evaluations = [], []
+    if not steps:
+        raise ConfigError(
+            f"a run directory must hold a metrics.jsonl with at least one step, got {folder}: give "
+            f"the --out of a run that has begun."
+        )
+    top: list[alt.LayerChart] = [_loss(steps, evaluations)]
+    if any(row["eval_top1"] is not None for row in evaluations):
+        top.append(_top1(evaluations))
+    small = [
+        _small(steps, "lr", "Learning rate", GREEN, dots=False),
+        _small(steps, "grad_norm", "Gradient norm  ‖g‖", INK),
+        _small(steps, "gv_ratio", "New part of a look  ‖g_v‖ / ‖g‖", PURPLE),
+    ]
+    present = [panel for panel in small if panel is not None]
+    upper, lower = drawing.across(*top), drawing.across(*present)
+    chart = alt.vconcat(upper, lower, spacing=30) if present else upper
+    title = alt.TitleParams(_title(folder), subtitle=_subtitle(folder, steps), fontSize=18)
+    return drawing.save_png(chart.properties(title=title), folder / "curves.png")
+
+
+def _summary(folder: Path) -> dict:
+    try:
+        return json.loads((folder / "summary.json").read_text())
+    except (OSError, ValueError):  # the run is not over
+        return {}
+
+
+def _title(folder: Path) -> str:
+    return str(_summary(folder).get("optimizer") or folder.resolve().name)
+
+
+def _subtitle(folder: Path, steps: Rows) -> str:
+    end, last = _summary(folder), steps[-1]
+    facts = [f"{last['step'] + 1:,} steps"]
+    if last.get("seconds"):
+        seconds = round(last["seconds"])
+        facts.append(f"{seconds // 3600}:{seconds % 3600 // 60:02d}:{seconds % 60:02d} h")
+    if end.get("batch_size"):
+        facts.append(f"batch {end['batch_size']:,}")
+    if end.get("world_size"):
+        facts.append(f"{end['world_size']} ranks of {end.get('backend', 'one backend')}")
+    skipped = sum(bool(row["skipped"]) for row in steps)
+    if skipped:
+        facts.append(f"{skipped} skipped")
+    return "  ·  ".join(facts)
+
+
+def _kind(row: dict, has_looks: bool) -> str:
+    if not has_looks:
+        return _STEP
+    return _LOOK if row["look"] else _BETWEEN
+
+
+def _series(steps: Rows, field: str) -> tuple[Rows, Rows]:
+    """(dots, line) of one field, thinned; the line is smoothed over about 2 % of the run."""
+    known = [row for row in steps if row.get(field) is not None]
+    has_looks = any(row["look"] for row in steps)
+    kinds: dict[str, Rows] = {}
+    for row in known:
+        kind = _kind(row, has_looks)
+        kinds.setdefault(kind, []).append({"step": row["step"], "value": row[field], "kind": kind})
+    # Each kind is thinned alone: an even stride over all steps could miss every look.
+    dots = [dot for kind in kinds.values() for dot in drawing.thinned(kind, _MOST_DOTS)]
+    mean = drawing.smoothed([row[field] for row in known], window=len(known) // 50)
+    line = [{"step": row["step"], "value": float(v)} for row, v in zip(known, mean)]
+    return dots, drawing.thinned(line, _MOST_POINTS)
+
+
+def _y(values: list[float]) -> alt.Y:
+    log = drawing.is_wide(values)
+    scale = alt.Scale(
+        type="log" if log else "linear",
+        domain=drawing.domain(values, log=log),
+        nice=False,
+        clamp=True,
+    )
+    axis = alt.Axis(tickCount=5, format="~g" if log else alt.Undefined)
+    return alt.Y("value:Q", title=None, scale=scale, axis=axis)
+
+
+def _loss(steps: Rows, evaluations: Rows) -> alt.LayerChart:
+    dots, line = _series(steps, "loss")
+    held_out = [
+        {"step": row["step"], "value": row["eval_loss"], "kind": "held-out"}
+        for row in evaluations
+        if row["eval_loss"] is not None
+    ]
+    kinds = [kind for kind in _DOTS if any(dot["kind"] == kind for dot in dots)]
+    names = {kind: _DOTS[kind] for kind in kinds} | {"smoothed": INK}
+    names |= {"held-out": GREEN} if held_out else {}
+    colour = alt.Color(
+        "kind:N",
+        scale=alt.Scale(domain=list(names), range=list(names.values())),
+        legend=alt.Legend(symbolType="circle", symbolSize=60),
+    )
+    y = _y([row["value"] for row in dots + line + held_out])
+    x = drawing.x_step()
+    layers: list[alt.Chart] = [
+        _dots(dots).encode(x=x, y=y, color=colour),
+        alt.Chart(drawing.rows([row | {"kind": "smoothed"} for row in line]))
+        .mark_line(strokeWidth=2)
+        .encode(x=x, y=y, color=colour),
+    ]
+    if held_out:
+        layers.append(
+            alt.Chart(drawing.rows(drawing.thinned(held_out, _MOST_POINTS)))
+            .mark_line(strokeWidth=2, point=len(held_out) < 40)
+            .encode(x=x, y=y, color=colour)
+        )
+    layers += _skipped(steps)
+    return alt.layer(*layers).properties(width=560, height=270, title="Loss")
+
+
+def _dots(dots: Rows) -> alt.Chart:
+    opacity = 0.75 if len(dots) < 150 else 0.3
+    return alt.Chart(drawing.rows(dots)).mark_circle(size=14, opacity=opacity)
+
+
+def _skipped(steps: Rows) -> list[alt.Chart]:
+    """Red ticks at the foot where the whole step was skipped (overflow, non-finite gradient)."""
+    skipped = [{"step": row["step"]} for row in steps if row["skipped"]]
+    if not skipped:
+        return []
+    data = drawing.rows(drawing.thinned(skipped, _MOST_POINTS))
+    ticks = alt.Chart(data).mark_tick(color="#c1121f", thickness=1.5, size=9, yOffset=-5)
+    return [ticks.encode(x=drawing.x_step(), y=alt.value("height"))]
+
+
+def _top1(evaluations: Rows) -> alt.LayerChart:
+    known = [row for row in evaluations if row["eval_top1"] is not None]
+    points = [{"step": row["step"], "value": row["eval_top1"]} for row in known]
+    best = max(points, key=lambda row: row["value"])
+    values = [row["value"] for row in points]
+    margin = 0.15 * (max(values) - min(values)) or 0.05
+    limits = [max(0.0, min(values) - margin / 3), min(1.0, max(values) + margin)]
+    y = alt.Y(
+        "value:Q",
+        title=None,
+        scale=alt.Scale(domain=limits, nice=False),
+        axis=alt.Axis(format="%" if limits[1] - limits[0] > 0.05 else ".1%", tickCount=6),
+    )
+    line = alt.Chart(drawing.rows(drawing.thinned(points, _MOST_POINTS))).mark_line(
+        color=GREEN,
+        strokeWidth=2,
+        point={"color": GREEN, "size": 30} if len(points) < 40 else False,
+    )
+    mark = alt.Chart(drawing.rows([best])).encode(x=drawing.x_step(), y=y)
+    return alt.layer(
+        line.encode(x=drawing.x_step(), y=y),
+        mark.mark_circle(color=ORANGE, size=70, opacity=1),
+        mark.mark_text(
+            color=ORANGE, align="right", dx=-2, dy=-13, fontSize=12, fontWeight=600
+        ).encode(text=alt.value(f"best {best['value']:.2%}")),
+    ).properties(width=328, height=270, title="Top-1 accuracy on held-out images")
+
+
+def _small(
+    steps: Rows, field: str, title: str, colour: str, *, dots: bool = True
+) -> alt.LayerChart | None:
+    """A panel of the lower row; None where the run has no such number."""
+    raw, line = _series(steps, field)
+    if not raw:
+        return None
+    if not dots:  # a schedule: exact, not smoothed
+        line = drawing.thinned(sorted(raw, key=lambda row: row["step"]), _MOST_POINTS)
+    y = _y([row["value"] for row in (raw if dots else line)])
+    layers = []
+    if dots:
+        colours = alt.Color(
+            "kind:N",
+            scale=alt.Scale(domain=list(_DOTS), range=list(_DOTS.values())),
+            legend=None,
+        )
+        layers.append(_dots(raw).encode(x=drawing.x_step(), y=y, color=colours))
+    marks = alt.Chart(drawing.rows(line)).mark_line(color=colour, strokeWidth=2)
+    layers.append(marks.encode(x=drawing.x_step(), y=y))
+    return alt.layer(*layers).properties(width=272, height=150, title=title)

@@ -1,0 +1,134 @@
+"""What all charts share: colours, thinning of long series, smoothing, PNG and offline HTML."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import altair as alt
+import numpy as np
+import vl_convert
+
+Rows: TypeAlias = list[dict[str, Any]]
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart.
+INK, GREY = "#23303d", "#8b98a5"
+BLUE, ORANGE, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#b0609a"
+
+_VERSION = ".".join(alt.SCHEMA_VERSION.split(".")[:2])
+_CONFIG = {
+    "background": "white",
+    "font": "Liberation Sans, Arial, sans-serif",
+    "padding": 18,
+    "view": {"stroke": None},
+    "axis": {
+        "domainColor": "#b8c2cc",
+        "gridColor": "#e9edf1",
+        "labelColor": "#4a5764",
+        "labelFontSize": 11,
+        "tickColor": "#b8c2cc",
+        "titleColor": "#4a5764",
+        "titleFontSize": 12,
+        "titleFontWeight": "normal",
+    },
+    "axisY": {"minExtent": 38},  # so that the panels of two rows begin at one line
+    "title": {
+        "anchor": "start",
+        "frame": "group",
+        "color": INK,
+        "fontSize": 14,
+        "fontWeight": 600,
+        "offset": 10,
+        "subtitleColor": "#66727e",
+        "subtitleFontSize": 12,
+    },
+    "legend": {
+        "labelColor": INK,
+        "labelFontSize": 12,
+        "labelLimit": 300,
+        "fillColor": "#ffffffd0",
+        "offset": 2,
+        "orient": "top-right",
+        "padding": 6,
+        "symbolOpacity": 1,
+        "symbolStrokeWidth": 2.5,
+        "title": None,
+    },
+}
+
+
+def x_step() -> alt.X:
+    """The axis all panels share."""
+    axis = alt.Axis(format=",d", grid=False, tickMinStep=1, tickCount=6)
+    return alt.X("step:Q", title="step", axis=axis, scale=alt.Scale(nice=False))
+
+
+def across(*panels: Any) -> alt.HConcatChart:
+    """Panels side by side, each with its own colours; plot areas, not labels, are aligned."""
+    row = alt.hconcat(*panels, bounds="flush", spacing=72)
+    return row.resolve_scale(color="independent")
+
+
+def rows(chart_rows: Rows) -> alt.InlineData:
+    """Rows as a chart's data."""
+    return alt.InlineData(values=chart_rows)
+
+
+def thinned(series: Sequence[Any], most: int) -> list[Any]:
+    """At most `most` of the items, evenly spread, with the first and the last."""
+    if len(series) <= most:
+        return list(series)
+    return [series[i] for i in np.linspace(0, len(series) - 1, most).round().astype(int)]
+
+
+def smoothed(values: Sequence[float], *, window: int) -> np.ndarray:
+    """[n] means over a bell of about `window` items around each one, narrower at the ends.
+
+    Each item first becomes the median of itself and its four neighbours: one wild step stays a dot.
+    """
+    y = np.asarray(values, dtype=float)
+    if window < 2 or len(y) < 5:
+        return y
+    y = np.median(np.lib.stride_tricks.sliding_window_view(np.pad(y, 2, mode="edge"), 5), axis=1)
+    reach = min(2 * window, len(y) - 1)
+    bell = np.exp(-0.5 * (np.arange(-reach, reach + 1) / (window / 2)) ** 2)
+    weight = np.convolve(np.ones_like(y), bell, mode="full")[reach : reach + len(y)]
+    return np.convolve(y, bell, mode="full")[reach : reach + len(y)] / weight
+
+
+def domain(values: Sequence[float], *, log: bool = False) -> list[float]:
+    """Limits that hold all but the wildest 1 % of the values, so that one spike hides nothing."""
+    y = np.asarray([v for v in values if not log or v > 0], dtype=float)
+    if not len(y):
+        return [1.0, 10.0] if log else [0.0, 1.0]
+    low, high = np.quantile(y, [0.005, 0.995])
+    if log:
+        return [float(low / 1.3), float(high * 1.3)]
+    margin = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
+    return [float(low - margin), float(high + margin)]
+
+
+def is_wide(values: Sequence[float]) -> bool:
+    """Whether positive values span so much that only a logarithmic axis shows them."""
+    y = np.asarray(values, dtype=float)
+    if len(y) < 2 or y.min() <= 0:
+        return False
+    low, high = np.quantile(y, [0.01, 0.99])
+    return bool(high / low > 30)
+
+
+def save_png(chart: alt.TopLevelMixin, path: Path) -> Path:
+    """Write the chart at twice screen resolution."""
+    path.write_bytes(vl_convert.vegalite_to_png(_spec(chart), vl_version=_VERSION, scale=2))
+    return path
+
+
+def save_html(chart: alt.TopLevelMixin, path: Path) -> Path:
+    """Write the chart as one page that needs no network: the scripts are inside."""
+    page = vl_convert.vegalite_to_html(_spec(chart), vl_version=_VERSION, bundle=True)
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def _spec(chart: Any) -> dict[str, Any]:
+    # Checking thousands of points against the schema takes ten times as long as drawing them.
+    return chart.configure(**_CONFIG).to_dict(validate=False)
