@@ -13,7 +13,7 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor
 
-from . import assemble, checkpoint, config, models, rundir
+from . import assemble, checkpoint, config, models, report, rundir
 from .config import Settings
 from .data import Data, EvalLoader, TrainLoader, load
 from .engine import Report
@@ -261,7 +261,7 @@ class Fit:
         if self.first:
             assert weights is not None
             save_file(weights, self.out / "model.safetensors")
-            pass
+            report.curves(self.out)
             (self.out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
             self.progress.note(f"top1 {self.top1:.2%}; curves: {self.out / 'curves.png'}")
         return summary
