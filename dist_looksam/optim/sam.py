@@ -103,6 +103,7 @@ class Sharpness(Optimizer):
         self.clip: float | None = None
         self.visible_dtype: torch.dtype | None = None
         self.probe: Probe | None = None
+        self.driver: Callable[[], None] | None = None
         self.steps = 0
         self.seen: Seen | None = None
         self._owed: Tensor | None = None
@@ -168,9 +169,16 @@ class Sharpness(Optimizer):
 
         Reads one number from the device if the last step looked, to know if it was skipped.
         """
-        owed = self._owed is not None and not bool(self._owed)
-        remembers = any("g_v" in self.state.get(p, ()) for p in self._layers())
-        return self.rule.looks(self.steps, remembers=remembers, owed=owed)
+        remembers = any("g_v" in state for state in self.state.values())
+        return self.rule.looks(self.steps, remembers=remembers, owed=self.owed())
+
+    def owed(self) -> bool:
+        """True if the last step looked and was skipped. May read one number from the device."""
+        return self._owed is not None and not bool(self._owed)
+
+    def owe(self, finite: Tensor | None) -> None:
+        """Note whether the look that has just ended was finite (0-dim bool); None: no look."""
+        self._owed = finite
 
     @torch.no_grad()
     def climb(
@@ -206,12 +214,8 @@ class Sharpness(Optimizer):
             eps = climb.eps(i, g)
             if dtype is None:
                 w.add_(eps)
-                continue
-            before = w.to(dtype)
-            w.add_(eps)
-            applied = (w.to(dtype).float() - before.float()).to(eps.dtype)
-            pairs = ((applied, eps), (applied, applied), (eps, eps))
-            sums.append(torch.cat([dots([x], [y]) for x, y in pairs]))
+            else:
+                sums.append(perturb_seen_in_(w, eps, dtype))
         if dtype is None or not sums:
             return None
         return cosine(reduce(torch.stack(sums, -1)))
@@ -305,6 +309,9 @@ class Sharpness(Optimizer):
         Raises:
             ConfigError: no closure.
         """
+        if self.driver is not None:  # called by DeepSpeed, for which its backend has work
+            self.driver()
+            return None
         if closure is None:
             raise ConfigError(
                 f"{type(self).__name__}.step needs a closure, got none; "
@@ -330,8 +337,7 @@ class Sharpness(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """The base's state with g_v in it, in torch's form, plus the counters."""
-        owed = self._owed is not None and not bool(self._owed)
-        counters = {"steps": self.steps, "owed": owed}
+        counters = {"steps": self.steps, "owed": self.owed()}
         return {**self.base_optimizer.state_dict(), "sharpness": counters}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -349,6 +355,15 @@ class Sharpness(Optimizer):
         super().__setstate__(state)
         if "base_optimizer" in state:  # a copy; torch's copy of the base has lost its hooks
             self._follow_base()
+
+
+def perturb_seen_in_(weight: Tensor, eps: Tensor, dtype: torch.dtype) -> Tensor:
+    """weight += eps. Returns [3]: (a.eps, a.a, eps.eps), where a is what `dtype` shows of it."""
+    before = weight.to(dtype)
+    weight.add_(eps)
+    applied = (weight.to(dtype).float() - before.float()).to(eps.dtype)
+    pairs = ((applied, eps), (applied, applied), (eps, eps))
+    return torch.cat([dots([x], [y]) for x, y in pairs])
 
 
 @dataclass

@@ -1,0 +1,193 @@
+"""Where DeepSpeed keeps things: every private name of the library is in this file.
+
+A *flat* is one fp32 tensor of this rank that the client optimizer is given as a parameter: a
+partition of one param group (stages 1 and 2), of one sub-group (stage 3), or a whole layer
+(stage 0). Layers lie in it one after another; one that is not on this rank is an empty shard.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..errors import ConfigError
+from .backend import Piece
+
+VERSIONS = ("0.19.",)
+
+
+def check_version(version: str) -> None:
+    """ConfigError unless this is a DeepSpeed whose private names are known."""
+    if not version.startswith(VERSIONS):
+        raise ConfigError(
+            f"deepspeed must be 0.19.x, got {version}; its private names differ between versions: "
+            f"pip install 'deepspeed==0.19.8'."
+        )
+
+
+@dataclass(frozen=True)
+class Flat:
+    """One flat, the layers in it, and where each starts: piece i is flat[offsets[i]:][:length]."""
+
+    master: Tensor
+    group: int
+    pieces: tuple[Piece, ...]
+    offsets: tuple[int, ...]
+
+    def views(self, like: Tensor) -> list[Tensor]:
+        """One shard per layer, of a tensor laid out as the flat; padding is left out."""
+        whole = like.view(-1)
+        return [
+            whole[at : at + p.stop - p.start]
+            for p, at in zip(self.pieces, self.offsets, strict=True)
+        ]
+
+
+class Layout:
+    """The flats of one engine, and their gradients at an accumulation boundary.
+
+    Args:
+        engine: a DeepSpeedEngine around a client optimizer of ours.
+        client: that optimizer.
+        stage: of ZeRO, 0 to 3.
+    """
+
+    def __init__(self, engine: Any, client: Any, stage: int) -> None:
+        self.engine, self.client, self.stage = engine, client, stage
+        self.zero = engine.optimizer
+        self.names = {id(p): n for n, p in engine.module.named_parameters()}
+        makers = {0: self._whole_layers, 3: self._sub_groups}
+        self.flats = list(makers.get(stage, self._partitions)())
+        self.sharded_bf16 = hasattr(self.zero, "fp32_groups_gradient_flat_partition")
+
+    @property
+    def group(self) -> Any:
+        """The process group whose ranks split the layers; None for all."""
+        return getattr(self.zero, "dp_process_group", None)
+
+    def _whole_layers(self) -> Iterator[Flat]:
+        for number, group in enumerate(self.client.param_groups):
+            for p in group["params"]:
+                piece = Piece(self.names[id(p)], tuple(p.shape), 0, p.numel())
+                yield Flat(p, number, (piece,), (0,))
+
+    def _partitions(self) -> Iterator[Flat]:
+        """Stages 1, 2: a group's layers in a row, cut into equal partitions by rank."""
+        zero = self.zero
+        groups = getattr(zero, "bit16_groups", None) or zero.bf16_groups
+        masters = getattr(zero, "single_partition_of_fp32_groups", None)
+        masters = zero.fp32_groups_flat_partition if masters is None else masters
+        for number, (layers, master) in enumerate(zip(groups, masters, strict=True)):
+            rank = dist.get_rank(zero.real_dp_process_group[number])
+            low = rank * master.numel()
+            yield _cut(layers, self.names, master, number, low)
+
+    def _sub_groups(self) -> Iterator[Flat]:
+        """Stage 3: every layer is cut by rank on its own; a sub-group is a row of such cuts."""
+        zero = self.zero
+        for sub, layers in enumerate(zero.fp16_groups):
+            master = zero.fp32_partitioned_groups_flat[sub]
+            pieces, offsets = [], []
+            for p in layers:
+                _, offset, length = zero.grad_position[zero.get_param_id(p)]
+                start = min(dist.get_rank(self.group) * length, p.ds_numel)
+                stop = min(start + length, p.ds_numel)  # the rest is padding
+                pieces.append(Piece(self.names[id(p)], tuple(p.ds_shape), start, stop))
+                offsets.append(offset)
+            number = zero.sub_group_to_group_id[sub]
+            yield Flat(master, number, tuple(pieces), tuple(offsets))
+
+    # Gradients, still scaled by the loss scale.
+
+    def gradients(self) -> list[Tensor]:
+        """One shard per layer, flat after flat, after the last backward of a step."""
+        found: list[Tensor] = []
+        for number, flat in enumerate(self.flats):
+            found += self._of_flat(number, flat)
+        return found
+
+    def _of_flat(self, number: int, flat: Flat) -> list[Tensor]:
+        if self.sharded_bf16:
+            return flat.views(self.zero.fp32_groups_gradient_flat_partition[number])
+        if self.stage == 0 or flat.master.grad is not None:  # offload keeps it there
+            if flat.master.grad is None:
+                return [v[:0] for v in flat.views(flat.master)]
+            return flat.views(flat.master.grad)
+        fragments = self.zero.averaged_gradients[number]
+        whole = getattr(fragments, "flat_partition", None)
+        if whole is not None:
+            return flat.views(whole)
+        return _walk(fragments, flat)
+
+    def scale(self) -> float:
+        """The loss scale; 1 where there is none."""
+        if self.stage == 0 or self.sharded_bf16:
+            return 1.0
+        return float(self.zero.loss_scale)
+
+    def freeze_scale(self) -> dict[str, Any]:
+        """The loss scaler's counters, for `thaw_scale` after a step that must not count."""
+        scaler = getattr(self.zero, "loss_scaler", None)
+        return dict(vars(scaler)) if scaler is not None else {}
+
+    def thaw_scale(self, frozen: dict[str, Any]) -> None:
+        """Put the counters back."""
+        scaler = getattr(self.zero, "loss_scaler", None)
+        if scaler is not None:
+            vars(scaler).update(frozen)
+
+    # Making the master weights visible to forward.
+
+    def publish(self) -> None:
+        """Copy the masters to the weights that forward uses; one all-gather where they are cut."""
+        if self.stage == 0:
+            return
+        if self.stage < 3:
+            self.zero.update_lp_params()
+            return
+        for sub in range(len(self.zero.fp16_groups)):
+            self.zero._reassign_or_swap_out_partitioned_parameters(sub)
+        persistent = self.zero.persistent_parameters
+        if persistent:
+            persistent[0].all_gather(persistent)
+
+    def buffers(self) -> dict[str, Tensor]:
+        """What the module's state_dict holds besides parameters, on the host."""
+        kept = set(self.engine.module.state_dict().keys())
+        named = self.engine.module.named_buffers()
+        return {n: b.detach().cpu().clone() for n, b in named if n in kept}
+
+
+def _cut(
+    layers: Sequence[Tensor], names: dict[int, str], master: Tensor, group: int, low: int
+) -> Flat:
+    high = low + master.numel()
+    pieces, offsets, at = [], [], 0
+    for p in layers:
+        start = min(max(low - at, 0), p.numel())
+        stop = max(start, min(high - at, p.numel()))
+        pieces.append(Piece(names[id(p)], tuple(p.shape), start, stop))
+        offsets.append(min(max(at + start - low, 0), master.numel()))
+        at += p.numel()
+    return Flat(master, group, tuple(pieces), tuple(offsets))
+
+
+def _walk(fragments: Sequence[Tensor], flat: Flat) -> list[Tensor]:
+    """Shards out of a list of tensors that follow each other as the flat's entries do."""
+    starts, at = {}, 0
+    for fragment in fragments:
+        starts[at] = fragment.view(-1)
+        at += fragment.numel()
+    found = []
+    for piece, offset in zip(flat.pieces, flat.offsets, strict=True):
+        length = piece.stop - piece.start
+        if length == 0:
+            found.append(flat.master[:0])
+        elif offset in starts and starts[offset].numel() >= length:
+            found.append(starts[offset][:length])
+        else:
+            found.append(torch.cat([f.view(-1) for f in fragments])[offset : offset + length])
+    return found
