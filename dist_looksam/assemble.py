@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from . import models
+from .backends import zero_config
 from .backends.backend import Backend
 from .backends.ddp import DDP
 from .backends.plain import Plain
@@ -18,19 +19,27 @@ from .engine import Engine
 from .errors import ConfigError
 from .maths.schedule import scaled_lr
 from .optim import table
+from .optim.sam import Sharpness
 from .world import World
 
 TIMEOUT = timedelta(minutes=10)
 
 
-def check_installed(settings: Settings) -> None:
-    """ConfigError if the backend's library is missing, before anything starts."""
+def check(settings: Settings, ranks: int) -> None:
+    """ConfigError for what the backend cannot do, or lacks, before anything starts."""
     library = {"zero": "deepspeed", "horovod": "horovod"}.get(settings.backend)
     if library and importlib.util.find_spec(library) is None:
         raise ConfigError(
             f"backend {settings.backend} needs {library}, which is not installed; "
             f"install it or use --backend ddp."
         )
+    if settings.backend == "zero":
+        deepspeed_config(settings, ranks)
+        if settings.ascent == "rank" and settings.zero_stage in (2, 3):
+            raise ConfigError(
+                f"ascent rank needs whole gradients on every rank, got ZeRO stage "
+                f"{settings.zero_stage}; use --zero_stage 1 or --ascent global."
+            )
 
 
 def device_of(settings: Settings, world: World) -> torch.device:
@@ -103,6 +112,15 @@ def base_settings(settings: Settings) -> dict[str, Any]:
     }
 
 
+def optimizer_of(settings: Settings, model: nn.Module) -> Sharpness:
+    """The optimizer of the table around its base, over the model's parameters."""
+    assert settings.base is not None and settings.rho is not None
+    assert settings.weight_decay is not None
+    groups = table.groups(model, settings.weight_decay)
+    base = table.build_base(settings.base, groups, **base_settings(settings))
+    return table.build(base, rule=settings.rule, rho=settings.rho, alpha=settings.alpha)
+
+
 def engine_of(settings: Settings, data: Data, device: torch.device) -> Engine:
     """Everything put together on the chosen backend. `settings` are resolved."""
     return Engine(
@@ -114,13 +132,34 @@ def engine_of(settings: Settings, data: Data, device: torch.device) -> Engine:
 
 
 def _backend(settings: Settings, model: nn.Module, device: torch.device) -> Backend:
-    assert settings.base is not None and settings.rho is not None
-    assert settings.weight_decay is not None
     if settings.backend in ("plain", "ddp"):
         model.to(device)
-        groups = table.groups(model, settings.weight_decay)
-        base = table.build_base(settings.base, groups, **base_settings(settings))
-        optimizer = table.build(base, rule=settings.rule, rho=settings.rho, alpha=settings.alpha)
         kind = DDP if settings.backend == "ddp" else Plain
-        return kind(model, optimizer, precision=settings.precision)
+        return kind(model, optimizer_of(settings, model), precision=settings.precision)
+    if settings.backend == "zero":
+        return _zero(settings, model, device)
     raise ConfigError(f"backend {settings.backend} is not in this version; use --backend ddp.")
+
+
+def _zero(settings: Settings, model: nn.Module, device: torch.device) -> Backend:
+    from .backends import zero
+
+    assert settings.zero_stage is not None
+    made = deepspeed_config(settings, dist.get_world_size())
+    engine = zero.open_engine(model.to(device), optimizer_of(settings, model), made)
+    half = settings.precision == "bf16" and settings.zero_stage == 0
+    return zero.Zero(engine, autocast=torch.bfloat16 if half else None)
+
+
+def deepspeed_config(settings: Settings, ranks: int) -> dict[str, Any]:
+    """What deepspeed.initialize gets; ConfigError if the user's file and the flags disagree."""
+    assert settings.zero_stage is not None and settings.micro_batch is not None
+    return zero_config.make(
+        zero_config.read(settings.deepspeed_config),
+        stage=settings.zero_stage,
+        batch_size=settings.batch_size,
+        micro_batch=settings.micro_batch,
+        ranks=ranks,
+        precision=settings.precision,
+        offload=settings.offload,
+    )

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser
 
+from .backends import zero_config
 from .engine import ASCENTS
 from .errors import ConfigError
 from .maths.schedule import SCALINGS, SCHEDULES
@@ -68,6 +69,7 @@ class Settings:
     workers: int | None = flag(None, "threads that decode images; default one per core", int)
     backend: str = flag("auto", f"one of {', '.join(BACKENDS)}", str)
     zero_stage: int | None = flag(None, "0-3, of backend zero (default 2) and horovod", int)
+    deepspeed_config: str | None = flag(None, "JSON file, merged with the flags (zero)", str)
     offload: bool = flag(False, "optimizer state in host memory (zero)", bool)
     precision: str = flag("fp32", f"one of {', '.join(PRECISIONS)}", str)
     seed: int = flag(0, "of weights, order, augmentation", int)
@@ -152,14 +154,23 @@ class Settings:
         """
         base = base_of(self.optimizer, self.base)
         steps = self.steps or max(1, round(self._epochs * samples / self.batch_size))
+        backend = self._backend(ranks, launcher)
+        file = zero_config.read(self.deepspeed_config)
+        if file and backend != "zero":
+            raise ConfigError(f"deepspeed_config is of backend zero, got {backend}; drop it.")
+        stage, clip = self.zero_stage, self.clip
+        if backend == "zero":
+            stage, clip = zero_config.stage_of(file, stage), zero_config.clip_of(file, clip)
         return replace(
             self,
             base=base,
+            zero_stage=stage,
+            clip=clip,
             lr=LR[base] if self.lr is None else self.lr,
             weight_decay=WEIGHT_DECAY[base] if self.weight_decay is None else self.weight_decay,
             eps=(1e-6 if base == "lamb" else 1e-8) if self.eps is None else self.eps,
             rho=RHO.get(method(self.optimizer).ascent or "", 0.0) if self.rho is None else self.rho,
-            backend=self._backend(ranks, launcher),
+            backend=backend,
             micro_batch=self._micro_batch(ranks),
             epochs=None,
             steps=steps,

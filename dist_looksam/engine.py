@@ -37,8 +37,10 @@ class Engine:
     """Trains with one or two gradients a step, on any backend.
 
     Args:
-        model: a module, a module in DistributedDataParallel, or a backend.
-        optimizer: `SAM`, `LookSAM`, `LookLayerSAM`, or any torch optimizer (never looks).
+        model: a module; a module in DistributedDataParallel; a DeepSpeedEngine that was
+            initialised with one of our optimizers; or a backend.
+        optimizer: `SAM`, `LookSAM`, `LookLayerSAM`, or any torch optimizer (never looks). Left out
+            with a DeepSpeedEngine or a backend, which have theirs.
         loss: `loss(model, batch)` -> mean loss of one micro-batch, 0-dim.
         clip: limit of the norm of the gradient that the base gets; None for none.
         precision: "fp32", "bf16", or "fp16" with a loss scale. Weights stay fp32.
@@ -73,9 +75,7 @@ class Engine:
         if loss is None:
             raise ConfigError("Engine needs loss, got none; pass loss(model, batch) -> mean loss.")
         if isinstance(model, nn.Module):
-            if optimizer is None:
-                raise ConfigError("Engine needs an optimizer with a module, got none.")
-            self.backend = _backend(model, _with_rule(optimizer), precision)
+            self.backend = _backend(model, optimizer, precision)
         else:
             self.backend = model
         self.optimizer = self.backend.optimizer
@@ -128,7 +128,13 @@ def _with_rule(optimizer: Optimizer) -> Sharpness:
     return Sharpness(params, optimizer, rule=Rule(ascent=None))
 
 
-def _backend(model: nn.Module, optimizer: Sharpness, precision: str) -> Backend:
+def _backend(model: nn.Module, optimizer: Optimizer | None, precision: str) -> Backend:
+    if hasattr(model, "zero_optimization_stage"):
+        from .backends.zero import Zero
+
+        return Zero(model)
     several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
     kind = DDP if several else Plain
-    return kind(model, optimizer, precision=precision)
+    if optimizer is None:
+        raise ConfigError("Engine needs an optimizer with a module, got none.")
+    return kind(model, _with_rule(optimizer), precision=precision)

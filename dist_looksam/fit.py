@@ -64,7 +64,7 @@ def run(settings: Settings, world: World) -> dict[str, Any]:
         seed=settings.seed,
     )
     settings = settings.resolved(ranks=world.size, launcher=world.launcher, samples=len(data.train))
-    assemble.check_installed(settings)
+    assemble.check(settings, world.size)
     device = assemble.device_of(settings, world)
     out = Path(settings.out)
     source = rundir.to_resume(out, settings.resume)

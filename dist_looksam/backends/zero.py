@@ -6,7 +6,9 @@ descends in the next; nothing of DeepSpeed is copied or patched, and no gather i
 back: the weights that are shown after the descent are those of the next step.
 """
 
+import logging
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -34,7 +36,18 @@ def load_deepspeed() -> Any:
     check_version(deepspeed.__version__)
     if not torch.cuda.is_available():
         deepspeed.ops.__dict__["__compatible_ops__"] = {}
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", "`torch.distributed.*is deprecated", FutureWarning)
     return deepspeed
+
+
+def open_engine(module: nn.Module, optimizer: Sharpness, config: dict[str, Any]) -> Any:
+    """deepspeed.initialize. The process group exists."""
+    deepspeed = load_deepspeed()
+    engine, *_ = deepspeed.initialize(
+        model=module, optimizer=optimizer, config=config, dist_init_required=False
+    )
+    return engine
 
 
 class Zero:
@@ -42,6 +55,7 @@ class Zero:
 
     Args:
         engine: from deepspeed.initialize(model=..., optimizer=<SAM, LookSAM, ...>, config=...).
+        autocast: dtype of arithmetic where the engine's weights are fp32; None for none.
 
     Raises:
         ConfigError: the engine's optimizer is not ours, or its configuration is one that would
@@ -52,7 +66,7 @@ class Zero:
     replicated = False
     scaler = None
 
-    def __init__(self, engine: Any) -> None:
+    def __init__(self, engine: Any, *, autocast: torch.dtype | None = None) -> None:
         _check_engine(engine)
         self.engine = engine
         self.model = engine
@@ -66,7 +80,9 @@ class Zero:
         self.dtype = next(self.module.parameters()).dtype
         if self.dtype != torch.float32:
             self.optimizer.visible_dtype = self.dtype
-        self.autocast: torch.dtype | None = None
+        self.autocast = autocast
+        if autocast is not None:
+            self.optimizer.visible_dtype = autocast
         self.optimizer.model = None
         self.optimizer.driver = self._client_step
         base = self.optimizer.base_optimizer
@@ -76,7 +92,9 @@ class Zero:
             base.reduce = self.reduce
         self._first: dict[int, int] = {}  # for each flat, the number of its first layer
         for f in self.layout.flats:
-            self._first[id(f.master)] = sum(len(g.pieces) for g in self.layout.flats[: len(self._first)])
+            self._first[id(f.master)] = sum(
+                len(g.pieces) for g in self.layout.flats[: len(self._first)]
+            )
         self._descending = False
         self._new: dict[int, Tensor] = {}  # g_v of this look, until the base has stepped
         self._work: Callable[[Flat, int], None] | None = None

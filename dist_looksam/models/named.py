@@ -116,7 +116,11 @@ def takes_keys(model: nn.Module) -> bool:
 
 
 def call(model: nn.Module, images: Tensor, keys: Tensor | None) -> Tensor:
-    """Logits [n, num_classes]; passes `keys` (int64 [n]) to the models that take them."""
+    """Logits [n, num_classes]; passes `keys` (int64 [n]) to the models that take them.
+
+    Images are cast to the dtype of the weights, which DeepSpeed may have made 16 bits.
+    """
+    images = images.to(next(model.parameters()).dtype)
     return model(images, keys) if keys is not None and takes_keys(model) else model(images)
 
 

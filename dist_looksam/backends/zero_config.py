@@ -1,0 +1,130 @@
+"""The DeepSpeed configuration of a run: made from the flags, merged with the user's file.
+
+A file may set anything that no flag sets. Where both say something, they must agree.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError
+
+_NOT_OURS = {
+    "optimizer": "use --optimizer and --base",
+    "scheduler": "use --schedule and --warmup_steps",
+}
+
+
+def read(path: str | None) -> dict[str, Any]:
+    """The user's file, or {}. ConfigError if it is not there or not a JSON object."""
+    if path is None:
+        return {}
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"deepspeed_config must be a JSON file, got {path} ({error.strerror}); name another."
+        ) from None
+    except ValueError as error:
+        raise ConfigError(f"deepspeed_config must be JSON, got {path} with {error}.") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"deepspeed_config must be a JSON object, got {path} with another value.")
+    return content
+
+
+def stage_of(file: dict[str, Any], flag: int | None) -> int:
+    """The ZeRO stage: the flag's, the file's, or 2. ConfigError if they differ."""
+    stage = file.get("zero_optimization", {}).get("stage")
+    if stage is not None and flag is not None and stage != flag:
+        raise ConfigError(
+            f"zero_stage must agree with the DeepSpeed config, got {flag} and {stage}; drop one."
+        )
+    return flag if flag is not None else 2 if stage is None else int(stage)
+
+
+def clip_of(file: dict[str, Any], flag: float | None) -> float | None:
+    """The clipping: the flag's or the file's, for ours is the clipping, after look or reuse.
+
+    ConfigError if it is set in both places.
+    """
+    limit = file.get("gradient_clipping") or None
+    if limit == "auto":
+        return flag
+    if limit is not None and flag is not None:
+        raise ConfigError(
+            f"clipping must be set once, got clip {flag:g} and gradient_clipping {limit} in "
+            f"the DeepSpeed config; drop one."
+        )
+    return flag if limit is None else float(limit)
+
+
+def make(
+    file: dict[str, Any],
+    *,
+    stage: int,
+    batch_size: int,
+    micro_batch: int,
+    ranks: int,
+    precision: str,
+    offload: bool,
+) -> dict[str, Any]:
+    """What deepspeed.initialize gets.
+
+    Raises:
+        ConfigError: the file contradicts a flag, or asks for what would train wrongly.
+    """
+    _check_file(file, precision, stage)
+    numbers = {
+        "train_batch_size": batch_size,
+        "train_micro_batch_size_per_gpu": micro_batch,
+        "gradient_accumulation_steps": batch_size // (micro_batch * ranks),
+    }
+    for name, ours in numbers.items():
+        if file.get(name, "auto") not in ("auto", ours):
+            raise ConfigError(
+                f"{name} must agree with the flags, got {file[name]} in the DeepSpeed config and "
+                f"{ours}; use auto there, or drop it."
+            )
+    zero = {**file.get("zero_optimization", {}), "stage": stage}
+    if offload:
+        zero["offload_optimizer"] = {"device": "cpu", **zero.get("offload_optimizer", {})}
+    made: dict[str, Any] = {
+        "steps_per_print": 10**9,
+        **file,
+        **numbers,
+        "zero_optimization": zero,
+        "gradient_clipping": 0.0,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+    }
+    if precision == "bf16" and stage > 0:
+        made["bf16"] = {**file.get("bf16", {}), "enabled": True}
+        made["data_types"] = {"grad_accum_dtype": "fp32", **file.get("data_types", {})}
+    if precision == "fp16":
+        made["fp16"] = {"initial_scale_power": 16, **file.get("fp16", {}), "enabled": True}
+    return made
+
+
+def _check_file(file: dict[str, Any], precision: str, stage: int) -> None:
+    for name, instead in _NOT_OURS.items():
+        if name in file:
+            raise ConfigError(f"the DeepSpeed config must not have {name}, got one; {instead}.")
+    for name in ("bf16", "fp16"):
+        if file.get(name, {}).get("enabled") in (True,) and precision != name:
+            raise ConfigError(
+                f"precision must agree with the DeepSpeed config, got {precision} and {name}; "
+                f"use --precision {name}."
+            )
+    if precision == "fp16" and stage == 0:
+        raise ConfigError(
+            "fp16 needs ZeRO stage 1, 2 or 3, got stage 0, where DeepSpeed scales no loss; "
+            "use --zero_stage 1 or --backend ddp."
+        )
+    zero = file.get("zero_optimization", {})
+    if zero.get("round_robin_gradients"):
+        raise ConfigError(
+            "round_robin_gradients must be false, got true, which moves layers about; remove it."
+        )
+    for name in ("offload_optimizer", "offload_param"):
+        if zero.get(name, {}).get("device") == "nvme":
+            raise ConfigError(f"{name} must be on cpu or none, got nvme; use device cpu.")
