@@ -35,10 +35,11 @@ def check(settings: Settings, ranks: int) -> None:
         )
     if settings.backend == "zero":
         deepspeed_config(settings, ranks)
-        if settings.ascent == "rank" and settings.zero_stage in (2, 3):
+        if settings.ascent == "rank" and (settings.zero_stage in (2, 3) or settings.offload):
             raise ConfigError(
                 f"ascent rank needs whole gradients on every rank, got ZeRO stage "
-                f"{settings.zero_stage}; use --zero_stage 1 or --ascent global."
+                f"{settings.zero_stage}{' with offload' if settings.offload else ''}; "
+                f"use --zero_stage 1 without offload, or --ascent global."
             )
 
 

@@ -106,11 +106,9 @@ class Engine:
         return Report(number, self.backend.mean(loss), seen)
 
     def _second_pass(self, batches: Sequence[Any], replay: Replay, local: bool) -> bool:
-        """False if fp16 overflowed in the first pass, so that looking would be in vain."""
+        """False if the first pass was not finite, so that looking would be in vain."""
         try:
-            finite = self.backend.climb(local=local)
-            scaled = getattr(self.backend, "scaler", None) is not None
-            if scaled and not bool(self.backend.mean(finite.float()) == 1):
+            if not self.backend.climb(local=local):
                 return False
             with replay.again():
                 self.backend.backward(batches, self.loss)

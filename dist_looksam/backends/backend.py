@@ -48,8 +48,11 @@ class Backend(Protocol):
         """
         ...
 
-    def climb(self, *, local: bool) -> Tensor:
-        """Keep w and g, make w + eps visible. `local`: each rank its own eps. True if finite."""
+    def climb(self, *, local: bool) -> bool:
+        """Keep w and g, make w + eps visible. `local`: each rank its own eps.
+
+        False, the same on all ranks, if g is known not to be finite: then `skip` follows.
+        """
         ...
 
     def descend(self) -> Seen:

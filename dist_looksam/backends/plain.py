@@ -103,9 +103,10 @@ class Plain:
             torch._foreach_mul_(grads, 1.0 / scale)
         return total / len(batches)
 
-    def climb(self, *, local: bool) -> Tensor:
-        """See `Backend.climb`."""
-        return self.optimizer.climb(average_=self.average_ if local else None)
+    def climb(self, *, local: bool) -> bool:
+        """See `Backend.climb`. Reads the overflow flag in fp16 only."""
+        finite = self.optimizer.climb(average_=self.average_ if local else None)
+        return self.scaler is None or bool(self.mean(finite.float()) == 1)
 
     def descend(self) -> Seen:
         """See `Backend.descend`."""

@@ -64,7 +64,6 @@ class Zero:
 
     name = "zero"
     replicated = False
-    scaler = None
 
     def __init__(self, engine: Any, *, autocast: torch.dtype | None = None) -> None:
         _check_engine(engine)
@@ -149,11 +148,10 @@ class Zero:
 
     def backward(self, batches: Sequence[Any], loss: Loss, *, average: bool = True) -> Tensor:
         """See `Backend.backward`."""
-        if not average:
-            raise ConfigError("ascent rank needs whole gradients on every rank; use ascent global.")
         total = torch.zeros((), device=self.device)
         for i, batch in enumerate(batches):
-            self.engine.set_gradient_accumulation_boundary(i == len(batches) - 1)
+            last = i == len(batches) - 1
+            self.engine.set_gradient_accumulation_boundary(last and average)
             with torch.autocast(self.device_type, self.autocast, enabled=self.autocast is not None):
                 value = loss(self.model, batch)
             self.engine.backward(value / len(batches), scale_wrt_gas=False)
@@ -198,15 +196,16 @@ class Zero:
         return [v for flat in self.layout.flats for v in flat.views(flat.master.detach())]
 
     @torch.no_grad()
-    def climb(self, *, local: bool) -> Tensor:
+    def climb(self, *, local: bool) -> bool:
         """See `Backend.climb`: one all-gather at stages 1 and 2, as after any step."""
+        if local:
+            return self._climb_locally()
         grads = self._unscaled()
         climb = self.optimizer.rule.climb(
             self._masters(), grads, rho=self._column("rho"), reduce=self.reduce
         )
-        finite = torch.isfinite(climb.grad2.sum())
-        if not bool(finite):
-            return finite
+        if not bool(torch.isfinite(climb.grad2.sum())):
+            return False
         self._unscale, self._cosines = self.layout.scale(), []
         kept: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -218,8 +217,36 @@ class Zero:
         frozen = self.layout.freeze_scale()
         self._run(work)
         self.layout.thaw_scale(frozen)
-        self._lifted = [kept[id(f.master)] for f in self.layout.flats if id(f.master) in kept]
-        return finite
+        self._lifted = [kept[id(f.master)] for f in self.layout.flats]
+        return True
+
+    def _climb_locally(self) -> bool:
+        """Every rank moves the weights that forward sees along its own gradient, and no master."""
+        params, own = self.layout.visible()
+        scale = self.layout.scale()
+        grads = [g.float() / scale for g in own]
+        climb = self.optimizer.rule.climb(
+            [p.float() for p in params], grads, rho=self._column("rho"), reduce=whole
+        )
+        eps = [climb.eps(i, g) for i, g in enumerate(grads)]
+        self.average_(grads)
+        if not bool(torch.isfinite(torch.stack([g.sum() for g in grads]).sum())):
+            return False
+        self._lifted, at = [], 0
+        for flat in self.layout.flats:
+            mean = torch.zeros_like(flat.master)
+            for piece, view in zip(flat.pieces, flat.views(mean), strict=True):
+                view.copy_(grads[at].view(-1)[piece.start : piece.stop])
+                at += 1
+            self._lifted.append((flat.master.detach().clone(), mean))
+        self._cosines = []
+        for p, e in zip(params, eps, strict=True):
+            if self.optimizer.visible_dtype is None:
+                p.add_(e)
+            else:
+                self._cosines.append(perturb_seen_in_(p, e, self.optimizer.visible_dtype))
+        self.engine.optimizer.zero_grad()
+        return True
 
     def _perturb_(self, flat: Flat, first: int, climb: Climb) -> None:
         grad = flat.master.grad

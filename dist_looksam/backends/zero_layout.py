@@ -122,6 +122,20 @@ class Layout:
             return flat.views(whole)
         return _walk(fragments, flat)
 
+    def visible(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Stages 0 and 1, before a boundary: the layers that forward sees, this rank's gradients.
+
+        Both in the order of the flats' pieces; gradients scaled by the loss scale.
+        """
+        if self.stage == 0:
+            params = [f.master.detach() for f in self.flats]
+            return params, [_or_zero(f.master.grad, f.master) for f in self.flats]
+        if self.sharded_bf16:
+            layers = [p for group in self.zero.bf16_groups for p in group]
+            return layers, [g for group in self.zero.fp32_groups_gradients for g in group]
+        layers = [p for group in self.zero.bit16_groups for p in group]
+        return layers, [_or_zero(self.zero.get_gradient_for_reduction(p), p) for p in layers]
+
     def scale(self) -> float:
         """The loss scale; 1 where there is none."""
         if self.stage == 0 or self.sharded_bf16:
@@ -159,6 +173,10 @@ class Layout:
         kept = set(self.engine.module.state_dict().keys())
         named = self.engine.module.named_buffers()
         return {n: b.detach().cpu().clone() for n, b in named if n in kept}
+
+
+def _or_zero(grad: Tensor | None, like: Tensor) -> Tensor:
+    return torch.zeros_like(like) if grad is None else grad
 
 
 def _cut(

@@ -1,0 +1,34 @@
+"""Real ranks on this machine: one start per number of ranks, since starting is what costs."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+
+def torchrun(ranks: int, script: str, *arguments: object, timeout: int = 600, **env: str) -> str:
+    """Run a script of this folder on `ranks` ranks over loopback; what it printed. Fails if it does."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc_per_node", str(ranks), str(HERE / script), *map(str, arguments)]
+    done = subprocess.run(
+        command,
+        env=environment(**env),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    assert done.returncode == 0, f"{script}: {done.stdout[-2000:]}\n{done.stderr[-6000:]}"
+    return done.stdout
+
+
+def environment(**more: str) -> dict[str, str]:
+    """The tests' own, with one thread per rank, loopback, and the package and tests on the path."""
+    root = HERE.parents[1]
+    path = os.pathsep.join(
+        [str(HERE), str(HERE.parent), str(root), os.environ.get("PYTHONPATH", "")]
+    )
+    fixed = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    return {**os.environ, **fixed, "DS_ACCELERATOR": "cpu", **more}

@@ -1,0 +1,84 @@
+"""DeepSpeed ZeRO against the truth: every optimizer, stage and number of ranks."""
+
+import json
+
+import pytest
+import task
+import torch
+
+from launch import torchrun
+
+pytestmark = pytest.mark.needs("deepspeed")
+
+STAGES = (0, 1, 2, 3)
+OFFLOAD = {"offload_optimizer": {"device": "cpu"}}
+SMALL = {"reduce_bucket_size": 30, "allgather_bucket_size": 50, "sub_group_size": 20}
+OVERLAP = {**SMALL, "overlap_comm": True, "contiguous_gradients": True}
+
+TABLE = [{"optimizer": o, "stage": s} for o in task.OPTIMIZERS for s in STAGES]
+VARIED = [
+    *({"optimizer": "look_sam", "base": "sgd", "stage": s} for s in STAGES),
+    *({"optimizer": "look_layer_sam", "stage": s, "zero": OFFLOAD} for s in (1, 2, 3)),
+    *({"optimizer": "look_layer_sam", "stage": s, "zero": OVERLAP} for s in (1, 2, 3)),
+    *({"optimizer": "look_sam", "stage": s, "zero": SMALL, "clip": 0.3} for s in (1, 2, 3)),
+    *({"optimizer": "look_sam", "stage": s, "rule": {"decompose": "layer"}} for s in (0, 2, 3)),
+    *({"optimizer": "sam", "base": "sgd", "stage": s, "rule": {"p": 3.0}} for s in (1, 2, 3)),
+    {"optimizer": "look_layer_sam", "stage": 3, "zero_init": True},
+]
+RANK_ASCENT = [
+    {"optimizer": o, "base": "sgd", "stage": s, "ascent": "rank", "accumulation": 1}
+    for o in ("sam", "look_sam", "look_layer_sam")
+    for s in (0, 1)
+]
+CASES = {1: TABLE, 2: TABLE + VARIED + RANK_ASCENT, 3: TABLE}
+
+
+@pytest.fixture(scope="session")
+def results(tmp_path_factory):
+    """ranks -> folder of results; each number of ranks is started once, when first asked for."""
+    done = {}
+
+    def of(ranks: int):
+        if ranks not in done:
+            folder = tmp_path_factory.mktemp(f"zero-{ranks}")
+            (folder / "cases.json").write_text(json.dumps(CASES[ranks]))
+            torchrun(ranks, "zero_worker.py", folder / "cases.json", folder)
+            done[ranks] = folder
+        return done[ranks]
+
+    return of
+
+
+def names(ranks: int) -> list:
+    return [
+        pytest.param(ranks, i, id=f"{ranks}ranks-" + json.dumps(case, sort_keys=True))
+        for i, case in enumerate(CASES[ranks])
+    ]
+
+
+@pytest.mark.parametrize("ranks, number", [*names(1), *names(2), *names(3)])
+def test_zero_trains_to_the_weights_of_the_reference(results, ranks, number):
+    case = CASES[ranks][number]
+    got = torch.load(task.result_file(results(ranks), number), weights_only=True)
+    changed = {**case.get("rule", {}), "clip": case.get("clip")}
+    own = ranks if case.get("ascent") == "rank" else 0
+    want = task.truth(case["optimizer"], case.get("base"), ranks=own, **changed)
+    limit = task.tolerance(case["optimizer"], case.get("base"))
+    assert task.worst(got["weights"], want) < limit
+    for (look, loss, grad_norm, update_norm), record in zip(got["rows"], want.records, strict=True):
+        assert look == record["look"]
+        assert loss == pytest.approx(record["loss"], abs=1e-4)
+        assert grad_norm == pytest.approx(record["grad_norm"], rel=1e-3, abs=1e-5)
+        assert update_norm == pytest.approx(record["update_norm"], rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_gv_takes_four_bytes_per_entry_over_ranks(results, ranks, stage):
+    case = {"optimizer": "look_layer_sam", "stage": stage}
+    got = torch.load(task.result_file(results(ranks), CASES[ranks].index(case)), weights_only=True)
+    layers = [p.numel() for p in task.net().parameters()]
+    share = 4 * sum(layers) / ranks
+    # Padding: stage 3 rounds every layer up to whole shards, 1 and 2 every group to 2 x ranks.
+    padding = 4 * (len(layers) if stage == 3 else 2 * 2)
+    assert all(abs(size - share) <= padding for size in got["gv_bytes"])

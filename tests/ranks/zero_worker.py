@@ -1,0 +1,94 @@
+"""A rank of the DeepSpeed tests: runs every case of a JSON list, writes what came out.
+
+torchrun --nproc_per_node N zero_worker.py cases.json FOLDER
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import task
+import torch
+import torch.distributed as dist
+
+from dist_looksam.backends import zero
+from dist_looksam.engine import Engine
+from dist_looksam.optim import table
+
+
+def optimizer_of(case: dict, model: torch.nn.Module):
+    name = case["optimizer"]
+    groups = table.groups(model, task.SETTINGS["decay"])
+    groups[1]["lr"] = task.SMALLER_LR
+    base = table.build_base(
+        table.base_of(name, case.get("base")), groups, lr=task.LR, eps=task.SETTINGS["eps"]
+    )
+    rule = table.rule_of(name, k=task.SETTINGS["k"], **case.get("rule", {}))
+    rho = task.RHO[rule.ascent or "model"]
+    return table.build(base, rule=rule, rho=rho, alpha=task.SETTINGS["alpha"])
+
+
+def config_of(case: dict) -> dict:
+    made = {
+        "train_micro_batch_size_per_gpu": task.BATCH // (2 * dist.get_world_size()),
+        "gradient_accumulation_steps": 2,
+        "zero_optimization": {"stage": case["stage"], **case.get("zero", {})},
+        "gradient_clipping": 0.0,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+    }
+    if case.get("precision") == "bf16":
+        made["bf16"] = {"enabled": True}
+        made["data_types"] = {"grad_accum_dtype": "fp32"}
+    if case.get("precision") == "fp16":
+        made["fp16"] = {"enabled": True, "initial_scale_power": 8, **case.get("fp16", {})}
+    return made
+
+
+def open_engine(case: dict) -> Engine:
+    deepspeed = zero.load_deepspeed()
+    config = config_of(case)
+    if case.get("zero_init"):
+        with deepspeed.zero.Init(config_dict_or_path=config):
+            model = task.net()
+    else:
+        model = task.net()
+    # As a user does it: deepspeed.initialize with our optimizer, then Engine around the engine.
+    engine, *_ = deepspeed.initialize(
+        model=model, optimizer=optimizer_of(case, model), config=config
+    )
+    return Engine(
+        engine, loss=task.loss, clip=case.get("clip"), ascent=case.get("ascent", "global")
+    )
+
+
+def run(case: dict) -> dict:
+    engine = open_engine(case)
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    rows = []
+    for step in range(task.STEPS):
+        done = engine.step(task.part(step, rank, ranks, case.get("accumulation", 2)))
+        numbers = (done.loss, done.seen.grad_norm, done.seen.update_norm)
+        rows.append([done.look, *map(float, numbers)])
+    state = engine.optimizer.state.values()
+    kept = sum(s["g_v"].numel() * s["g_v"].element_size() for s in state if "g_v" in s)
+    return {"weights": engine.backend.full_weights(), "rows": rows, "gv_bytes": kept}
+
+
+def main() -> None:
+    cases, folder = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    for number, case in enumerate(cases):
+        result = run(case)
+        sizes: list = [None] * dist.get_world_size()
+        dist.all_gather_object(sizes, result["gv_bytes"])
+        result["gv_bytes"] = sizes
+        if dist.get_rank() == 0:
+            torch.save(result, task.result_file(folder, number))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
