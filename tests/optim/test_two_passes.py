@@ -158,6 +158,27 @@ def test_batch_norm_is_given_back_as_it_was_set(name):
     assert int(model[2].num_batches_tracked) == 2
 
 
+@pytest.mark.parametrize("name", ["sam", "look_sam", "look_layer_sam"])
+def test_gradients_zeroed_in_place_are_the_same_as_gradients_let_go(name):
+    """With set_to_none=False the second pass writes where the first gradient lies: who kept no
+    copy of g finds g_s in its place, and g_v is 0."""
+    ways = []
+    for set_to_none in (True, False):
+        params = problem.parameters()
+        optimizer = build(params, name)
+
+        def closure(t, params=params, optimizer=optimizer, set_to_none=set_to_none):
+            optimizer.zero_grad(set_to_none=set_to_none)
+            loss = problem.loss(params, t)
+            loss.backward()
+            return loss
+
+        for t in range(5):
+            optimizer.step(lambda t=t, closure=closure: closure(t))
+        ways.append(copies(params))
+    assert same_bits(*ways)
+
+
 # --- what breaks in the middle --------------------------------------------------------------------
 
 
