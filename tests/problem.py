@@ -48,7 +48,7 @@ def gradient(weights, t: int):
     """What reference.train asks for."""
     params = [torch.tensor(w, requires_grad=True) for w in weights]
     value = loss(params, t)
-    return float(value), [g.numpy() for g in torch.autograd.grad(value, params)]
+    return value.item(), [g.numpy() for g in torch.autograd.grad(value, params)]
 
 
 class Closure:

@@ -193,7 +193,7 @@ def train(
     gradient: (weights, t) -> (loss, [arrays]), of the mean loss over step t's global batch.
     rank_gradients: None, or (weights, t) -> one gradient list per rank, each of the mean over that
         rank's own samples, whose mean is the gradient. Then every rank climbs with its own [11].
-    lr: a number, or t -> a number.
+    lr: a number, or t -> a number; rho, alpha: numbers. None where every group has its own.
     groups: dicts {"layers": [indices], "weight_decay": x}, and, where they differ from the rest,
         "lr" (instead of lr), "lr_scale" (times lr), "rho", "alpha". Every layer is in one.
     clip: largest whole-model 2-norm of what the base gets [7], or None.
@@ -219,8 +219,9 @@ def train(
         return mean([rank_gradients(add(w, climb(w, own[r])), t)[r] for r in range(len(own))])
 
     def lr_of(i, t):
-        now = lr(t) if callable(lr) else lr
-        return group[i].get("lr", now * group[i].get("lr_scale", 1.0))
+        if "lr" in group[i]:
+            return group[i]["lr"]
+        return (lr(t) if callable(lr) else lr) * group[i].get("lr_scale", 1.0)
 
     w = [np.array(x, dtype=np.float64) for x in weights]
     result = Result(base_state=[{} for _ in layers])

@@ -59,3 +59,11 @@ def same_bits(xs, ys) -> bool:
 
 def copies(params):
     return [x.detach().clone() for x in params]
+
+
+def bowl(params, curvatures):
+    return sum((c * x * x).sum() for x, c in zip(params, curvatures, strict=True)) / 2
+
+
+def parameters(*values):
+    return [torch.nn.Parameter(torch.tensor(x, dtype=torch.float64)) for x in values]

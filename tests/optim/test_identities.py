@@ -70,6 +70,21 @@ def test_the_p_norm_of_two_is_the_default():
         assert_same_path(path(name, p=2.0), path(name))
 
 
+@pytest.mark.parametrize("power", [-40, 40])
+@pytest.mark.parametrize("name", ["sam", "look_sam", "look_layer_sam"])
+def test_the_unit_of_the_loss_does_not_matter(name, power):
+    """Loss times 2^n and lr over 2^n, SGD without decay: eps and reuse are relative to g, and
+    powers of two round nothing. A small constant added to a norm would show here."""
+    paths = []
+    for unit in (1.0, 2.0**power):
+        groups = [g | {"weight_decay": 0.0, "lr": g["lr"] / unit} for g in GROUPS]
+        params = problem.parameters(torch.float32)
+        optimizer = build(params, name, "sgd", groups=groups)
+        problem.train(params, optimizer, 8, loss=lambda w, t, unit=unit: unit * problem.loss(w, t))
+        paths.append(copies(params))
+    assert same_bits(*paths)
+
+
 def awkward(dtype):
     """Weights that w += e; w -= e would not bring back: tiny beside their step, zeros, signs."""
     return [
@@ -124,8 +139,8 @@ def test_step_returns_the_loss_at_the_weights_and_not_up_the_hill(name):
     optimizer = build(params, name)
     closure = Closure(params, optimizer)
     for _ in range(4):
-        at_w = float(problem.loss(params, closure.t))
-        assert float(optimizer.step(closure)) == at_w
+        at_w = problem.loss(params, closure.t).item()
+        assert optimizer.step(closure).item() == at_w
         closure.t += 1
 
 
@@ -133,6 +148,6 @@ def test_lamb_and_lars_take_closures_as_torch_does():
     for base in ("lamb", "lars"):
         params = problem.parameters()
         optimizer = build_base(params, base)
-        at_w = float(problem.loss(params, 0))
-        assert float(optimizer.step(Closure(params, optimizer))) == at_w
+        at_w = problem.loss(params, 0).item()
+        assert optimizer.step(Closure(params, optimizer)).item() == at_w
         assert optimizer.step() is None

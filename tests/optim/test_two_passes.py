@@ -19,9 +19,9 @@ MAKERS = {
 each_method = pytest.mark.parametrize("name", list(MAKERS))
 
 
-def of(name, model, *, lr=0.1, **how):
-    params = list(model.parameters())
-    return MAKERS[name](params, torch.optim.SGD(params, lr=lr, momentum=0.9), rho=0.05, **how)
+def of(name, net, **how):
+    params = list(net.parameters())
+    return MAKERS[name](params, torch.optim.SGD(params, lr=0.1, momentum=0.9), rho=0.05, **how)
 
 
 def net(*layers):
@@ -158,6 +158,27 @@ def test_batch_norm_is_given_back_as_it_was_set(name):
     assert int(model[2].num_batches_tracked) == 2
 
 
+@pytest.mark.parametrize("name", ["sam", "look_sam", "look_layer_sam"])
+def test_gradients_zeroed_in_place_are_the_same_as_gradients_let_go(name):
+    """With set_to_none=False the second pass writes where the first gradient lies: who kept no
+    copy of g finds g_s in its place, and g_v is 0."""
+    ways = []
+    for set_to_none in (True, False):
+        params = problem.parameters()
+        optimizer = build(params, name)
+
+        def closure(t, params=params, optimizer=optimizer, set_to_none=set_to_none):
+            optimizer.zero_grad(set_to_none=set_to_none)
+            loss = problem.loss(params, t)
+            loss.backward()
+            return loss
+
+        for t in range(5):
+            optimizer.step(lambda t=t, closure=closure: closure(t))
+        ways.append(copies(params))
+    assert same_bits(*ways)
+
+
 # --- what breaks in the middle --------------------------------------------------------------------
 
 
@@ -198,6 +219,28 @@ def test_a_skipped_step_leaves_weights_and_state_to_the_bit(name, base, bad, spo
     closure.step()
     assert all(x.isfinite().all() for x in params)
     assert not same_bits(params, before[0])
+
+
+@pytest.mark.parametrize("broken", [1, 2])
+def test_a_skipped_step_leaves_batch_norm_as_it_was(broken):
+    """Its statistics are state too, and an overflow in the forward would be in them for good."""
+    model = net(torch.nn.BatchNorm1d(8))
+    optimizer = of("look_sam", model, model=model)
+    x = torch.randn(16, 4, generator=torch.Generator().manual_seed(1))
+    optimizer.step(closure_for(model, optimizer, x))
+    optimizer.step(closure_for(model, optimizer, x))
+    before, passes, sound = buffers(model), [], closure_for(model, optimizer, x)
+
+    def spoilt():
+        passes.append(1)
+        loss = sound()
+        if len(passes) == broken:
+            model[0].weight.grad[0, 0] = float("inf")
+        return loss
+
+    optimizer.step(spoilt)
+    assert not bool(optimizer.seen.finite)
+    assert same_bits(buffers(model), before)
 
 
 def test_an_error_up_the_hill_does_not_leave_the_weights_there():
