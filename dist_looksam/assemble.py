@@ -19,7 +19,7 @@ from .engine import Engine
 from .errors import ConfigError
 from .maths.schedule import scaled_lr
 from .optim import table
-from .optim.sam import Sharpness
+from .optim.sharpness import Sharpness
 from .world import World
 
 TIMEOUT = timedelta(minutes=10)

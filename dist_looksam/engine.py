@@ -14,7 +14,8 @@ from .backends.plain import DTYPES, Plain
 from .errors import ConfigError
 from .optim.replay import Replay
 from .optim.rule import Rule, check_choice
-from .optim.sam import Seen, Sharpness
+from .optim.seen import Seen
+from .optim.sharpness import Sharpness
 
 ASCENTS = ("global", "rank")
 

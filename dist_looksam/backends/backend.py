@@ -6,7 +6,8 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from ..optim.sam import Seen, Sharpness
+from ..optim.seen import Seen
+from ..optim.sharpness import Sharpness
 
 # read(name, key, start, stop) -> entries [start, stop) of that slot, flat, fp32; None: not there.
 Read = Callable[[str, str, int, int], Tensor | None]

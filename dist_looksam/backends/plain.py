@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..optim.sam import Seen, Sharpness
+from ..optim.seen import Seen
+from ..optim.sharpness import Sharpness
 from .backend import Loss, Piece, Read
 
 KEYS = ("g_v", "exp_avg", "exp_avg_sq", "momentum_buffer")

@@ -20,10 +20,11 @@ from ..errors import ConfigError
 from ..maths.ascent import Climb, cosine
 from ..maths.look import Given
 from ..maths.shards import dots, whole
-from ..optim.sam import Seen, Sharpness, perturb_seen_in_
-from .backend import Loss, Piece, Read
-from .plain import KEYS
+from ..optim.seen import Seen, perturb_seen_in_
+from ..optim.sharpness import Sharpness
+from .backend import Loss
 from .zero_layout import Flat, Layout, check_version
+from .zero_state import ZeroState
 
 
 def load_deepspeed() -> Any:
@@ -50,7 +51,7 @@ def open_engine(module: nn.Module, optimizer: Sharpness, config: dict[str, Any])
     return engine
 
 
-class Zero:
+class Zero(ZeroState):
     """A DeepSpeedEngine whose client optimizer is one of ours.
 
     Args:
@@ -101,50 +102,16 @@ class Zero:
         self._unscale = 1.0
         self._cosines: list[Tensor] = []
 
-    # Sums and means.
-
-    def reduce(self, sums: Tensor) -> Tensor:
-        """Add over the ranks that split a layer; nothing at stage 0, where all hold all."""
-        if self.replicated:
-            return whole(sums)
-        sums = sums.to(self.device)
-        dist.all_reduce(sums, group=self.layout.group)
-        return sums
-
-    def mean(self, numbers: Tensor) -> Tensor:
-        """One small all-reduce."""
-        numbers = numbers.to(self.device, copy=True)
-        dist.all_reduce(numbers)
-        return numbers / self.size
-
-    def average_(self, tensors: Sequence[Tensor]) -> None:
-        """One all-reduce of whole tensors together (stage 0)."""
-        flat = torch.cat([t.reshape(-1) for t in tensors])
-        dist.all_reduce(flat)
-        flat /= self.size
-        for t, new in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
-            t.copy_(new.view_as(t))
-
-    def gather(self, thing: Any) -> list[Any]:
-        """See `Backend.gather`."""
-        found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, thing)
-        return found
-
     # Passes.
 
     def evaluate(self, forward: Callable[[nn.Module], Tensor]) -> Tensor:
         """See `Backend.evaluate`."""
-        with (
-            torch.no_grad(),
-            torch.autocast(self.device_type, self.autocast, enabled=self.autocast is not None),
-        ):
+        with torch.no_grad(), self._arithmetic():
             return forward(self.module)
 
-    @property
-    def device_type(self) -> str:
-        """ "cpu" or "cuda"."""
-        return torch.device(self.device).type
+    def _arithmetic(self) -> torch.autocast:
+        kind = torch.device(self.device).type
+        return torch.autocast(kind, self.autocast, enabled=self.autocast is not None)
 
     def backward(self, batches: Sequence[Any], loss: Loss, *, average: bool = True) -> Tensor:
         """See `Backend.backward`."""
@@ -152,7 +119,7 @@ class Zero:
         for i, batch in enumerate(batches):
             last = i == len(batches) - 1
             self.engine.set_gradient_accumulation_boundary(last and average)
-            with torch.autocast(self.device_type, self.autocast, enabled=self.autocast is not None):
+            with self._arithmetic():
                 value = loss(self.model, batch)
             self.engine.backward(value / len(batches), scale_wrt_gas=False)
             total += value.detach().float()
@@ -271,46 +238,46 @@ class Zero:
     @torch.no_grad()
     def descend(self) -> Seen:
         """See `Backend.descend`: the step of DeepSpeed's engine."""
-        optimizer = self.optimizer
         lifted, self._lifted = self._lifted, None
-        look = lifted is not None
-        kept = None
-        if lifted is not None:
-            grads = [v for flat, (_, g) in self._each(lifted) for v in flat.views(g)]
-            sam = self._unscaled()
-            given = optimizer.rule.learn(sam, grads, clip=optimizer.clip, reduce=self.reduce)
-            if optimizer.probe is not None:
-                optimizer.probe(
-                    step=optimizer.steps,
-                    grads=grads,
-                    sam=sam,
-                    share=given.size,
-                    reduce=self.reduce,
-                )
-            cosines = self.reduce(torch.stack(self._cosines, -1)) if self._cosines else None
-            cosine_seen = None if cosines is None else cosine(cosines)
-        else:
-            kept = self._kept() if optimizer.rule.keeps else None
-            given = optimizer.rule.between(
-                self._unscaled(),
-                kept,
-                alpha=self._column("alpha"),
-                clip=optimizer.clip,
-                reduce=self.reduce,
+        return self._between() if lifted is None else self._after_look(lifted)
+
+    def _after_look(self, lifted: list[tuple[Tensor, Tensor]]) -> Seen:
+        optimizer = self.optimizer
+        grads = [v for flat, (_, g) in self._each(lifted) for v in flat.views(g)]
+        sam = self._unscaled()
+        given = optimizer.rule.learn(sam, grads, clip=optimizer.clip, reduce=self.reduce)
+        if optimizer.probe is not None:
+            share = given.size
+            optimizer.probe(
+                step=optimizer.steps, grads=grads, sam=sam, share=share, reduce=self.reduce
             )
-            cosine_seen = None
+        cosines = self.reduce(torch.stack(self._cosines, -1)) if self._cosines else None
         if not bool(given.finite):
-            return self._give_up(lifted, look)
+            return self._give_up(lifted, look=True)
         kept2 = self._apply(given, lifted)
-        optimizer.seen = Seen.of(
-            given,
-            look=look,
-            kept2=kept2 if look else (given.kept2 if kept else None),
-            eps_cosine=cosine_seen,
+        seen = None if cosines is None else cosine(cosines)
+        return self._done(Seen.of(given, look=True, kept2=kept2, eps_cosine=seen))
+
+    def _between(self) -> Seen:
+        optimizer = self.optimizer
+        given = optimizer.rule.between(
+            self._unscaled(),
+            self._kept() if optimizer.rule.keeps else None,
+            alpha=self._column("alpha"),
+            clip=optimizer.clip,
+            reduce=self.reduce,
         )
-        optimizer.steps += 1
-        optimizer.owe(None)
-        return optimizer.seen
+        if not bool(given.finite):
+            return self._give_up(None, look=False)
+        self._apply(given, None)
+        kept2 = given.kept2 if optimizer.rule.keeps else None
+        return self._done(Seen.of(given, look=False, kept2=kept2, eps_cosine=None))
+
+    def _done(self, seen: Seen) -> Seen:
+        self.optimizer.seen = seen
+        self.optimizer.steps += 1
+        self.optimizer.owe(None)
+        return seen
 
     def _each(self, lifted: list[tuple[Tensor, Tensor]]) -> list[tuple[Flat, tuple]]:
         return list(zip(self.layout.flats, lifted, strict=True))
@@ -409,76 +376,6 @@ class Zero:
                 flat.master.detach().copy_(weight)
             self._lifted = None
             self.layout.publish()
-
-    # Checkpoints.
-
-    def pieces(self) -> list[Piece]:
-        """This rank's part of every layer."""
-        return [p for flat in self.layout.flats for p in flat.pieces]
-
-    def slots(self) -> list[dict[str, Tensor]]:
-        """See `Backend.slots`."""
-        found = []
-        for flat in self.layout.flats:
-            state = self.optimizer.state.get(flat.master, {})
-            views = {
-                key: flat.views(value)
-                for key, value in state.items()
-                if isinstance(value, Tensor) and value.shape == flat.master.shape
-            }
-            views["weight"] = flat.views(flat.master.detach())
-            found += [{k: v[i] for k, v in views.items()} for i in range(len(flat.pieces))]
-        return found
-
-    def counters(self) -> dict[str, Any]:
-        """See `Backend.counters`."""
-        steps = [float(s["step"]) for s in self.optimizer.state.values() if "step" in s]
-        scaler = getattr(self.engine.optimizer, "loss_scaler", None)
-        scale = {}
-        if scaler is not None and hasattr(scaler, "cur_iter"):
-            good = scaler.cur_iter - scaler.last_overflow_iter - 1
-            scale = {"scale": float(scaler.cur_scale), "good": int(good)}
-        saved = {"steps": self.optimizer.steps, "owed": self.optimizer.owed()}
-        return {**saved, "base_step": max(steps, default=0.0), "loss_scale": scale}
-
-    @torch.no_grad()
-    def load(self, read: Read, counters: dict[str, Any]) -> None:
-        """See `Backend.load`."""
-        for flat in self.layout.flats:
-            state = self.optimizer.state[flat.master]
-            for i, piece in enumerate(flat.pieces):
-                place = (piece.name, piece.start, piece.stop)
-                for key in ("weight", *KEYS):
-                    values = read(place[0], key, place[1], place[2])
-                    if values is None:
-                        continue
-                    if key == "weight":
-                        flat.views(flat.master.detach())[i].copy_(values)
-                        continue
-                    if key not in state:
-                        state[key] = torch.zeros_like(flat.master)
-                    flat.views(state[key])[i].copy_(values)
-            if "exp_avg" in state:
-                state["step"] = torch.tensor(counters["base_step"])
-        self.layout.publish()
-        self.optimizer.steps = int(counters["steps"])
-        self.optimizer.owe(torch.tensor(False) if counters["owed"] else None)
-        scaler: Any = getattr(self.engine.optimizer, "loss_scaler", None)
-        if counters["loss_scale"] and hasattr(scaler, "cur_iter"):
-            scaler.cur_scale = counters["loss_scale"]["scale"]
-            scaler.last_overflow_iter = scaler.cur_iter - counters["loss_scale"]["good"] - 1
-
-    @torch.no_grad()
-    def full_weights(self) -> dict[str, Tensor] | None:
-        """See `Backend.full_weights`: layer by layer, one reduce each."""
-        weights = self.layout.buffers()
-        for piece, slot in zip(self.pieces(), self.slots(), strict=True):
-            flat = torch.zeros(torch.Size(piece.shape).numel(), device=self.device)
-            flat[piece.start : piece.stop] = slot["weight"]
-            if not self.replicated:
-                dist.reduce(flat, 0, group=self.layout.group)
-            weights[piece.name] = flat.view(piece.shape).cpu()
-        return weights if self.rank == 0 else None
 
 
 def _check_engine(engine: Any) -> None:

@@ -37,11 +37,18 @@ def per_model(sums: Tensor) -> Tensor:
 
 
 def dots(xs: Shards, ys: Shards) -> Tensor:
-    """[P] local inner products, float64. An empty shard adds 0."""
+    """[P] local inner products, float64. An empty shard adds 0.
+
+    Products are summed in the tensors' own precision, at least fp32: 16-bit sums would overflow.
+    """
     if not xs:
         return torch.zeros(0, dtype=torch.float64)
     pairs = zip(xs, ys, strict=True)
-    return torch.stack([torch.dot(x.flatten(), y.flatten()) for x, y in pairs]).double()
+    return torch.stack([torch.dot(_row(x), _row(y)) for x, y in pairs]).double()
+
+
+def _row(x: Tensor) -> Tensor:
+    return x.flatten() if x.dtype in (torch.float32, torch.float64) else x.flatten().float()
 
 
 def ratio(over: Tensor, under: Tensor, *, otherwise: float) -> Tensor:

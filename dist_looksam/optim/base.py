@@ -175,10 +175,11 @@ class Lars(_Trusted):
         return m.clone()
 
 
-def guarded_step(base: Optimizer, finite: Tensor) -> None:
+def guarded_step(base: Optimizer, finite: Tensor) -> bool:
     """base.step(), unless a gradient was not finite; `finite` is 0-dim bool, the same on all ranks.
 
     Lamb, Lars and torch's fused optimizers skip on the device. Any other base costs one host read.
+    Returns whether base.step was called, so that its state has been made.
     """
     fused = any(group.get("fused") for group in base.param_groups)
     if fused or getattr(base, "skips_on_device", False):
@@ -187,5 +188,8 @@ def guarded_step(base: Optimizer, finite: Tensor) -> None:
             base.step()
         finally:
             base.found_inf = None  # type: ignore[attr-defined]
-    elif bool(finite):
-        base.step()
+        return True
+    if not bool(finite):
+        return False
+    base.step()
+    return True

@@ -10,7 +10,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from ..errors import ConfigError
 from .base import Lamb, Lars
 from .rule import Rule
-from .sam import Sharpness
+from .sharpness import Sharpness
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ HERE = Path(__file__).parent
 
 
 def torchrun(ranks: int, script: str, *arguments: object, timeout: int = 600, **env: str) -> str:
-    """Run a script of this folder on `ranks` ranks over loopback; what it printed. Fails if it does."""
+    """Run a script of this folder on `ranks` ranks over loopback; returns what it printed."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc_per_node", str(ranks), str(HERE / script), *map(str, arguments)]
     done = subprocess.run(

@@ -1,0 +1,126 @@
+"""What a ZeRO rank holds: sums and means over ranks, and its pieces of weights and state."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..maths.shards import whole
+from ..optim.sharpness import Sharpness
+from .backend import Piece, Read
+from .plain import KEYS
+from .zero_layout import Layout
+
+
+class ZeroState:
+    """The half of `Zero` that moves no weights. Attributes as there."""
+
+    engine: Any
+    optimizer: Sharpness
+    layout: Layout
+    device: torch.device
+    replicated: bool
+    rank: int
+    size: int
+
+    # Sums and means.
+
+    def reduce(self, sums: Tensor) -> Tensor:
+        """Add over the ranks that split a layer; nothing at stage 0, where all hold all."""
+        if self.replicated:
+            return whole(sums)
+        sums = sums.to(self.device)
+        dist.all_reduce(sums, group=self.layout.group)
+        return sums
+
+    def mean(self, numbers: Tensor) -> Tensor:
+        """One small all-reduce."""
+        numbers = numbers.to(self.device, copy=True)
+        dist.all_reduce(numbers)
+        return numbers / self.size
+
+    def average_(self, tensors: Sequence[Tensor]) -> None:
+        """One all-reduce of whole tensors together (stage 0)."""
+        flat = torch.cat([t.reshape(-1) for t in tensors])
+        dist.all_reduce(flat)
+        flat /= self.size
+        for t, new in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+            t.copy_(new.view_as(t))
+
+    def gather(self, thing: Any) -> list[Any]:
+        """See `Backend.gather`."""
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, thing)
+        return found
+
+    # Checkpoints.
+
+    def pieces(self) -> list[Piece]:
+        """This rank's part of every layer."""
+        return [p for flat in self.layout.flats for p in flat.pieces]
+
+    def slots(self) -> list[dict[str, Tensor]]:
+        """See `Backend.slots`."""
+        found = []
+        for flat in self.layout.flats:
+            state = self.optimizer.state.get(flat.master, {})
+            views = {
+                key: flat.views(value)
+                for key, value in state.items()
+                if isinstance(value, Tensor) and value.shape == flat.master.shape
+            }
+            views["weight"] = flat.views(flat.master.detach())
+            found += [{k: v[i] for k, v in views.items()} for i in range(len(flat.pieces))]
+        return found
+
+    def counters(self) -> dict[str, Any]:
+        """See `Backend.counters`."""
+        steps = [float(s["step"]) for s in self.optimizer.state.values() if "step" in s]
+        scaler = getattr(self.engine.optimizer, "loss_scaler", None)
+        scale = {}
+        if scaler is not None and hasattr(scaler, "cur_iter"):
+            good = scaler.cur_iter - scaler.last_overflow_iter - 1
+            scale = {"scale": float(scaler.cur_scale), "good": int(good)}
+        saved = {"steps": self.optimizer.steps, "owed": self.optimizer.owed()}
+        return {**saved, "base_step": max(steps, default=0.0), "loss_scale": scale}
+
+    @torch.no_grad()
+    def load(self, read: Read, counters: dict[str, Any]) -> None:
+        """See `Backend.load`."""
+        for flat in self.layout.flats:
+            state = self.optimizer.state[flat.master]
+            for i, piece in enumerate(flat.pieces):
+                place = (piece.name, piece.start, piece.stop)
+                for key in ("weight", *KEYS):
+                    values = read(place[0], key, place[1], place[2])
+                    if values is None:
+                        continue
+                    if key == "weight":
+                        flat.views(flat.master.detach())[i].copy_(values)
+                        continue
+                    if key not in state:
+                        state[key] = torch.zeros_like(flat.master)
+                    flat.views(state[key])[i].copy_(values)
+            if "exp_avg" in state:
+                state["step"] = torch.tensor(counters["base_step"])
+        self.layout.publish()
+        self.optimizer.steps = int(counters["steps"])
+        self.optimizer.owe(torch.tensor(False) if counters["owed"] else None)
+        scaler: Any = getattr(self.engine.optimizer, "loss_scaler", None)
+        if counters["loss_scale"] and hasattr(scaler, "cur_iter"):
+            scaler.cur_scale = counters["loss_scale"]["scale"]
+            scaler.last_overflow_iter = scaler.cur_iter - counters["loss_scale"]["good"] - 1
+
+    @torch.no_grad()
+    def full_weights(self) -> dict[str, Tensor] | None:
+        """See `Backend.full_weights`: layer by layer, one reduce each."""
+        weights = self.layout.buffers()
+        for piece, slot in zip(self.pieces(), self.slots(), strict=True):
+            flat = torch.zeros(torch.Size(piece.shape).numel(), device=self.device)
+            flat[piece.start : piece.stop] = slot["weight"]
+            if not self.replicated:
+                dist.reduce(flat, 0, group=self.layout.group)
+            weights[piece.name] = flat.view(piece.shape).cpu()
+        return weights if self.rank == 0 else None

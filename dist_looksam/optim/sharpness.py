@@ -1,0 +1,340 @@
+"""A base optimizer, plus which gradient it gets.
+
+The optimizer that the user gives does the update; this one decides which gradient it gets. Both
+share `param_groups` and `state`, so a scheduler on either reaches both, and the second gradient's
+memory g_v is saved with the base's own state, as `state[param]["g_v"]`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ..errors import ConfigError
+from ..maths.ascent import Climb, cosine
+from ..maths.shards import Reduce, Shards, dots, whole
+from .base import guarded_step
+from .replay import Replay
+from .rule import Rule, check_alpha, check_rho
+from .seen import Probe, Seen, perturb_seen_in_
+
+
+class Sharpness(Optimizer):
+    """A base optimizer plus a `Rule` of which gradient it gets. Users take one of the subclasses.
+
+    Args:
+        params: the parameters, or group dictionaries, which may carry their own `rho`, `alpha`.
+        base_optimizer: an instance over the same parameters.
+        rule: when to look and what to keep.
+        rho, alpha: defaults for groups that name none.
+        model: whose BatchNorm statistics one step leaves as one pass would.
+
+    Attributes:
+        steps: steps taken, skipped ones included; the next one is step number `steps`.
+        seen: what the last step did.
+        clip: limit of the norm of what the base gets; None for none.
+        visible_dtype: dtype in which forward sees the weights; if set, looks report the cosine
+            between applied and intended perturbation.
+
+    Raises:
+        ConfigError: a setting is out of range, or `params` are not those of the base.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        base_optimizer: Optimizer,
+        *,
+        rule: Rule,
+        rho: float = 0.0,
+        alpha: float = 0.0,
+        model: nn.Module | None = None,
+    ) -> None:
+        check_rho(rho)
+        check_alpha(alpha)
+        self.rule = rule
+        self.model = model
+        self.clip: float | None = None
+        self.visible_dtype: torch.dtype | None = None
+        self.probe: Probe | None = None
+        self.driver: Callable[[], None] | None = None
+        self.steps = 0
+        self.seen: Seen | None = None
+        self._owed: Tensor | None = None
+        self._columns: dict[str, tuple[tuple[float, ...], Tensor | float]] = {}
+        self._lifted: _Lifted | None = None
+        super().__init__(params, {"rho": rho, "alpha": alpha})
+        if not isinstance(base_optimizer, Optimizer):
+            raise ConfigError(
+                f"base_optimizer must be an instance, got {base_optimizer!r}; "
+                f"make it over the same parameters first."
+            )
+        _check_same_params(self, base_optimizer)
+        self.defaults = {**base_optimizer.defaults, **self.defaults}  # some schedulers read them
+        own = {id(p): group for group in self.param_groups for p in group["params"]}
+        for group in base_optimizer.param_groups:
+            mine = own.get(id(group["params"][0]), {}) if group["params"] else {}
+            for name, check in (("rho", check_rho), ("alpha", check_alpha)):
+                group[name] = mine.get(name, self.defaults[name])
+                check(group[name])
+        self.base_optimizer = base_optimizer
+        self._follow_base()
+
+    def _follow_base(self) -> None:
+        self._share_with_base()
+        self.base_optimizer.register_load_state_dict_post_hook(self._share_with_base)
+
+    def _share_with_base(self, _: Optimizer | None = None) -> None:
+        self.param_groups = self.base_optimizer.param_groups
+        self.state = self.base_optimizer.state
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group to the base and to this optimizer."""
+        base = getattr(self, "base_optimizer", None)
+        if base is None:
+            super().add_param_group(param_group)
+            return
+        base.add_param_group({name: self.defaults[name] for name in ("rho", "alpha")} | param_group)
+
+    # What the step works on. Layers without a gradient take part as empty shards.
+
+    def _layers(self) -> list[Tensor]:
+        return [p for group in self.param_groups for p in group["params"]]
+
+    def _active(self) -> tuple[list[Tensor], list[Tensor]]:
+        """(parameters, their gradients), for the parameters that have one."""
+        params = [p for p in self._layers() if p.grad is not None]
+        for p in params:
+            if p.grad.is_sparse:  # type: ignore[union-attr]
+                raise ConfigError("gradients must be dense, got a sparse one; use sparse=False.")
+        return params, [p.grad for p in params]  # type: ignore[misc]
+
+    def _column(self, name: str) -> Tensor | float:
+        """rho or alpha of every active layer: one number if all agree, else [P]."""
+        values = tuple(
+            g[name] for g in self.param_groups for p in g["params"] if p.grad is not None
+        )
+        if len(set(values)) <= 1:
+            return values[0] if values else 0.0
+        if self._columns.get(name, ((), 0.0))[0] != values:
+            device = next(p.device for p in self._layers())
+            column = torch.tensor(values, dtype=torch.float64, device=device)
+            self._columns[name] = (values, column)
+        return self._columns[name][1]
+
+    # One step, in the parts that the closure form and the engine share.
+
+    def looks(self) -> bool:
+        """True if the step about to begin computes the second gradient.
+
+        Reads one number from the device if the last step looked, to know if it was skipped.
+        """
+        remembers = any("g_v" in state for state in self.state.values())
+        return self.rule.looks(self.steps, remembers=remembers, owed=self.owed())
+
+    def owed(self) -> bool:
+        """True if the last step looked and was skipped. May read one number from the device."""
+        return self._owed is not None and not bool(self._owed)
+
+    def owe(self, finite: Tensor | None) -> None:
+        """Note whether the look that has just ended was finite (0-dim bool); None: no look."""
+        self._owed = finite
+
+    @torch.no_grad()
+    def climb(
+        self, *, reduce: Reduce = whole, average_: Callable[[Shards], None] | None = None
+    ) -> Tensor:
+        """After the first pass: keep w and g, and put w + eps in place of w.
+
+        Args:
+            average_: given, gradients are this rank's own and so is eps; it replaces them by their
+                mean over ranks, for the decomposition.
+
+        Returns:
+            0-dim bool: this rank's g is finite.
+        """
+        params, grads = self._active()
+        climb = self.rule.climb(params, grads, rho=self._column("rho"), reduce=reduce)
+        backup = [p.clone() for p in params]
+        seen_cosine = self._perturb_(params, grads, climb, reduce)
+        kept = [g.clone() for g in grads]  # DDP may own the memory behind .grad
+        if average_ is not None:
+            average_(kept)
+        self._lifted = _Lifted(params, backup, kept, seen_cosine)
+        torch.clear_autocast_cache()  # or forward under a caller's autocast would see the old w
+        return torch.isfinite(climb.grad2.sum())
+
+    def _perturb_(
+        self, params: Shards, grads: Shards, climb: Climb, reduce: Reduce
+    ) -> Tensor | None:
+        """w += eps; the cosine between what 16-bit weights show of eps and eps itself."""
+        dtype = self.visible_dtype
+        sums = []
+        for i, (w, g) in enumerate(zip(params, grads, strict=True)):
+            eps = climb.eps(i, g)
+            if dtype is None:
+                w.add_(eps)
+            else:
+                sums.append(perturb_seen_in_(w, eps, dtype))
+        if dtype is None or not sums:
+            return None
+        return cosine(reduce(torch.stack(sums, -1)))
+
+    @torch.no_grad()
+    def lower(self) -> None:
+        """Put the weights back, bit for bit, as before `climb`. Does nothing if they are."""
+        if self._lifted is None or self._lifted.lowered:
+            return
+        for p, kept in zip(self._lifted.params, self._lifted.backup, strict=True):
+            p.copy_(kept)
+        self._lifted.lowered = True
+        torch.clear_autocast_cache()
+
+    @torch.no_grad()
+    def descend(self, *, reduce: Reduce = whole) -> Seen:
+        """After the last pass: restore w, give the base its gradient, let it step, remember g_v."""
+        self.lower()
+        lifted, self._lifted = self._lifted, None
+        self.seen = self._after_look(lifted, reduce) if lifted else self._between(reduce)
+        self.steps += 1
+        self._owed = self.seen.finite if self.seen.look else None
+        return self.seen
+
+    @torch.no_grad()
+    def skip(self) -> Seen:
+        """The step is given up after the first pass: all as before, and the next step looks."""
+        self.lower()
+        self._lifted = None
+        nothing = torch.tensor(torch.nan)
+        self.seen = Seen(True, torch.tensor(False), nothing, nothing)
+        self.steps += 1
+        self._owed = self.seen.finite
+        return self.seen
+
+    def _after_look(self, lifted: "_Lifted", reduce: Reduce) -> Seen:
+        pairs = [
+            (p, g) for p, g in zip(lifted.params, lifted.grads, strict=True) if p.grad is not None
+        ]
+        params, grads = [p for p, _ in pairs], [g for _, g in pairs]
+        sam: list[Tensor] = [p.grad for p in params]  # type: ignore[misc]
+        given = self.rule.learn(sam, grads, clip=self.clip, reduce=reduce)
+        if self.probe is not None:
+            self.probe(step=self.steps, grads=grads, sam=sam, share=given.size, reduce=reduce)
+        new = grads  # g is not needed after this: its memory becomes g_v's
+        for i, (g, s) in enumerate(zip(grads, sam, strict=True)):
+            torch.addcmul(s, g, given.size[i].to(g.dtype), value=-1, out=new[i])
+        kept2 = reduce(dots(new, new)).sum()
+        if self.clip is not None:
+            for s in sam:
+                s.mul_(given.scale.to(s.dtype))
+        stepped = guarded_step(self.base_optimizer, given.finite)
+        if stepped and self.rule.keeps:
+            self._remember(params, new, given.finite)
+        return Seen.of(given, look=True, kept2=kept2, eps_cosine=lifted.eps_cosine)
+
+    def _remember(self, params: Shards, new: Shards, finite: Tensor) -> None:
+        """state["g_v"] = new, or what it was where the step is skipped. After the base's step:
+        optimizers that fill an empty state at their first step must find it empty."""
+        for p, v in zip(params, new, strict=True):
+            old = self.state[p].get("g_v")
+            if old is None:
+                self.state[p]["g_v"] = torch.where(finite, v, 0.0)
+            else:
+                old.copy_(torch.where(finite, v, old))
+
+    def _between(self, reduce: Reduce) -> Seen:
+        params, grads = self._active()
+        kept = None
+        if self.rule.keeps:
+            kept = [self.state[p].get("g_v", torch.zeros_like(p)) for p in params]
+        given = self.rule.between(
+            grads, kept, alpha=self._column("alpha"), clip=self.clip, reduce=reduce
+        )
+        if kept is not None:
+            for i, (g, v) in enumerate(zip(grads, kept, strict=True)):
+                g.addcmul_(v, given.size[i].to(g.dtype))
+        if self.clip is not None:
+            for g in grads:
+                g.mul_(given.scale.to(g.dtype))
+        guarded_step(self.base_optimizer, given.finite)
+        return Seen.of(given, look=False, kept2=given.kept2 if kept else None, eps_cosine=None)
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """One step. Returns the loss of the first pass.
+
+        Args:
+            closure: zeroes the gradients, computes the loss, calls backward, returns the loss.
+                Called twice on looks, once otherwise; both calls draw the same random numbers.
+
+        Raises:
+            ConfigError: no closure.
+        """
+        if self.driver is not None:  # called by DeepSpeed, for which its backend has work
+            self.driver()
+            return None
+        if closure is None:
+            raise ConfigError(
+                f"{type(self).__name__}.step needs a closure, got none; "
+                "pass a function that zeroes, computes, calls backward and returns the loss."
+            )
+        replay = Replay(self.model, cuda=any(p.is_cuda for p in self._layers()))
+        look = self.looks()
+        with torch.enable_grad():
+            loss = closure()
+        if look:
+            self.climb()
+            try:
+                with torch.enable_grad(), replay.again():
+                    closure()
+            finally:
+                self.lower()  # also if the closure raised: the user's weights are never left moved
+        replay.undo_statistics(unless=self.descend().finite)
+        return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear the gradients of all parameters."""
+        self.base_optimizer.zero_grad(set_to_none=set_to_none)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The base's state with g_v in it, in torch's form, plus the counters."""
+        counters = {"steps": self.steps, "owed": self.owed()}
+        return {**self.base_optimizer.state_dict(), "sharpness": counters}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue as saved; mid-cycle too. A state without g_v looks on its next step."""
+        state_dict = dict(state_dict)
+        counters = state_dict.pop("sharpness", {"steps": 0, "owed": False})
+        self.base_optimizer.load_state_dict(state_dict)
+        self.steps = int(counters["steps"])
+        self._owed = torch.tensor(False) if counters["owed"] else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return dict(self.__dict__)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if "base_optimizer" in state:  # a copy; torch's copy of the base has lost its hooks
+            self._follow_base()
+
+
+@dataclass
+class _Lifted:
+    """What `climb` keeps until `descend`."""
+
+    params: list[Tensor]
+    backup: list[Tensor]
+    grads: list[Tensor]
+    eps_cosine: Tensor | None
+    lowered: bool = False
+
+
+def _check_same_params(own: Optimizer, base: Optimizer) -> None:
+    mine, theirs = ({id(p) for g in o.param_groups for p in g["params"]} for o in (own, base))
+    if mine != theirs:
+        raise ConfigError(
+            f"params must be those of base_optimizer, got {len(mine)} tensors against "
+            f"{len(theirs)}, {len(mine & theirs)} of them shared; build both from the same list."
+        )
