@@ -7,6 +7,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from dist_looksam import models
+from dist_looksam.models import vit
 from dist_looksam.models.vit import drop_path
 
 IMAGE = (1, 28, 28)
@@ -98,12 +99,18 @@ def test_drop_path_by_keys_compiles_into_one_graph():
     assert torch.equal(compiled(images, keys), model(images, keys))
 
 
-def test_blocks_and_branches_drop_different_samples():
+def test_streams_drop_different_samples():
     x, keys = torch.ones(64, 1), torch.arange(64)
     masks = {tuple(drop_path(x, 0.5, keys, stream).flatten().tolist()) for stream in range(8)}
     assert len(masks) == 8
-    streams = [s for b in small().blocks for s in (b.stream, b.stream + 1)]
-    assert len(set(streams)) == len(streams)
+
+
+def test_every_branch_of_every_block_has_a_stream_of_its_own(monkeypatch):
+    used = []
+    monkeypatch.setattr(vit, "drop_path", lambda x, rate, keys, stream: used.append(stream) or x)
+    small(drop_path=0.5).train()(*some(2))
+    assert len(used) == 6  # two branches of four blocks; the first block never drops
+    assert len(set(used)) == len(used)
 
 
 @pytest.mark.parametrize("keys", [torch.arange(20_000), None])
