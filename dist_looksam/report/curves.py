@@ -68,7 +68,8 @@ def _subtitle(folder: Path, steps: Rows) -> str:
     if end.get("batch_size"):
         facts.append(f"batch {end['batch_size']:,}")
     if end.get("world_size"):
-        facts.append(f"{end['world_size']} ranks of {end.get('backend', 'one backend')}")
+        ranks = f"{end['world_size']} rank" + "s" * (end["world_size"] > 1)
+        facts.append(f"{ranks}, backend {end.get('backend', 'unknown')}")
     skipped = sum(bool(row["skipped"]) for row in steps)
     if skipped:
         facts.append(f"{skipped} skipped")
@@ -141,8 +142,8 @@ def _loss(steps: Rows, evaluations: Rows, x: alt.X) -> alt.LayerChart:
 
 
 def _dots(dots: Rows) -> alt.Chart:
-    opacity = 0.75 if len(dots) < 150 else 0.3
-    return alt.Chart(drawing.rows(dots)).mark_circle(size=14, opacity=opacity)
+    size, opacity = (48, 0.85) if len(dots) < 150 else (14, 0.3)  # few must show beside the line
+    return alt.Chart(drawing.rows(dots)).mark_circle(size=size, opacity=opacity)
 
 
 def _skipped(steps: Rows, x: alt.X) -> list[alt.Chart]:
