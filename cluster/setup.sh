@@ -14,6 +14,7 @@ root=$PWD
 TORCH=${TORCH:-torch==2.13.0}
 DEEPSPEED=deepspeed==0.19.8
 EXTRAS=deepspeed,mpi,jpeg,dev,tensorboard,peers
+HOROVOD_NEEDS=(setuptools packaging numpy cloudpickle psutil pyyaml cffi)
 DATA_PACKAGES=(dataset-fashion-mnist)
 TEST_PACKAGES=(g++ make cmake openmpi-bin libopenmpi-dev libpmix2
     slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge
@@ -119,6 +120,12 @@ install_python_packages() {
 	from importlib.metadata import version
 	print("torch==" + version("torch"), "$DEEPSPEED", sep="\n")
 	END
+    if [[ $all ]]; then # Horovod compiles while the rest is fetched
+        pip_install -c .venv/constraints.txt "${HOROVOD_NEEDS[@]}"
+        setsid cluster/horovod/build.sh wheel 9>&- & # a group of its own, to end it as one
+        builder=$!
+        trap 'kill -- "-$builder" 2>/dev/null || true' EXIT
+    fi
     say "$DEEPSPEED and the other packages"
     pip_install -c .venv/constraints.txt -e ".[$EXTRAS]"
     say "checking that torch and deepspeed import"
@@ -143,4 +150,9 @@ set_up_python() {
 debian "the Fashion-MNIST images (without them: --data digits)" "${DATA_PACKAGES[@]}"
 [[ -z $all ]] || debian "the tests of Horovod, MPI and SLURM" "${TEST_PACKAGES[@]}"
 set_up_python
+if [[ $all ]]; then
+    wait # for the wheel, if it is being built
+    trap - EXIT
+    cluster/horovod/build.sh || say "going on without Horovod"
+fi
 say "ready: .venv/bin/dist-looksam"

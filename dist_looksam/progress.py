@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, ProgressColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
 from rich.progress import Task as BarTask
+from rich.table import Column
 from rich.text import Text
 
 _WINDOW_S = 60.0  # the pace is that of the last minute, so that a slow first step is soon forgotten
@@ -128,7 +129,7 @@ class _Facts(ProgressColumn):
     max_refresh = 0.25
 
     def __init__(self, progress: Progress) -> None:
-        super().__init__()
+        super().__init__(table_column=Column(no_wrap=True, overflow="ellipsis"))
         self._progress = progress
 
     def render(self, task: BarTask) -> Text:
@@ -146,6 +147,6 @@ class _Facts(ProgressColumn):
 def _columns(progress: Progress) -> tuple[ProgressColumn, ...]:
     return (
         TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
-        BarColumn(bar_width=None),
+        BarColumn(bar_width=max(6, min(40, progress._console.width - 92))),
         _Facts(progress),
     )

@@ -64,7 +64,7 @@ def _require(*names: str) -> None:
         pytest.skip(reason)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def needs():
     """For a need that is known only inside the test: `needs("horovod")`."""
     return _require

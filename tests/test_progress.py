@@ -1,4 +1,5 @@
 import io
+import re
 
 import pytest
 
@@ -92,6 +93,17 @@ def test_a_terminal_gets_one_bar_that_is_drawn_over(terminal):
     shown = terminal.getvalue()
     assert "1000/1000" in shown and "0.0010" in shown and "3,210" in shown and "a note" in shown
     assert shown.count("\n") < 10
+
+
+@pytest.mark.parametrize("columns", [80, 120, 200])
+def test_the_bar_fits_on_one_line(terminal, monkeypatch, columns):
+    """Wrapped over two lines, it was hard to read and left lines behind."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    with Progress(100_000, file=terminal) as p:
+        p.update(90_000, loss=1.2345, images_per_s=123_456.0, epoch=299)
+    drawn = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue())
+    assert drawn.rstrip().splitlines()[-1].startswith("step 90000/100000")
+    assert "images/s 123,456" in drawn.rstrip().splitlines()[-1]
 
 
 def test_a_run_that_fails_gives_the_terminal_back(terminal):

@@ -4,9 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from dist_looksam import hostlist, world
 from dist_looksam.errors import ConfigError
-from dist_looksam.world import World
+from dist_looksam.world import World, hostlist, launchers
 
 TORCHRUN = {
     "RANK": "5",
@@ -86,7 +85,7 @@ def test_every_launcher_is_recognised(launcher):
 
 @pytest.mark.parametrize("launcher", EACH)
 def test_all_ranks_meet_at_one_place(launcher):
-    rank, _, local_rank, _, node = world._VARIABLES[launcher]
+    rank, _, local_rank, _, node = launchers._VARIABLES[launcher]
     places = set()
     for i in range(8):
         env = EACH[launcher] | {rank: str(i), local_rank: str(i % 4)}
@@ -226,7 +225,7 @@ def test_mpirun_over_nodes_without_mpi4py_says_what_to_pass(monkeypatch, mpi4py,
 
 def test_mpirun_on_one_node_needs_no_address():
     w = World.from_env(without(OPENMPI, "MASTER_ADDR") | {"OMPI_COMM_WORLD_LOCAL_SIZE": "8"})
-    assert w.master_addr == "127.0.0.1" and w.master_port != world.DEFAULT_PORT
+    assert w.master_addr == "127.0.0.1" and w.master_port != launchers.DEFAULT_PORT
 
 
 @pytest.mark.parametrize(
@@ -252,8 +251,8 @@ def test_what_is_no_host_list_is_refused(text):
 
 def test_scontrol_helps_where_our_expansion_gives_up(monkeypatch):
     shown = subprocess.CompletedProcess([], 0, stdout="odd1\nodd2\n")
-    monkeypatch.setattr(world.shutil, "which", lambda _: "/usr/bin/scontrol")
-    monkeypatch.setattr(world.subprocess, "run", lambda *a, **k: shown)
+    monkeypatch.setattr(launchers.shutil, "which", lambda _: "/usr/bin/scontrol")
+    monkeypatch.setattr(launchers.subprocess, "run", lambda *a, **k: shown)
     assert World.from_env(SLURM | {"SLURM_STEP_NODELIST": "odd[x]"}).master_addr == "odd1"
 
 

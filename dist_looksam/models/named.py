@@ -83,10 +83,15 @@ def _from_timm(
     try:
         import timm
     except (ImportError, RuntimeError) as reason:  # RuntimeError: torchvision of another torch
-        state = "is not installed" if isinstance(reason, ModuleNotFoundError) else "does not import"
+        missing = isinstance(reason, ModuleNotFoundError) and reason.name == "timm"
+        state, cure = (
+            ("is not installed", "pip install timm")
+            if missing
+            else (f"does not import ({str(reason).splitlines()[0]})", "repair it")
+        )
         raise ConfigError(
-            f"model must be one of {own} or a timm model, got {name!r}, and timm {state} here "
-            f"({str(reason).splitlines()[0]}): pip install timm or take one of ours."
+            f"model must be one of {own} or a timm model, got {name!r}, and timm {state} here: "
+            f"{cure} or take one of ours."
         ) from reason
     if not timm.is_model(name):
         raise ConfigError(

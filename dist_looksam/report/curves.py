@@ -32,13 +32,14 @@ def curves(run_dir: str | os.PathLike[str]) -> Path:
             f"a run directory must hold a metrics.jsonl with at least one step, got {folder}: give "
             f"the --out of a run that has begun."
         )
-    top: list[alt.LayerChart] = [_loss(steps, evaluations)]
+    x = drawing.x_step(max(row["step"] for row in steps) + 1)
+    top: list[alt.LayerChart] = [_loss(steps, evaluations, x)]
     if any(row["eval_top1"] is not None for row in evaluations):
-        top.append(_top1(evaluations))
+        top.append(_top1(evaluations, x))
     small = [
-        _small(steps, "lr", "Learning rate", GREEN, dots=False),
-        _small(steps, "grad_norm", "Gradient norm  ‖g‖", INK),
-        _small(steps, "gv_ratio", "New part of a look  ‖g_v‖ / ‖g‖", PURPLE),
+        _small(steps, x, "lr", "Learning rate", GREEN, dots=False),
+        _small(steps, x, "grad_norm", "Gradient norm  ‖g‖", INK),
+        _small(steps, x, "gv_ratio", "New part of a look  ‖g_v‖ / ‖g‖", PURPLE),
     ]
     present = [panel for panel in small if panel is not None]
     upper, lower = drawing.across(*top), drawing.across(*present)
@@ -67,7 +68,8 @@ def _subtitle(folder: Path, steps: Rows) -> str:
     if end.get("batch_size"):
         facts.append(f"batch {end['batch_size']:,}")
     if end.get("world_size"):
-        facts.append(f"{end['world_size']} ranks of {end.get('backend', 'one backend')}")
+        ranks = f"{end['world_size']} rank" + "s" * (end["world_size"] > 1)
+        facts.append(f"{ranks}, backend {end.get('backend', 'unknown')}")
     skipped = sum(bool(row["skipped"]) for row in steps)
     if skipped:
         facts.append(f"{skipped} skipped")
@@ -95,8 +97,8 @@ def _series(steps: Rows, field: str) -> tuple[Rows, Rows]:
     return dots, drawing.thinned(line, _MOST_POINTS)
 
 
-def _y(values: list[float]) -> alt.Y:
-    log = drawing.is_wide(values)
+def _y(values: list[float], *, may_be_log: bool = True) -> alt.Y:
+    log = may_be_log and drawing.is_wide(values)
     scale = alt.Scale(
         type="log" if log else "linear",
         domain=drawing.domain(values, log=log),
@@ -107,7 +109,7 @@ def _y(values: list[float]) -> alt.Y:
     return alt.Y("value:Q", title=None, scale=scale, axis=axis)
 
 
-def _loss(steps: Rows, evaluations: Rows) -> alt.LayerChart:
+def _loss(steps: Rows, evaluations: Rows, x: alt.X) -> alt.LayerChart:
     dots, line = _series(steps, "loss")
     held_out = [
         {"step": row["step"], "value": row["eval_loss"], "kind": "held-out"}
@@ -123,7 +125,6 @@ def _loss(steps: Rows, evaluations: Rows) -> alt.LayerChart:
         legend=alt.Legend(symbolType="circle", symbolSize=60),
     )
     y = _y([row["value"] for row in dots + line + held_out])
-    x = drawing.x_step()
     layers: list[alt.Chart] = [
         _dots(dots).encode(x=x, y=y, color=colour),
         alt.Chart(drawing.rows([row | {"kind": "smoothed"} for row in line]))
@@ -136,26 +137,26 @@ def _loss(steps: Rows, evaluations: Rows) -> alt.LayerChart:
             .mark_line(strokeWidth=2, point=len(held_out) < 40)
             .encode(x=x, y=y, color=colour)
         )
-    layers += _skipped(steps)
+    layers += _skipped(steps, x)
     return alt.layer(*layers).properties(width=560, height=270, title="Loss")
 
 
 def _dots(dots: Rows) -> alt.Chart:
-    opacity = 0.75 if len(dots) < 150 else 0.3
-    return alt.Chart(drawing.rows(dots)).mark_circle(size=14, opacity=opacity)
+    size, opacity = (48, 0.85) if len(dots) < 150 else (14, 0.3)  # few must show beside the line
+    return alt.Chart(drawing.rows(dots)).mark_circle(size=size, opacity=opacity)
 
 
-def _skipped(steps: Rows) -> list[alt.Chart]:
+def _skipped(steps: Rows, x: alt.X) -> list[alt.Chart]:
     """Red ticks at the foot where the whole step was skipped (overflow, non-finite gradient)."""
     skipped = [{"step": row["step"]} for row in steps if row["skipped"]]
     if not skipped:
         return []
     data = drawing.rows(drawing.thinned(skipped, _MOST_POINTS))
     ticks = alt.Chart(data).mark_tick(color="#c1121f", thickness=1.5, size=9, yOffset=-5)
-    return [ticks.encode(x=drawing.x_step(), y=alt.value("height"))]
+    return [ticks.encode(x=x, y=alt.value("height"))]
 
 
-def _top1(evaluations: Rows) -> alt.LayerChart:
+def _top1(evaluations: Rows, x: alt.X) -> alt.LayerChart:
     known = [row for row in evaluations if row["eval_top1"] is not None]
     points = [{"step": row["step"], "value": row["eval_top1"]} for row in known]
     best = max(points, key=lambda row: row["value"])
@@ -173,9 +174,9 @@ def _top1(evaluations: Rows) -> alt.LayerChart:
         strokeWidth=2,
         point={"color": GREEN, "size": 30} if len(points) < 40 else False,
     )
-    mark = alt.Chart(drawing.rows([best])).encode(x=drawing.x_step(), y=y)
+    mark = alt.Chart(drawing.rows([best])).encode(x=x, y=y)
     return alt.layer(
-        line.encode(x=drawing.x_step(), y=y),
+        line.encode(x=x, y=y),
         mark.mark_circle(color=ORANGE, size=70, opacity=1),
         mark.mark_text(
             color=ORANGE, align="right", dx=-2, dy=-13, fontSize=12, fontWeight=600
@@ -184,7 +185,7 @@ def _top1(evaluations: Rows) -> alt.LayerChart:
 
 
 def _small(
-    steps: Rows, field: str, title: str, colour: str, *, dots: bool = True
+    steps: Rows, x: alt.X, field: str, title: str, colour: str, *, dots: bool = True
 ) -> alt.LayerChart | None:
     """A panel of the lower row; None where the run has no such number."""
     raw, line = _series(steps, field)
@@ -192,7 +193,7 @@ def _small(
         return None
     if not dots:  # a schedule: exact, not smoothed
         line = drawing.thinned(sorted(raw, key=lambda row: row["step"]), _MOST_POINTS)
-    y = _y([row["value"] for row in (raw if dots else line)])
+    y = _y([row["value"] for row in (raw if dots else line)], may_be_log=dots)
     layers = []
     if dots:
         colours = alt.Color(
@@ -200,7 +201,7 @@ def _small(
             scale=alt.Scale(domain=list(_DOTS), range=list(_DOTS.values())),
             legend=None,
         )
-        layers.append(_dots(raw).encode(x=drawing.x_step(), y=y, color=colours))
+        layers.append(_dots(raw).encode(x=x, y=y, color=colours))
     marks = alt.Chart(drawing.rows(line)).mark_line(color=colour, strokeWidth=2)
-    layers.append(marks.encode(x=drawing.x_step(), y=y))
+    layers.append(marks.encode(x=x, y=y))
     return alt.layer(*layers).properties(width=272, height=150, title=title)

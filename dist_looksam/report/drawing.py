@@ -56,10 +56,11 @@ _CONFIG = {
 }
 
 
-def x_step() -> alt.X:
-    """The axis all panels share."""
+def x_step(last: int | None = None) -> alt.X:
+    """The axis of steps, from 0 to `last` where panels shall share it, else as far as the data."""
+    limits = alt.Undefined if last is None else [0, max(1, last)]
     axis = alt.Axis(format=",d", grid=False, tickMinStep=1, tickCount=6)
-    return alt.X("step:Q", title="step", axis=axis, scale=alt.Scale(nice=False))
+    return alt.X("step:Q", title="step", axis=axis, scale=alt.Scale(nice=False, domain=limits))
 
 
 def across(*panels: Any) -> alt.HConcatChart:

@@ -41,8 +41,17 @@ def test_a_drop_path_that_is_no_rate_is_refused(rate):
 
 def test_an_unknown_name_lists_ours_and_says_that_timm_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ConfigError, match=r"auto, vit_ti16, .*, got 'vitt'.* timm .* here"):
+    with pytest.raises(ConfigError, match=r"auto, vit_ti16, .*, got 'vitt'.*not installed.*pip"):
         models.create("vitt", num_classes=2, image_shape=(1, 28, 28))
+
+
+def test_a_timm_whose_torchvision_is_of_another_torch_says_so(tmp_path, monkeypatch):
+    """Importing it raises RuntimeError, which looked like a bug of ours."""
+    (tmp_path / "timm.py").write_text("raise RuntimeError('operator nms does not exist')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "timm", raising=False)
+    with pytest.raises(ConfigError, match=r"does not import \(operator nms does not exist\) here"):
+        models.create("resnet18", num_classes=2, image_shape=(3, 64, 64))
 
 
 class Convolutional(nn.Module):

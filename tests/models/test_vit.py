@@ -1,7 +1,4 @@
-import importlib.util
 import math
-import sys
-import types
 
 import pytest
 import torch
@@ -10,26 +7,19 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from dist_looksam import models
+from dist_looksam.models import vit
 from dist_looksam.models.vit import drop_path
 
 IMAGE = (1, 28, 28)
 
 
-@pytest.fixture(autouse=True)
-def draws(monkeypatch):
-    """The hash that drop-path draws from, where the data package has it; else one as good here."""
-    if importlib.util.find_spec("dist_looksam.data.draws"):
-        return
-    stub = types.ModuleType("dist_looksam.data.draws")
-
-    def uniform(seed: int, keys: Tensor, stream: int) -> Tensor:
-        x = keys * 2654435761 + stream * 40503 + seed
-        x = (x ^ (x >> 15)) * 2246822519 & 0xFFFFFFFF
-        x = (x ^ (x >> 13)) * 3266489917 & 0xFFFFFFFF
-        return (x ^ (x >> 16)).double() / 2**32
-
-    stub.uniform = uniform  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, stub.__name__, stub)
+@pytest.fixture
+def one_thread():
+    """Small models on a busy machine: threads would wait for each other most of the time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def small(**how) -> models.ViT:
@@ -103,12 +93,24 @@ def test_a_second_pass_drops_the_same_paths_whatever_torch_drew_in_between():
     assert not torch.equal(model(images, keys + 100), first)
 
 
-def test_blocks_and_branches_drop_different_samples():
+def test_drop_path_by_keys_compiles_into_one_graph():
+    model, (images, keys) = small(drop_path=0.5).train(), some(4)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(images, keys), model(images, keys))
+
+
+def test_streams_drop_different_samples():
     x, keys = torch.ones(64, 1), torch.arange(64)
     masks = {tuple(drop_path(x, 0.5, keys, stream).flatten().tolist()) for stream in range(8)}
     assert len(masks) == 8
-    streams = [s for b in small().blocks for s in (b.stream, b.stream + 1)]
-    assert len(set(streams)) == len(streams)
+
+
+def test_every_branch_of_every_block_has_a_stream_of_its_own(monkeypatch):
+    used = []
+    monkeypatch.setattr(vit, "drop_path", lambda x, rate, keys, stream: used.append(stream) or x)
+    small(drop_path=0.5).train()(*some(2))
+    assert len(used) == 6  # two branches of four blocks; the first block never drops
+    assert len(set(used)) == len(used)
 
 
 @pytest.mark.parametrize("keys", [torch.arange(20_000), None])
@@ -139,7 +141,7 @@ def test_the_flop_formula_counts_what_torch_counts(name, shape):
     assert models.flops_per_image(model, shape) == counter.get_total_flops()
 
 
-def test_a_narrow_vit_learns_digits_within_40_steps():
+def test_a_narrow_vit_learns_digits_within_40_steps(one_thread):
     """With every weight started at std 0.02 this reached 20 %: narrow models hardly learned."""
     digits = pytest.importorskip("sklearn.datasets").load_digits()
     order = torch.randperm(1797, generator=torch.Generator().manual_seed(0))

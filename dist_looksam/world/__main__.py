@@ -65,3 +65,7 @@ def _all_reduce(world: World, device: str, megabytes: float) -> int:
         if len(set(seats)) < world.size:
             print("two ranks have the same host and local rank: they would share one device")
     return 0 if right and len(set(seats)) == world.size else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

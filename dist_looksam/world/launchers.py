@@ -1,8 +1,7 @@
-"""Which rank this process is, of how many, and where they meet; read from the launcher's variables.
+"""The variables that launchers set, and which of them to believe.
 
-Words: a *launcher* starts the processes; its *claim* is what its variables say this process is.
-Launchers nest: torchrun inside srun leaves both sets of variables, and the innermost is right.
-`python -m dist_looksam.world` prints what each rank sees and tries an all-reduce.
+A *launcher* starts the processes; its *claim* is what its variables say this process is. Launchers
+nest: torchrun inside srun leaves both sets of variables, and the innermost is right.
 """
 
 import hashlib
@@ -10,12 +9,11 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dist_looksam import hostlist
 from dist_looksam.errors import ConfigError
+from dist_looksam.world import hostlist
 
 LOCAL = "127.0.0.1"
 DEFAULT_PORT = 29500
@@ -299,9 +297,3 @@ def _free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("", 0))
         return listener.getsockname()[1]
-
-
-if __name__ == "__main__":
-    from dist_looksam.world_check import main
-
-    sys.exit(main())

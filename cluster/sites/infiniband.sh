@@ -1,0 +1,7 @@
+# infiniband.sh - NCCL over InfiniBand, everything else (rendezvous, gloo) over IPoIB.
+#
+# NCCL_IB_HCA keeps NCCL off storage adapters: list the compute ones (`ibstat -l`).
+export NCCL_IB_HCA=${NCCL_IB_HCA:-mlx5}
+export NCCL_SOCKET_IFNAME=${INTERFACE:-ib0} GLOO_SOCKET_IFNAME=${INTERFACE:-ib0}
+# Say in the log which transport was chosen; a silent fall back to sockets costs a factor of ten.
+export NCCL_DEBUG=${NCCL_DEBUG:-WARN}

@@ -1,0 +1,93 @@
+"""cluster/testbed/ from Python: hosts, jobs and faults."""
+
+import os
+import re
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).parents[1] / "cluster" / "testbed"
+OVER = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL"}
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """One testbed, by name. Hosts are head, node1 .. node8; they see the same files, but for /tmp,
+    of which they share the session's tmp_path folders and the project."""
+
+    name: str
+    nodes: int = 8
+    share: str = ""
+
+    def script(
+        self, name: str, *arguments: str, timeout: float = 120, **how
+    ) -> subprocess.CompletedProcess:
+        """Run one of cluster/testbed/'s scripts for this testbed."""
+        settings = {
+            "TESTBED_NAME": self.name,
+            "TESTBED_NODES": str(self.nodes),
+            "TESTBED_SHARE": self.share,
+            "TESTBED_OWNER": str(os.getpid()),
+        }
+        return subprocess.run(
+            [str(SCRIPTS / name), *map(str, arguments)],
+            env=os.environ | settings,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=timeout,
+            **how,
+        )
+
+    def on(
+        self,
+        host: str,
+        *command: str,
+        cwd: Path | None = None,
+        env: dict[str, str] | None = None,
+        check: bool = True,
+        timeout: float = 120,
+    ) -> str:
+        """What `command` printed on `host`, in a fresh login's environment plus `env`."""
+        settings = [f"{k}={v}" for k, v in (env or {}).items()]
+        done = self.script("on.sh", host, "env", *settings, *command, cwd=cwd, timeout=timeout)
+        if check and done.returncode:
+            pytest.fail(f"on {host}: {command} exited {done.returncode}:\n{done.stdout}")
+        return done.stdout
+
+    def fault(self, verb: str, host: str, *settings: str) -> None:
+        """crash, powercut, restart, unplug, replug, slow, fast: see cluster/testbed/lib.sh."""
+        done = self.script("on.sh", verb, host, *settings)
+        assert done.returncode == 0, done.stdout
+
+    def submit(self, *arguments: str, cwd: Path, env: dict[str, str] | None = None) -> str:
+        """sbatch on the head; the job's number."""
+        said = self.on("head", "sbatch", "--parsable", *arguments, cwd=cwd, env=env)
+        return said.split()[-1].split(";")[0]
+
+    def state(self, job: str) -> str:
+        """PENDING, RUNNING, ... or one of OVER."""
+        found = re.search(r"JobState=(\w+)", self.on("head", "scontrol", "-o", "show", "job", job))
+        return found[1] if found else "UNKNOWN"
+
+    def wait(self, job: str, *, until: set[str] = OVER, timeout: float = 120) -> str:
+        """The first of the states `until` that the job is in. (`sbatch --wait` is seconds late.)"""
+        end = time.monotonic() + timeout
+        while (state := self.state(job)) not in until:
+            if time.monotonic() > end:
+                queue = self.on("head", "squeue", "-l", check=False)
+                pytest.fail(f"job {job} is {state} after {timeout} s, not {until}:\n{queue}")
+            time.sleep(0.3)
+        return state
+
+    def up(self) -> None:
+        """Start it; where it runs, bring back lost hosts and repair cables."""
+        done = self.script("up.sh")
+        assert done.returncode == 0, done.stdout
+
+    def down(self) -> None:
+        self.script("down.sh")
