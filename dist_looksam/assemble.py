@@ -143,11 +143,11 @@ def _backend(settings: Settings, model: nn.Module, device: torch.device) -> Back
 
 
 def _zero(settings: Settings, model: nn.Module, device: torch.device) -> Backend:
-    from .backends import zero
+    from .backends import zero, zero_library
 
     assert settings.zero_stage is not None
     made = deepspeed_config(settings, dist.get_world_size())
-    engine = zero.open_engine(model.to(device), optimizer_of(settings, model), made)
+    engine = zero_library.open_engine(model.to(device), optimizer_of(settings, model), made)
     half = settings.precision == "bf16" and settings.zero_stage == 0
     return zero.Zero(engine, autocast=torch.bfloat16 if half else None)
 

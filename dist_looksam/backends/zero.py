@@ -6,9 +6,6 @@ descends in the next; nothing of DeepSpeed is copied or patched, and no gather i
 back: the weights that are shown after the descent are those of the next step.
 """
 
-import logging
-import os
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,39 +13,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..errors import ConfigError
 from ..maths.ascent import Climb, cosine
 from ..maths.look import Given
 from ..maths.shards import dots, whole
 from ..optim.seen import Seen, perturb_seen_in_
 from ..optim.sharpness import Sharpness
 from .backend import Loss
-from .zero_layout import Flat, Layout, check_version
+from .zero_layout import Flat, Layout
+from .zero_library import check_engine
 from .zero_state import ZeroState
-
-
-def load_deepspeed() -> Any:
-    """The library, told not to compile an op for gloo at its start (2 minutes, and a lock file)."""
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    import deepspeed
-    import deepspeed.ops
-
-    check_version(deepspeed.__version__)
-    if not torch.cuda.is_available():
-        deepspeed.ops.__dict__["__compatible_ops__"] = {}
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", "`torch.distributed.*is deprecated", FutureWarning)
-    return deepspeed
-
-
-def open_engine(module: nn.Module, optimizer: Sharpness, config: dict[str, Any]) -> Any:
-    """deepspeed.initialize. The process group exists."""
-    deepspeed = load_deepspeed()
-    engine, *_ = deepspeed.initialize(
-        model=module, optimizer=optimizer, config=config, dist_init_required=False
-    )
-    return engine
 
 
 class Zero(ZeroState):
@@ -67,7 +40,7 @@ class Zero(ZeroState):
     replicated = False
 
     def __init__(self, engine: Any, *, autocast: torch.dtype | None = None) -> None:
-        _check_engine(engine)
+        check_engine(engine)
         self.engine = engine
         self.model = engine
         self.module: nn.Module = engine.module
@@ -376,27 +349,3 @@ class Zero(ZeroState):
                 flat.master.detach().copy_(weight)
             self._lifted = None
             self.layout.publish()
-
-
-def _check_engine(engine: Any) -> None:
-    client = engine.basic_optimizer
-    if not isinstance(client, Sharpness):
-        raise ConfigError(
-            f"a DeepSpeed engine must be initialised with an optimizer of dist_looksam, got "
-            f"{type(client).__name__}; pass optimizer=LookLayerSAM(...) to deepspeed.initialize."
-        )
-    stage = int(engine.zero_optimization_stage())
-    if engine.gradient_clipping() > 0:
-        raise ConfigError(
-            f"gradient_clipping must be 0 in the DeepSpeed config, got "
-            f"{engine.gradient_clipping()} (1.0 is its default); set it to 0 and pass clip here."
-        )
-    if stage in (1, 2) and engine.zero_round_robin_gradients():
-        raise ConfigError(
-            "round_robin_gradients must be false, got true, which moves layers about; remove it."
-        )
-    if stage == 0 and (engine.fp16_enabled() or engine.bfloat16_enabled()):
-        raise ConfigError(
-            "ZeRO stage 0 must be fp32, got 16 bits, where DeepSpeed unscales wrongly; "
-            "use stage 1, 2 or 3."
-        )

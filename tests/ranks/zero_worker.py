@@ -11,7 +11,7 @@ import task
 import torch
 import torch.distributed as dist
 
-from dist_looksam.backends import zero
+from dist_looksam.backends import zero_library
 from dist_looksam.engine import Engine
 from dist_looksam.optim import table
 
@@ -47,7 +47,7 @@ def config_of(case: dict) -> dict:
 
 
 def open_engine(case: dict) -> Engine:
-    deepspeed = zero.load_deepspeed()
+    deepspeed = zero_library.load_deepspeed()
     config = config_of(case)
     if case.get("zero_init"):
         with deepspeed.zero.Init(config_dict_or_path=config):

@@ -1,0 +1,61 @@
+"""DeepSpeed itself: imported, started, and refused where it would train wrongly."""
+
+import logging
+import os
+import warnings
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import ConfigError
+from ..optim.sharpness import Sharpness
+from .zero_layout import check_version
+
+
+def load_deepspeed() -> Any:
+    """The library, told not to compile an op for gloo at its start (2 minutes, and a lock file)."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
+    import deepspeed.ops
+
+    check_version(deepspeed.__version__)
+    if not torch.cuda.is_available():
+        deepspeed.ops.__dict__["__compatible_ops__"] = {}
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", "`torch.distributed.*is deprecated", FutureWarning)
+    return deepspeed
+
+
+def open_engine(module: nn.Module, optimizer: Sharpness, config: dict[str, Any]) -> Any:
+    """deepspeed.initialize. The process group exists."""
+    deepspeed = load_deepspeed()
+    engine, *_ = deepspeed.initialize(
+        model=module, optimizer=optimizer, config=config, dist_init_required=False
+    )
+    return engine
+
+
+def check_engine(engine: Any) -> None:
+    client = engine.basic_optimizer
+    if not isinstance(client, Sharpness):
+        raise ConfigError(
+            f"a DeepSpeed engine must be initialised with an optimizer of dist_looksam, got "
+            f"{type(client).__name__}; pass optimizer=LookLayerSAM(...) to deepspeed.initialize."
+        )
+    stage = int(engine.zero_optimization_stage())
+    if engine.gradient_clipping() > 0:
+        raise ConfigError(
+            f"gradient_clipping must be 0 in the DeepSpeed config, got "
+            f"{engine.gradient_clipping()} (1.0 is its default); set it to 0 and pass clip here."
+        )
+    if stage in (1, 2) and engine.zero_round_robin_gradients():
+        raise ConfigError(
+            "round_robin_gradients must be false, got true, which moves layers about; remove it."
+        )
+    if stage == 0 and (engine.fp16_enabled() or engine.bfloat16_enabled()):
+        raise ConfigError(
+            "ZeRO stage 0 must be fp32, got 16 bits, where DeepSpeed unscales wrongly; "
+            "use stage 1, 2 or 3."
+        )
