@@ -302,6 +302,7 @@ def _free_port() -> int:
 
 
 if __name__ == "__main__":
+    from dist_looksam.arguments import guarded
     from dist_looksam.world_check import main
 
-    sys.exit(main())
+    sys.exit(guarded(main, sys.argv[1:]))
