@@ -1,27 +1,22 @@
 """`python -m dist_looksam.world`: what each rank sees, whether they can add, and how fast."""
 
-import argparse
 import socket
-import sys
 import time
+from collections.abc import Sequence
 from datetime import timedelta
 
-from dist_looksam.errors import ConfigError
+from dist_looksam.arguments import Parser
 from dist_looksam.world import World
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Print one line a rank, then rank 0's verdict. Exit code: 0 good, 1 wrong sums, 2 settings."""
-    parser = argparse.ArgumentParser(prog="python -m dist_looksam.world", description=__doc__)
+def main(argv: Sequence[str]) -> int:
+    """Print one line a rank, then rank 0's verdict. 0 good, 1 wrong sums; raises ConfigError."""
+    parser = Parser(prog="dist-looksam world", description=__doc__)
     parser.add_argument("--local_rank", "--local-rank", type=int, default=None)
     parser.add_argument("--megabytes", type=float, default=16.0, help="size of the all-reduce")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     flags = parser.parse_args(argv)
-    try:
-        world = World.from_env(local_rank=flags.local_rank)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    world = World.from_env(local_rank=flags.local_rank)
     print(world, flush=True)
     return 0 if world.size == 1 else _all_reduce(world, flags.device, flags.megabytes)
 

@@ -1,0 +1,28 @@
+"""Command lines: argparse whose mistakes are one sentence, and errors turned into exit codes."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from .errors import ConfigError, RunError
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that raises ConfigError where argparse prints its usage and exits."""
+
+    def error(self, message: str) -> NoReturn:
+        """One sentence of what argparse found, and where the flags are listed."""
+        raise ConfigError(f"{' '.join(message.split())}; see {self.prog} --help.")
+
+
+def guarded(command: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:
+    """command(argv), its errors as one line on stderr. 0 done, 1 failed, 2 wrong settings."""
+    try:
+        return command(argv) or 0
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 2
+    except RunError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 1

@@ -1,0 +1,307 @@
+"""`python -m dist_looksam.bench`: what a step of every optimizer costs, as a multiple of its base.
+
+Words: the *base* is a bare loop of forward, backward and the base optimizer's own step, with
+nothing of this package's engine. A *cycle* is k steps, so that looks are averaged in. Every
+optimizer has its own copy of the model; their cycles are run in turn, and a ratio is taken between
+cycles of the same turn, so that what else the machine does strikes all alike. On a CPU the ratio
+of processor time is there as well: other people's work hardly changes it.
+"""
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import models
+from .arguments import Parser, guarded
+from .backends.plain import DTYPES
+from .engine import Engine
+from .errors import ConfigError
+from .optim import table
+
+_IMAGE = {"vit_28": (1, 28, 28), "vit_28_p4": (1, 28, 28), "vit_8": (1, 8, 8)}
+_CLASSES = 10
+_PEER = "pytorch_optimizer"
+PEERS = {f"{_PEER}.SAM": "SAM", f"{_PEER}.LookSAM": "LookSAM"}
+_PEER_BASE = "adamw"
+Pairs = list[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """One row. Ratios are to the base's step time: median, lower and upper quartile of the turns.
+
+    passes_per_step: backward calls that were counted, over steps and micro-batches.
+    cpu_ratio: the median of the same ratio in processor time of all threads; None on a GPU.
+    """
+
+    optimizer: str
+    base: str
+    passes_per_step: float
+    ms_per_step: float
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+    cpu_ratio: float | None
+
+
+class Counted:
+    """The loss of one micro-batch, counting how often backward went through it."""
+
+    def __init__(self) -> None:
+        self.backwards = 0
+
+    def __call__(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        loss = F.cross_entropy(model(batch[0]), batch[1])
+        loss.register_hook(self._count)
+        return loss
+
+    def _count(self, _: Tensor) -> None:
+        self.backwards += 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lap:
+    """One cycle: seconds a step, on the clock and of processor time."""
+
+    seconds: float
+    cpu_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Racer:
+    """Something that takes steps on the same micro-batches again and again."""
+
+    name: str
+    base: str
+    step: Callable[[], Any]
+    counted: Counted
+
+    def cycle(self, steps: int, device: torch.device) -> Lap:
+        """Seconds a step, over `steps` steps."""
+        began, cpu_began = time.perf_counter(), time.process_time()
+        for _ in range(steps):
+            self.step()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        cpu = time.process_time() - cpu_began
+        return Lap(seconds=(time.perf_counter() - began) / steps, cpu_seconds=cpu / steps)
+
+
+class Track:
+    """Makes racers that all start from the same weights and see the same micro-batches."""
+
+    def __init__(
+        self, *, model: str, batch_size: int, micro_batch: int, k: int, precision: str, device: str
+    ) -> None:
+        if micro_batch < 1 or batch_size < 1 or batch_size % micro_batch:
+            raise ConfigError(
+                f"batch_size must be micro_batch {micro_batch} x a whole number, got {batch_size}."
+            )
+        self.model, self.k, self.precision = model, k, precision
+        self.device = torch.device(device)
+        self.shape = _IMAGE.get(model, (3, 224, 224))
+        torch.manual_seed(0)
+        self.batches: Pairs = []
+        for _ in range(batch_size // micro_batch):
+            images = torch.randn(micro_batch, *self.shape, device=self.device)
+            labels = torch.randint(_CLASSES, (micro_batch,), device=self.device)
+            self.batches.append((images, labels))
+
+    def _new(self, base: str, **how: Any) -> tuple[nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        model = models.create(self.model, num_classes=_CLASSES, image_shape=self.shape)
+        model.to(self.device)
+        groups = table.groups(model, table.WEIGHT_DECAY[base])
+        return model, table.build_base(base, groups, lr=table.LR[base], **how)
+
+    def _pass(self, model: nn.Module, loss: Counted) -> Tensor:
+        """Forward and backward of all micro-batches, for loops that are not the engine's."""
+        dtype = DTYPES[self.precision]
+        total = torch.zeros((), device=self.device)
+        for batch in self.batches:
+            with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
+                value = loss(model, batch)
+            (value / len(self.batches)).backward()
+            total += value.detach()
+        return total / len(self.batches)
+
+    def bare(self, base: str) -> Racer:
+        """The base optimizer in a loop of its own."""
+        model, optimizer = self._new(base)
+        loss = Counted()
+
+        def step() -> None:
+            optimizer.zero_grad()
+            self._pass(model, loss)
+            optimizer.step()
+
+        return Racer(name=base, base=base, step=step, counted=loss)
+
+    def ours(self, name: str) -> Racer:
+        """A row of the table, in the engine."""
+        base = table.base_of(name, None)
+        model, inner = self._new(base)
+        rule = table.rule_of(name, k=self.k)
+        rho = table.RHO.get(rule.ascent or "", 0.0)
+        optimizer = table.build(inner, rule=rule, rho=rho, alpha=0.7)
+        loss = Counted()
+        engine = Engine(model, optimizer, loss, precision=self.precision)
+        return Racer(name=name, base=base, step=lambda: engine.step(self.batches), counted=loss)
+
+    def peer(self, name: str) -> Racer:
+        """An optimizer of pytorch_optimizer, stepped as its documentation says."""
+        try:
+            import pytorch_optimizer
+        except ImportError:
+            reason = f"{name} needs {_PEER}, which is not installed; leave it out."
+            raise ConfigError(reason) from None
+        model, _ = self._new(_PEER_BASE)
+        groups = table.groups(model, table.WEIGHT_DECAY[_PEER_BASE])
+        settings: dict[str, Any] = {"lr": table.LR[_PEER_BASE], "fused": True}
+        if PEERS[name] == "LookSAM":
+            settings |= {"k": self.k, "alpha": 0.7}
+        kind = getattr(pytorch_optimizer, PEERS[name])
+        optimizer = kind(groups, torch.optim.AdamW, rho=table.RHO["model"], **settings)
+        loss = Counted()
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            return self._pass(model, loss)
+
+        def step() -> None:
+            closure()
+            optimizer.step(closure)
+
+        return Racer(name=name, base=_PEER_BASE, step=step, counted=loss)
+
+
+def race(track: Track, names: Sequence[str], *, repeats: int) -> list[Cost]:
+    """Time `names` and their bases in turn, `repeats` cycles each after one for warming up."""
+    racers = [track.peer(n) if n in PEERS else track.ours(n) for n in names]
+    bases = {base: track.bare(base) for base in dict.fromkeys(r.base for r in racers)}
+    everyone = [*bases.values(), *racers]
+    for racer in everyone:
+        racer.cycle(track.k, track.device)
+        racer.counted.backwards = 0
+    laps: list[list[Lap]] = [[] for _ in everyone]
+    for turn in range(repeats):
+        for i in range(len(everyone)):
+            j = (i + turn) % len(everyone)  # nobody always follows the same one
+            laps[j].append(everyone[j].cycle(track.k, track.device))
+    base_laps = dict(zip(bases, laps, strict=False))
+    micro = len(track.batches) * track.k * repeats
+    on_cpu = track.device.type == "cpu"
+    return [
+        _cost(racer, own, base_laps[racer.base], micro, on_cpu)
+        for racer, own in zip(racers, laps[len(bases) :], strict=True)
+    ]
+
+
+def _cost(racer: Racer, own: list[Lap], base: list[Lap], micro: int, on_cpu: bool) -> Cost:
+    ratios = [a.seconds / b.seconds for a, b in zip(own, base, strict=True)]
+    cpu_ratios = [a.cpu_seconds / b.cpu_seconds for a, b in zip(own, base, strict=True)]
+    low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+    return Cost(
+        optimizer=racer.name,
+        base=racer.base,
+        passes_per_step=round(racer.counted.backwards / micro, 4),
+        ms_per_step=round(1e3 * statistics.median(lap.seconds for lap in own), 3),
+        ratio=round(statistics.median(ratios), 4),
+        ratio_low=round(low, 4),
+        ratio_high=round(high, 4),
+        cpu_ratio=round(statistics.median(cpu_ratios), 4) if on_cpu else None,
+    )
+
+
+def to_text(costs: Sequence[Cost]) -> str:
+    """The rows as a table."""
+    width = max(len(c.optimizer) for c in costs)
+    heads = "base   passes  ms/step  ratio to base (quartiles)  of cpu time"
+    lines = [f"{'optimizer':<{width}}  {heads}"]
+    for c in costs:
+        ratio = f"{c.ratio:.3f} ({c.ratio_low:.3f}-{c.ratio_high:.3f})"
+        lines.append(
+            f"{c.optimizer:<{width}}  {c.base:<5}  {c.passes_per_step:>6.2f}  {c.ms_per_step:>7.1f}"
+            f"  {ratio:<25}  {'-' if c.cpu_ratio is None else f'{c.cpu_ratio:.3f}'}"
+        )
+    return "\n".join(lines)
+
+
+def _installed_peers() -> list[str]:
+    import importlib.util
+
+    return list(PEERS) if importlib.util.find_spec(_PEER) else []
+
+
+def _names(text: str) -> list[str]:
+    if text == "all":
+        return [*table.METHODS, *_installed_peers()]
+    names = [n.strip() for n in text.split(",") if n.strip()]
+    for name in names:
+        if name not in PEERS:
+            table.method(name)
+    if not names:
+        raise ConfigError("optimizers must name at least one, got none; leave it out for all.")
+    return names
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="dist-looksam bench", description=(__doc__ or "").splitlines()[0])
+    add = parser.add_argument
+    add("--model", default="vit_28", help="as in train.py")
+    add("--batch_size", type=int, default=128)
+    add("--micro_batch", type=int, default=None, help="default: the whole batch")
+    add("--k", type=int, default=5, help="steps a cycle")
+    add("--repeats", type=int, default=15, help="cycles of each")
+    add("--optimizers", default="all", help="comma-separated; also " + ", ".join(PEERS))
+    add("--precision", choices=("fp32", "bf16"), default="fp32")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--out", default=None, help="directory that gets bench.json")
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the table, write bench.json. Raises ConfigError."""
+    flags = _parser().parse_args(argv)
+    if flags.repeats < 1 or flags.k < 1:
+        raise ConfigError(f"repeats and k must be >= 1, got {flags.repeats} and {flags.k}.")
+    names = _names(flags.optimizers)
+    track = Track(
+        model=flags.model,
+        batch_size=flags.batch_size,
+        micro_batch=flags.micro_batch or flags.batch_size,
+        k=flags.k,
+        precision=flags.precision,
+        device=flags.device,
+    )
+    costs = race(track, names, repeats=flags.repeats)
+    print(to_text(costs))
+    if flags.out:
+        _write(Path(flags.out), vars(flags), costs)
+    return 0
+
+
+def _write(out: Path, flags: dict[str, Any], costs: Sequence[Cost]) -> None:
+    machine = {"torch": torch.__version__, "threads": torch.get_num_threads()}
+    found = {"flags": flags, **machine, "costs": [asdict(c) for c in costs]}
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "bench.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"out must be a directory that can be written, got {out} ({error.strerror})."
+        ) from None
+    print(f"written: {out / 'bench.json'}")
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main, sys.argv[1:]))

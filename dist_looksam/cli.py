@@ -1,0 +1,68 @@
+"""The console script `dist-looksam`: one table of subcommands, each imported when it is called."""
+
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from . import __version__
+from .arguments import guarded
+from .errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """One row. `module`.`function`(argv) -> exit code; it may raise ConfigError or RunError."""
+
+    module: str
+    function: str = "main"
+    text: str
+
+
+COMMANDS = {
+    "train": Command(module="fit", text="train a model; the same as train.py"),
+    "curves": Command(module="report.commands", function="draw_curves", text="draw curves.png"),
+    "probe": Command(module="report.commands", function="draw_probe", text="draw the probed looks"),
+    "bench": Command(module="bench", text="time every optimizer against its base"),
+    "world": Command(module="world_check", text="what each rank sees, and whether they can add"),
+}
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    rows = "\n".join(f"  {name:<{width}}  {row.text}" for name, row in COMMANDS.items())
+    return (
+        "usage: dist-looksam COMMAND [ARGUMENTS]\n\n"
+        "Large-batch distributed training of Vision Transformers with LookSAM.\n\n"
+        f"commands:\n{rows}\n\n"
+        "dist-looksam COMMAND --help lists what a command takes; --version prints the version."
+    )
+
+
+def _dispatch(argv: Sequence[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return 0
+    if argv[0] == "--version":
+        print(__version__)
+        return 0
+    name, rest = argv[0], list(argv[1:])
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        raise ConfigError(
+            f"command must be one of {', '.join(COMMANDS)}, got {name!r}"
+            + (f"; did you mean {near[0]}?" if near else "; see dist-looksam --help.")
+        )
+    row = COMMANDS[name]
+    module = importlib.import_module(f".{row.module}", __package__)
+    return getattr(module, row.function)(rest)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a subcommand. Exit code: 0 done, 1 it failed, 2 the arguments are wrong."""
+    return guarded(_dispatch, sys.argv[1:] if argv is None else argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
