@@ -25,7 +25,7 @@ COMMANDS = {
     "curves": Command(module="report.commands", function="draw_curves", text="draw curves.png"),
     "probe": Command(module="report.commands", function="draw_probe", text="draw the probed looks"),
     "bench": Command(module="bench", text="time every optimizer against its base"),
-    "world": Command(module="world_check", text="what each rank sees, and whether they can add"),
+    "world": Command(module="world.__main__", text="what each rank sees, and whether they can add"),
 }
 
 

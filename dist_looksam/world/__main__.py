@@ -1,11 +1,12 @@
 """`python -m dist_looksam.world`: what each rank sees, whether they can add, and how fast."""
 
 import socket
+import sys
 import time
 from collections.abc import Sequence
 from datetime import timedelta
 
-from dist_looksam.arguments import Parser
+from dist_looksam.arguments import Parser, guarded
 from dist_looksam.world import World
 
 
@@ -63,4 +64,4 @@ def _all_reduce(world: World, device: str, megabytes: float) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded(main, sys.argv[1:]))
