@@ -31,6 +31,12 @@ def load_deepspeed() -> Any:
 def open_engine(module: nn.Module, optimizer: Sharpness, config: dict[str, Any]) -> Any:
     """deepspeed.initialize. The process group exists."""
     deepspeed = load_deepspeed()
+    accelerator = deepspeed.accelerator.get_accelerator()
+    if "fp16" in config and not accelerator.is_fp16_supported():
+        raise ConfigError(
+            f"precision fp16 is not supported by DeepSpeed on this {accelerator.device_name()}, "
+            f"got fp16; use --precision bf16 or --backend ddp."
+        )
     engine, *_ = deepspeed.initialize(
         model=module, optimizer=optimizer, config=config, dist_init_required=False
     )

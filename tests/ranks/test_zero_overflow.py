@@ -1,0 +1,51 @@
+"""A gradient that is not finite, in either pass, at every stage: the step did not happen."""
+
+import json
+
+import pytest
+import task
+import torch
+
+from launch import torchrun
+
+pytestmark = pytest.mark.needs("deepspeed")
+
+CASES = [
+    {"optimizer": o, "stage": s, "precision": precision, "bad_pass": bad, "zero": zero}
+    for o in ("look_sam", "look_layer_sam")
+    for precision in ("fp16", "bf16", "fp32")
+    for s in (0, 1, 2, 3)
+    for bad in (1, 2)
+    for zero in ({},)
+    if not (s == 0 and precision != "fp32") and not (o == "look_sam" and precision != "fp16")
+] + [
+    {"optimizer": "look_layer_sam", "stage": 2, "precision": "fp16", "bad_pass": bad, "zero": zero}
+    for bad in (1, 2)
+    for zero in ({"offload_optimizer": {"device": "cpu"}},)
+]
+FIRST = {"optimizer": "look_sam", "stage": 2, "precision": "fp16", "bad_pass": 2, "bad_step": 0}
+CASES.append(FIRST)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("overflow")
+    (folder / "cases.json").write_text(json.dumps(CASES))
+    torchrun(2, "zero_overflow_worker.py", folder / "cases.json", folder)
+    return folder
+
+
+@pytest.mark.parametrize("number", range(len(CASES)), ids=lambda n: json.dumps(CASES[n]))
+def test_a_step_that_overflows_changes_no_bit_and_training_goes_on(results, number):
+    case = CASES[number]
+    for rank in torch.load(task.result_file(results, number), weights_only=True):
+        assert not rank["finite"]
+        if case is not FIRST:  # a base's empty state may be made, as zeros, at the first step
+            assert rank["changed"] == []
+        else:
+            assert [n for n in rank["changed"] if n.startswith(("master", "visible"))] == []
+        before, after = rank["scales"]
+        assert after == (before / 2 if case["precision"] == "fp16" else before)
+        bad = case.get("bad_step", 3)
+        assert rank["looks"][bad] and rank["looks"][bad + 1], "the next step must look again"
+        assert all(rank["moved"])

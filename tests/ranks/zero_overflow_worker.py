@@ -1,0 +1,87 @@
+"""A rank of the overflow tests: one gradient of one pass on one rank is made infinite.
+
+torchrun --nproc_per_node N zero_overflow_worker.py cases.json FOLDER
+"""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import task
+import torch
+import torch.distributed as dist
+from zero_worker import open_engine
+
+STEP = 3  # a look at k = 3; the step before and after are not
+
+
+def snapshot(engine) -> dict:
+    """Bits of the master weights, of all state, and of the weights that forward sees."""
+    zero = engine.backend
+    state = engine.optimizer.state
+    found = {}
+    for i, flat in enumerate(zero.layout.flats):
+        found[f"master {i}"] = flat.master.detach().clone()
+        for key, value in state.get(flat.master, {}).items():
+            found[f"{key} {i}"] = torch.as_tensor(value).clone()
+    for name, p in zero.module.named_parameters():
+        found[f"visible {name}"] = getattr(p, "ds_tensor", p).detach().clone()
+    return found
+
+
+def bits(tensor: torch.Tensor) -> bytes:
+    """Padding may be NaN, which equals nothing, itself included."""
+    return tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+
+
+def changed(before: dict, after: dict) -> list[str]:
+    names = sorted(before.keys() | after.keys())
+    return [
+        n for n in names if n not in before or n not in after or bits(before[n]) != bits(after[n])
+    ]
+
+
+def run(case: dict) -> dict:
+    engine = open_engine(case)
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    calls = {"now": 0, "bad": None}
+
+    def loss(model, samples):
+        calls["now"] += 1
+        value = task.loss(model, samples)
+        # Once, at the second micro-batch of the chosen pass, on the last rank alone.
+        return value * math.inf if calls["now"] == calls["bad"] and rank == ranks - 1 else value
+
+    engine.loss = loss
+    out: dict = {"looks": []}
+    for step in range(8):
+        calls["now"] = 0
+        calls["bad"] = 2 * case["bad_pass"] if step == case.get("bad_step", STEP) else None
+        before, scale = snapshot(engine), engine.backend.layout.scale()
+        done = engine.step(task.part(step, rank, ranks, 2))
+        out["looks"].append(done.look)
+        moved = changed(before, snapshot(engine))
+        if calls["bad"]:
+            out["changed"], out["finite"] = moved, bool(done.seen.finite)
+            out["scales"] = (scale, engine.backend.layout.scale())
+        else:
+            out.setdefault("moved", []).append(bool(moved))
+    return out
+
+
+def main() -> None:
+    cases, folder = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    for number, case in enumerate(cases):
+        result = run(case)
+        everybody: list = [None] * dist.get_world_size()
+        dist.all_gather_object(everybody, result)
+        if dist.get_rank() == 0:
+            torch.save(everybody, task.result_file(folder, number))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
