@@ -25,6 +25,7 @@ COMMANDS = {
     "curves": Command(module="report.commands", function="draw_curves", text="draw curves.png"),
     "probe": Command(module="report.commands", function="draw_probe", text="draw the probed looks"),
     "bench": Command(module="bench", text="time every optimizer against its base"),
+    "cost": Command(module="cost", text="count what a step sends and what a rank holds"),
     "world": Command(module="world.__main__", text="what each rank sees, and whether they can add"),
 }
 

@@ -80,6 +80,11 @@ class Backend(Protocol):
         """Everybody's small picklable thing, in the order of ranks, on every rank."""
         ...
 
+    def memory(self) -> dict[str, int]:
+        """Bytes this rank holds between steps: weights, masters, base_state, g_v; look: what a look
+        adds while it lasts."""
+        ...
+
     def pieces(self) -> list[Piece]:
         """This rank's part of every layer, in the same order as `slots`."""
         ...

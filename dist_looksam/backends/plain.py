@@ -1,6 +1,6 @@
 """One process, nothing to send. Also the ground for backends whose ranks all hold everything."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -13,6 +13,18 @@ from .backend import Loss, Piece, Read
 
 KEYS = ("g_v", "exp_avg", "exp_avg_sq", "momentum_buffer")
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def num_bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes of the tensors' entries."""
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def state_bytes(state: Any, look: int) -> dict[str, int]:
+    """Bytes of an optimizer's state, g_v apart from the rest; look: of w0 and g while they last."""
+    pairs = [(k, v) for s in state.values() for k, v in s.items() if isinstance(v, Tensor)]
+    kept = num_bytes(v for k, v in pairs if k == "g_v")
+    return {"base_state": num_bytes(v for _, v in pairs) - kept, "g_v": kept, "look": look}
 
 
 class LossScale:
@@ -149,6 +161,11 @@ class Plain:
         """See `Backend.evaluate`."""
         with self.arithmetic():
             return forward(self.module)
+
+    def memory(self) -> dict[str, int]:
+        """See `Backend.memory`."""
+        weights = num_bytes(p for _, p in self._named())
+        return {"weights": weights, "masters": 0, **state_bytes(self.optimizer.state, 2 * weights)}
 
     def gather(self, thing: Any) -> list[Any]:
         """See `Backend.gather`."""

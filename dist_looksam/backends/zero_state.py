@@ -10,7 +10,7 @@ from torch import Tensor
 from ..maths.shards import whole
 from ..optim.sharpness import Sharpness
 from .backend import Piece, Read
-from .plain import KEYS
+from .plain import KEYS, num_bytes, state_bytes
 from .zero_layout import Layout
 
 
@@ -22,6 +22,7 @@ class ZeroState:
     layout: Layout
     device: torch.device
     replicated: bool
+    stage: int
     rank: int
     size: int
 
@@ -48,6 +49,15 @@ class ZeroState:
         flat /= self.size
         for t, new in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
             t.copy_(new.view_as(t))
+
+    def memory(self) -> dict[str, int]:
+        """See `Backend.memory`."""
+        params = list(self.engine.module.parameters())
+        weights = num_bytes(getattr(p, "ds_tensor", p) for p in params)
+        masters = num_bytes(f.master for f in self.layout.flats)
+        shared = self.stage == 0 or (self.stage == 3 and params[0].dtype == torch.float32)
+        own = {"weights": weights, "masters": 0 if shared else masters}
+        return {**own, **state_bytes(self.optimizer.state, 2 * masters)}
 
     def gather(self, thing: Any) -> list[Any]:
         """See `Backend.gather`."""

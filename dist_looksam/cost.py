@@ -1,0 +1,105 @@
+"""`dist-looksam cost FLAGS`: what a step sends and what a rank holds, counted, not estimated.
+
+Takes train.py's flags, and runs under the same launchers; trains a few steps on a batch of the
+data, writes nothing. Prints one table for the method and its base, on rank 0.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from . import assemble, config
+from .config import Settings
+from .data import Data, TrainLoader, load
+from .engine import Engine
+from .traffic import Traffic, counted
+from .world import World
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the cost of what the flags ask for. `--json FILE` also writes it there."""
+    argv = list(argv)
+    path = None
+    if "--json" in argv:
+        at = argv.index("--json")
+        path = Path(argv[at + 1])
+        del argv[at : at + 2]
+    settings = config.parse(argv)
+    world = World.from_env(local_rank=settings.local_rank)
+    data = load(settings.data, settings.data_dir, image_size=settings.image_size)
+    settings = settings.resolved(ranks=world.size, launcher=world.launcher, samples=len(data.train))
+    assemble.check(settings, world.size)
+    device = assemble.device_of(settings, world)
+    assemble.join(settings, world, device)
+    rows = measure(settings, data, device)
+    if world.rank == 0:
+        _print(settings, world.size, rows)
+        if path is not None:
+            path.write_text(json.dumps(rows))
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    return 0
+
+
+def measure(settings: Settings, data: Data, device: Any) -> dict[str, Any]:
+    """{"base", "look", "reuse"}: elements by collective; "memory": bytes of this rank."""
+    assert settings.base is not None
+    base = replace(settings, optimizer=settings.base)
+    plain, _ = _steps(base, data, device)
+    rows: dict[str, Any] = {"base": _row(plain[4])}
+    steps, engine = _steps(replace(settings, k=2), data, device)
+    looks = [traffic for traffic in steps if traffic[0]]
+    others = [traffic for traffic in steps if not traffic[0]]
+    rows["look"] = _row(looks[-1]) if looks else None
+    rows["reuse"] = _row(others[-1]) if others else None
+    rows["memory"] = engine.backend.memory()
+    rows["layers"] = len(list(engine.module.parameters()))
+    return rows
+
+
+def _steps(
+    settings: Settings, data: Data, device: Any
+) -> tuple[list[tuple[bool, Traffic]], Engine]:
+    engine = assemble.engine_of(settings, data, device)
+    assert settings.micro_batch is not None
+    loader = TrainLoader(
+        data.train,
+        seed=settings.seed,
+        batch_size=settings.batch_size,
+        micro_batch=settings.micro_batch,
+        rank=engine.backend.rank,
+        ranks=engine.backend.size,
+    )
+    found = []
+    for step in range(6):  # the first ones make connections and traces
+        batches = loader.step(step)
+        with counted() as traffic:
+            done = engine.step(batches)
+        found.append((done.look, traffic))
+    loader.close()
+    return found, engine
+
+
+def _row(step: tuple[bool, Traffic]) -> dict[str, Any]:
+    calls = step[1].calls
+    listed = sorted((kind, size, times) for (kind, size), times in calls.items())
+    return {"elements": step[1].elements(), "calls": [list(c) for c in listed]}
+
+
+def _print(settings: Settings, ranks: int, rows: dict[str, Any]) -> None:
+    stage = "" if settings.zero_stage is None else f" stage {settings.zero_stage}"
+    print(f"{settings.optimizer} on {settings.base}, {settings.backend}{stage}, {ranks} ranks")
+    print("elements that rank 0 puts into collectives, per optimizer step:")
+    kinds = sorted({k for r in ("base", "look", "reuse") if rows[r] for k in rows[r]["elements"]})
+    print(f"  {'step':<8}" + "".join(f"{kind:>16}" for kind in kinds))
+    for name in ("base", "look", "reuse"):
+        if rows[name]:
+            row = rows[name]["elements"]
+            print(f"  {name:<8}" + "".join(f"{row.get(kind, 0):>16,}" for kind in kinds))
+    print("bytes that rank 0 holds:")
+    for name, size in rows["memory"].items():
+        print(f"  {name:<16}{size:>16,}")
