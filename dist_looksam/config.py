@@ -23,7 +23,7 @@ from .optim.table import BASES, LR, METHODS, RHO, WEIGHT_DECAY, base_of, method,
 BACKENDS = ("auto", "plain", "ddp", "zero", "horovod", "fsdp2")
 PRECISIONS = ("fp32", "bf16", "fp16")
 DEVICES = ("auto", "cpu", "cuda")
-EPOCHS = {"digits": 40.0, "fashion_mnist": 5.0, "folder": 90.0}
+EPOCHS = {"digits": 30.0, "fashion_mnist": 5.0, "folder": 90.0}
 
 
 def flag(default: Any, text: str, kind: Any) -> Any:
@@ -51,7 +51,7 @@ class Settings:
     ascent: str = flag("global", f"gradient that is climbed: {', '.join(ASCENTS)}", str)
     layer_ascent: str = flag("scaled", f"layer scope's rule: {', '.join(LAYER_ASCENTS)}", str)
     decompose: str = flag("model", f"scope of g_v: {', '.join(SCOPES)}", str)
-    reuse: str = flag("paper", f"size of the reused g_v: {', '.join(REUSES)}", str)
+    reuse: str = flag("natural", f"size of the reused g_v: {', '.join(REUSES)}", str)
     clip: float | None = flag(None, "limit of the norm of what the base gets", float)
     batch_size: int = flag(128, "samples per step, over all ranks", int)
     micro_batch: int | None = flag(None, "samples per rank and forward; default fits 256", int)
