@@ -13,4 +13,5 @@ data=fashion_mnist
 [[ -e /usr/share/datasets/fashion-mnist ]] || data=digits
 
 exec .venv/bin/python -m torch.distributed.run --standalone --nproc_per_node "$ranks" train.py \
-    --optimizer look_layer_sam --data "$data" --epochs 3 --batch_size 256 --out runs/demo "$@"
+    --backend zero --zero_stage 2 --optimizer look_layer_sam --data "$data" --epochs 3 \
+    --batch_size 256 --out runs/demo "$@"
