@@ -16,7 +16,7 @@ DEEPSPEED=deepspeed==0.19.8
 EXTRAS=deepspeed,mpi,jpeg,dev,tensorboard,peers
 HOROVOD_NEEDS=(setuptools packaging numpy cloudpickle psutil pyyaml cffi)
 DATA_PACKAGES=(dataset-fashion-mnist)
-TEST_PACKAGES=(g++ make cmake openmpi-bin libopenmpi-dev libpmix2
+TEST_PACKAGES=(g++ make cmake python3-dev openmpi-bin libopenmpi-dev libpmix2
     slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge
     openssh-server openssh-client pdsh iproute2 iputils-ping procps)
 stamp=.venv/.set_up                # written last: the hash of what .venv/ was made from

@@ -9,6 +9,7 @@ that a machine which lost a library cannot report success.
 import importlib.util
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -33,13 +34,18 @@ def _cuda() -> bool:
     return torch.cuda.is_available()
 
 
-SLURM_TESTBED = ("slurmctld", "slurmd", "munged", "sbatch", "pdsh", "ip", "nsenter", "mpirun")
+def _slurm() -> bool:
+    programs = ("slurmctld", "slurmd", "munged", "sbatch", "pdsh", "ip", "nsenter", "mpirun")
+    if os.geteuid() != 0 or not all(map(shutil.which, programs)):
+        return False
+    return subprocess.run(["unshare", "--net", "--mount", "true"]).returncode == 0
+
 
 NEEDS = {
     "deepspeed": lambda: _module("deepspeed"),
     "horovod": _horovod,
     "mpi": lambda: shutil.which("mpirun") is not None and _module("mpi4py"),
-    "slurm": lambda: os.geteuid() == 0 and all(map(shutil.which, SLURM_TESTBED)),
+    "slurm": _slurm,  # cluster/testbed/ can be started: root, its programs, namespaces
     "pytorch_optimizer": lambda: _module("pytorch_optimizer"),
     "simplejpeg": lambda: _module("simplejpeg"),
     "tensorboard": lambda: _module("tensorboard"),

@@ -86,7 +86,7 @@ class Cluster:
 
     def up(self) -> None:
         """Start it; where it runs, bring back lost hosts and repair cables."""
-        done = self.script("up.sh")
+        done = self.script("up.sh", timeout=300)
         assert done.returncode == 0, done.stdout
 
     def down(self) -> None:

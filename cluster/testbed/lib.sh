@@ -84,9 +84,9 @@ boot() {
         TESTBED_NAME="$NAME" TESTBED_GPUS="$GPUS" TESTBED_SHARE="${TESTBED_SHARE:-}" \
         bash "$here/host.sh" "$host" </dev/null >"$console" 2>&1 &
     outside=$!
-    until_ok 20 pgrep -P "$outside" || die "$host did not start: $(tail -3 "$console")"
+    until_ok 60 pgrep -P "$outside" || die "$host did not start: $(tail -3 "$console")"
     pgrep -P "$outside" >"$STATE/pid/$host"
-    until_ok 30 grep -qx ready "$console" || die "$host did not get ready: $(tail -3 "$console")"
+    until_ok 60 grep -qx ready "$console" || die "$host did not get ready: $(tail -3 "$console")"
 }
 
 # The ways a host is lost, and comes back.

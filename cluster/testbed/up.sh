@@ -69,7 +69,7 @@ for host in $(hosts); do
 done
 
 all_idle() { (($(on head sinfo -h -N -t idle,mix,alloc -o %N | sort -u | wc -l) == NODES)); }
-until_ok 60 all_idle || die "SLURM did not come up: $(on head sinfo -h -N -l 2>&1 | tail -5)"
+until_ok 120 all_idle || die "SLURM did not come up: $(on head sinfo -h -N -l 2>&1 | tail -5)"
 started=1
 if [[ ${TESTBED_OWNER:-} && ! -e $STATE/owner ]]; then
     TESTBED_NAME=$NAME setsid bash -c 'tail --pid="$1" -f /dev/null; exec "$2/down.sh"' \
