@@ -31,6 +31,9 @@ def load_deepspeed() -> Any:
 def open_engine(module: nn.Module, optimizer: Sharpness, config: dict[str, Any]) -> Any:
     """deepspeed.initialize. The process group exists."""
     deepspeed = load_deepspeed()
+    # DeepSpeed insists on it, and srun and mpirun do not set it. It becomes the current device.
+    device = torch.cuda.current_device() if torch.cuda.is_available() else 0
+    os.environ.setdefault("LOCAL_RANK", str(device))
     engine, *_ = deepspeed.initialize(
         model=module, optimizer=optimizer, config=config, dist_init_required=False
     )
