@@ -32,11 +32,14 @@ def open_engine(module: nn.Module, optimizer: Sharpness, config: dict[str, Any])
     """deepspeed.initialize. The process group exists."""
     deepspeed = load_deepspeed()
     accelerator = deepspeed.accelerator.get_accelerator()
-    if "fp16" in config and not accelerator.is_fp16_supported():
+    if config.get("fp16", {}).get("enabled") and not accelerator.is_fp16_supported():
         raise ConfigError(
             f"precision fp16 is not supported by DeepSpeed on this {accelerator.device_name()}, "
             f"got fp16; use --precision bf16 or --backend ddp."
         )
+    # DeepSpeed insists on it, and srun and mpirun do not set it. It becomes the current device.
+    device = torch.cuda.current_device() if torch.cuda.is_available() else 0
+    os.environ.setdefault("LOCAL_RANK", str(device))
     engine, *_ = deepspeed.initialize(
         model=module, optimizer=optimizer, config=config, dist_init_required=False
     )

@@ -1,0 +1,9 @@
+#!/bin/bash
+# rank.sh [FLAGS] - one rank of train.py: what srun and mpirun start on every node.
+#
+# SITE is sourced before; it may set PYTHON and RUN (see cluster/README.md).
+set -euo pipefail
+project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+RUN=()
+[[ -z ${SITE:-} ]] || . "$SITE"
+exec "${RUN[@]}" "${PYTHON:-$project/.venv/bin/python}" "$project/train.py" "$@"
