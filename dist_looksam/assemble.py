@@ -27,11 +27,24 @@ TIMEOUT = timedelta(minutes=10)
 
 def check(settings: Settings, ranks: int) -> None:
     """ConfigError for what the backend cannot do, or lacks, before anything starts."""
-    library = {"zero": "deepspeed", "horovod": "horovod"}.get(settings.backend)
+    library, how = {
+        "zero": ("deepspeed", "pip install 'deepspeed>=0.19,<0.20'"),
+        "horovod": ("horovod", "bash cluster/horovod/build.sh"),
+    }.get(settings.backend, ("", ""))
     if library and importlib.util.find_spec(library) is None:
         raise ConfigError(
             f"backend {settings.backend} needs {library}, which is not installed; "
-            f"install it or use --backend ddp."
+            f"install it ({how}) or use --backend ddp."
+        )
+    if settings.backend == "horovod" and (settings.zero_stage in (2, 3) or settings.offload):
+        raise ConfigError(
+            f"backend horovod shards at zero_stage 1 only, got zero_stage {settings.zero_stage}"
+            f"{' with offload' if settings.offload else ''}; use --zero_stage 1 or --backend zero."
+        )
+    if settings.backend != "horovod" and settings.compression != "none":
+        raise ConfigError(
+            f"compression {settings.compression} is of backend horovod, got backend "
+            f"{settings.backend}; leave it out or use --backend horovod."
         )
     if settings.backend == "zero":
         deepspeed_config(settings, ranks)
@@ -63,6 +76,11 @@ def device_of(settings: Settings, world: World) -> torch.device:
 
 def join(settings: Settings, world: World, device: torch.device) -> None:
     """Make the process group, where the backend needs one."""
+    if settings.backend == "horovod":
+        from .backends import horovod
+
+        horovod.start(world.size)
+        return
     if settings.backend == "plain" or dist.is_initialized():
         return
     dist.init_process_group(
@@ -139,6 +157,8 @@ def _backend(settings: Settings, model: nn.Module, device: torch.device) -> Back
         return kind(model, optimizer_of(settings, model), precision=settings.precision)
     if settings.backend == "zero":
         return _zero(settings, model, device)
+    if settings.backend == "horovod":
+        return _horovod(settings, model.to(device))
     raise ConfigError(f"backend {settings.backend} is not in this version; use --backend ddp.")
 
 
@@ -150,6 +170,13 @@ def _zero(settings: Settings, model: nn.Module, device: torch.device) -> Backend
     engine = zero_library.open_engine(model.to(device), optimizer_of(settings, model), made)
     half = settings.precision == "bf16" and settings.zero_stage == 0
     return zero.Zero(engine, autocast=torch.bfloat16 if half else None)
+
+
+def _horovod(settings: Settings, model: nn.Module) -> Backend:
+    from .backends import horovod
+
+    how: dict[str, Any] = {"precision": settings.precision, "compression": settings.compression}
+    return horovod.Horovod(model, optimizer_of(settings, model), **how)
 
 
 def deepspeed_config(settings: Settings, ranks: int) -> dict[str, Any]:

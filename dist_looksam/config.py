@@ -22,6 +22,7 @@ from .optim.table import BASES, LR, METHODS, RHO, WEIGHT_DECAY, base_of, method,
 
 BACKENDS = ("auto", "plain", "ddp", "zero", "horovod", "fsdp2")
 PRECISIONS = ("fp32", "bf16", "fp16")
+COMPRESSIONS = ("none", "fp16")
 DEVICES = ("auto", "cpu", "cuda")
 EPOCHS = {"digits": 30.0, "fashion_mnist": 5.0, "folder": 90.0}
 
@@ -70,6 +71,7 @@ class Settings:
     backend: str = flag("auto", f"one of {', '.join(BACKENDS)}", str)
     zero_stage: int | None = flag(None, "0-3, of backend zero (default 2) and horovod", int)
     deepspeed_config: str | None = flag(None, "JSON file, merged with the flags (zero)", str)
+    compression: str = flag("none", f"of gradients (horovod): {', '.join(COMPRESSIONS)}", str)
     offload: bool = flag(False, "optimizer state in host memory (zero)", bool)
     precision: str = flag("fp32", f"one of {', '.join(PRECISIONS)}", str)
     seed: int = flag(0, "of weights, order, augmentation", int)
@@ -89,6 +91,7 @@ class Settings:
             ("schedule", SCHEDULES),
             ("backend", BACKENDS),
             ("precision", PRECISIONS),
+            ("compression", COMPRESSIONS),
             ("device", DEVICES),
         ):
             check_choice(name, getattr(self, name), allowed)

@@ -1,5 +1,6 @@
 """One training step: the same micro-batches once or twice, and what the base optimizer gets."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -39,7 +40,8 @@ class Engine:
 
     Args:
         model: a module; a module in DistributedDataParallel; a DeepSpeedEngine that was
-            initialised with one of our optimizers; or a backend.
+            initialised with one of our optimizers; or a backend. A module trains with Horovod
+            after `hvd.init()`, and where the base is a `hvd.DistributedOptimizer`.
         optimizer: `SAM`, `LookSAM`, `LookLayerSAM`, or any torch optimizer (never looks). Left out
             with a DeepSpeedEngine or a backend, which have theirs.
         loss: `loss(model, batch)` -> mean loss of one micro-batch, 0-dim.
@@ -133,7 +135,18 @@ def _backend(model: nn.Module, optimizer: Optimizer | None, precision: str) -> B
 
         return Zero(model)
     several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-    kind = DDP if several else Plain
+    kind: Any = DDP if several else Plain
     if optimizer is None:
         raise ConfigError("Engine needs an optimizer with a module, got none.")
+    if _horovod(optimizer) and not several:
+        from .backends.horovod import Horovod as kind
     return kind(model, _with_rule(optimizer), precision=precision)
+
+
+def _horovod(optimizer: Optimizer) -> bool:
+    """True if the caller has begun Horovod, or has wrapped the base in its optimizer."""
+    library = sys.modules.get("horovod.torch")
+    if library is None:
+        return False
+    base = getattr(optimizer, "base_optimizer", optimizer)
+    return library.is_initialized() or hasattr(base, "skip_synchronize")

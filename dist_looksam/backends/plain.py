@@ -84,6 +84,9 @@ class Plain:
         """Inside, backward only adds to this rank's own gradients."""
         return nullcontext()
 
+    def settle(self, *, average: bool) -> None:
+        """After the last micro-batch of a pass: gradients are now to be what was asked for."""
+
     def average_(self, tensors: Sequence[Tensor]) -> None:
         """Replace whole tensors by their mean over ranks."""
 
@@ -111,6 +114,7 @@ class Plain:
                     value = loss(self.model, batch)
                 (value * (scale / len(batches))).backward()
             total += value.detach().float()
+        self.settle(average=average)
         if self.scaler:
             grads = [p.grad for p in self.module.parameters() if p.grad is not None]
             torch._foreach_mul_(grads, 1.0 / scale)

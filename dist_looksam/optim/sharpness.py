@@ -295,8 +295,8 @@ class Sharpness(Optimizer):
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clear the gradients of all parameters."""
-        self.base_optimizer.zero_grad(set_to_none=set_to_none)
+        """Clear the gradients of all parameters. Not by the base: Horovod's takes no argument."""
+        super().zero_grad(set_to_none=set_to_none)
 
     def state_dict(self) -> dict[str, Any]:
         """The base's state with g_v in it, in torch's form, plus the counters."""

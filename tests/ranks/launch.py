@@ -12,6 +12,20 @@ def torchrun(ranks: int, script: str, *arguments: object, timeout: int = 600, **
     """Run a script of this folder on `ranks` ranks over loopback; returns what it printed."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc_per_node", str(ranks), str(HERE / script), *map(str, arguments)]
+    return run(command, timeout, env)
+
+
+def horovodrun(
+    ranks: int, script: str | Path, *arguments: object, timeout: int = 600, **env: str
+) -> str:
+    """The same with horovodrun over gloo, which needs no mpirun."""
+    command = ["horovodrun", "--gloo", "-np", str(ranks), "--network-interfaces", "lo"]
+    command += [sys.executable, str(HERE / script), *map(str, arguments)]
+    return run(command, timeout, env)
+
+
+def run(command: list[str], timeout: int, env: dict[str, str]) -> str:
+    """Run to the end, which must be a good one; returns what it printed."""
     done = subprocess.run(
         command,
         env=environment(**env),
@@ -20,7 +34,7 @@ def torchrun(ranks: int, script: str, *arguments: object, timeout: int = 600, **
         timeout=timeout,
         check=False,
     )
-    assert done.returncode == 0, f"{script}: {done.stdout[-2000:]}\n{done.stderr[-6000:]}"
+    assert done.returncode == 0, f"{command}: {done.stdout[-4000:]}\n{done.stderr[-6000:]}"
     return done.stdout
 
 

@@ -1,0 +1,213 @@
+"""Horovod, every rank whole: hooks below `DistributedOptimizer` reduce exactly where a step needs.
+
+A parameter's gradient leaves as soon as backward has accumulated it for the last time, so that
+reducing overlaps with the rest of backward. Collectives are named by what they carry: the names
+that Horovod makes up count calls, and a worker that joins later would count from another start.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import horovod.torch as hvd
+import torch
+from torch import Tensor, nn
+
+from ..errors import ConfigError, RunError
+from ..optim.rule import check_choice
+from ..optim.seen import Seen
+from .backend import Loss, Read
+from .plain import Plain
+
+COMPRESSIONS = ("none", "fp16")
+
+
+def start(size: int) -> None:
+    """Begin Horovod. ConfigError if it found another number of ranks than were started."""
+    if not hvd.is_initialized():
+        hvd.init()
+    if hvd.size() != size:
+        raise ConfigError(
+            f"Horovod must find the {size} ranks that were started, got {hvd.size()}; start with "
+            f"horovodrun, or build it with the MPI of this mpirun: bash cluster/horovod/build.sh."
+        )
+
+
+class Horovod(Plain):
+    """Plain on every rank, with one gradient all-reduce per pass.
+
+    At construction every rank takes rank 0's weights, buffers and optimizer state. A parameter that
+    no loss used has a gradient of zero, as with `DistributedOptimizer`.
+
+    Args:
+        module, optimizer, precision: as of `Plain`. The optimizer's base may be an existing
+            `hvd.DistributedOptimizer`, which then does the reducing, with its own settings.
+        compression: "fp16" sends gradients in 16 bits; "none" in fp32, whatever the arithmetic.
+
+    Raises:
+        ConfigError: a setting is not allowed. RunError: ranks hold different weights.
+    """
+
+    name = "horovod"
+
+    def __init__(
+        self,
+        module: nn.Module,
+        optimizer: Any,
+        *,
+        precision: str = "fp32",
+        compression: str = "none",
+    ) -> None:
+        check_choice("compression", compression, COMPRESSIONS)
+        if not hvd.is_initialized():
+            hvd.init()
+        self.rank, self.size = hvd.rank(), hvd.size()
+        base = optimizer.base_optimizer
+        self.theirs: Any = base if hasattr(base, "skip_synchronize") else None
+        self._half = compression == "fp16"
+        self._armed = False
+        self._sent: dict[Tensor, tuple[int, Tensor]] = {}  # parameter -> (handle, what travels)
+        super().__init__(module, optimizer, precision=precision)
+        self._names = {p: n for n, p in self._named()}
+        self._start_alike()
+        self.listen()
+        check_alike(module)
+
+    def _start_alike(self) -> None:
+        """Rank 0's state, then its weights: what loading a state may do to weights is undone.
+
+        Not `hvd.broadcast_optimizer_state`, which steps an empty optimizer on zero gradients, so
+        that weights decay on those ranks that had no state.
+        """
+        filled = hvd.allgather_object(bool(self.optimizer.state), name="start.filled")
+        if any(filled):
+            state = self.optimizer.state_dict() if self.rank == 0 else None
+            state = hvd.broadcast_object(state, root_rank=0, name="start.state")
+            if self.rank:
+                self.optimizer.load_state_dict(state)
+        hvd.broadcast_parameters(self.module.state_dict(), root_rank=0)
+
+    # Gradients.
+
+    def listen(self) -> None:
+        """Hook every parameter, unless a user's optimizer has done so."""
+        if self.theirs is None:
+            for p in self._names:
+                p.register_post_accumulate_grad_hook(self._send)
+
+    def _send(self, param: Tensor) -> None:
+        """Autograd's hook: must return nothing."""
+        if not self._armed:
+            return
+        name = self._names[param]
+        if param in self._sent:
+            raise RunError(
+                f"{name} got its gradient in two parts of one backward, the first is on its way; "
+                f"use checkpoint(..., use_reentrant=False)."
+            )
+        if param.grad is None:  # another rank may have used it
+            param.grad = torch.zeros_like(param)
+        wire = self._wire(param.grad)
+        self._sent[param] = hvd.allreduce_async_(wire, name=f"grad.{name}", op=hvd.Average), wire
+
+    def _wire(self, grad: Tensor) -> Tensor:
+        """What travels; the gradient itself where nothing must change. bf16 Horovod cannot add."""
+        return grad.to(torch.float16 if self._half else torch.promote_types(grad.dtype, F32))
+
+    @contextmanager
+    def _silence(self) -> Iterator[None]:
+        armed, self._armed = self._armed, False
+        try:
+            yield
+        finally:
+            self._armed = armed
+
+    def quiet(self) -> AbstractContextManager[Any]:
+        """Hooks that send nothing."""
+        return self._silence()
+
+    def backward(self, batches: Sequence[Any], loss: Loss, *, average: bool = True) -> Tensor:
+        """See `Backend.backward`."""
+        if self.theirs is not None:  # it counts backwards, and sends at the last
+            self.theirs.set_backward_passes_per_step(len(batches) + (not average))
+        self._armed = average
+        self._sent.clear()  # of a pass that was given up
+        try:
+            return super().backward(batches, loss, average=average)
+        finally:
+            self._armed = False
+
+    def settle(self, *, average: bool) -> None:
+        """Wait for the means."""
+        if not average:
+            return
+        if self.theirs is not None:
+            self.theirs.synchronize()
+            return
+        for param in self._names:
+            if param not in self._sent:
+                self._send(param)
+        for param, (handle, wire) in self._sent.items():
+            hvd.synchronize(handle)
+            if wire is not param.grad:
+                assert param.grad is not None
+                param.grad.copy_(wire)
+        self._sent.clear()
+
+    def descend(self) -> Seen:
+        """See `Backend.descend`. A user's DistributedOptimizer has nothing left to reduce."""
+        with self.theirs.skip_synchronize() if self.theirs is not None else nullcontext():
+            return super().descend()
+
+    # Small things.
+
+    def average_(self, tensors: Sequence[Tensor]) -> None:
+        """One all-reduce of all tensors together."""
+        flat = torch.cat([t.reshape(-1) for t in tensors])
+        hvd.allreduce_(flat, name="average", op=hvd.Average)
+        for t, new in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+            t.copy_(new.view_as(t))
+
+    def mean(self, numbers: Tensor) -> Tensor:
+        """One small all-reduce."""
+        name = f"mean.{tuple(numbers.shape)}.{numbers.dtype}"
+        return hvd.allreduce(numbers.detach(), name=name, op=hvd.Average)
+
+    def gather(self, thing: Any) -> list[Any]:
+        """One object gather."""
+        return hvd.allgather_object(thing, name="gather")
+
+    def load(self, read: Read, counters: dict[str, Any]) -> None:
+        """See `Backend.load`. RunError if ranks read different weights."""
+        super().load(read, counters)
+        check_alike(self.module)
+
+
+F32 = torch.float32
+
+
+@torch.no_grad()
+def check_alike(module: nn.Module) -> None:
+    """RunError, on every rank, naming the first layer whose bits are not the same on all ranks.
+
+    One all-reduce of a few numbers per layer; each rank reads its own weights once.
+    """
+    named = list(module.named_parameters())
+    sums = torch.cat([_checksum(p) for _, p in named]).cpu()
+    # The largest of s and of -s are equal but for the sign only where s is the same everywhere.
+    both = hvd.allreduce(torch.stack([sums, -sums]), name="alike", op=hvd.Max)
+    differs = (both[0] != -both[1]).view(-1, 2).any(-1).tolist()
+    if any(differs):
+        name = named[differs.index(True)][0]
+        raise RunError(
+            f"ranks must hold the same weights, got different ones in {sum(differs)} of "
+            f"{len(named)} layers, first {name}; resume all ranks from one checkpoint."
+        )
+
+
+def _checksum(weight: Tensor) -> Tensor:
+    """[2] int64 of the bits: their sum, and their sum weighted by place."""
+    whole_numbers = {2: torch.int16, 4: torch.int32, 8: torch.int64}[weight.element_size()]
+    bits = weight.detach().contiguous().view(-1).view(whole_numbers).long()
+    place = torch.arange(1, bits.numel() + 1, device=bits.device)
+    return torch.stack([bits.sum(), (bits * place).sum()])

@@ -1,0 +1,103 @@
+"""Horovod against the truth: every optimizer, whole and sharded, at 1, 2 and 3 ranks."""
+
+import json
+
+import pytest
+import task
+import torch
+
+from launch import horovodrun
+
+pytestmark = pytest.mark.needs("horovod")
+
+LAYERS = len(list(task.net().parameters()))
+BY_LAYER = {"decompose": "layer", "reuse": "natural"}
+STAGES = (0,)
+TABLE = [{"optimizer": o, "stage": s} for o in task.OPTIMIZERS for s in STAGES]
+VARIED = [
+    *({"optimizer": "look_sam", "base": "sgd", "stage": s} for s in STAGES),
+    *({"optimizer": "look_sam", "stage": s, "clip": 0.3} for s in STAGES),
+    *({"optimizer": "look_sam", "stage": s, "rule": BY_LAYER} for s in STAGES),
+    *({"optimizer": "sam", "base": "sgd", "stage": s, "rule": {"p": 3.0}} for s in STAGES),
+]
+RANK_ASCENT = [
+    {"optimizer": o, "base": "sgd", "stage": s, "ascent": "rank", "accumulation": 1}
+    for o in ("sam", "look_sam", "look_layer_sam")
+    for s in STAGES
+]
+THEIRS = [
+    {"optimizer": "adamw", "stage": 0, "theirs": True},
+    {"optimizer": "look_layer_sam", "stage": 0, "theirs": True},
+    {"optimizer": "look_sam", "base": "sgd", "stage": 0, "theirs": True, "ascent": "rank",
+     "accumulation": 1},
+]  # fmt: skip
+COARSE = [  # 16 bits on the wire, or in the arithmetic: near the truth, and counted all the same
+    {"optimizer": "look_sam", "base": "sgd", "stage": 0, "compression": "fp16"},
+    *({"optimizer": "look_sam", "base": "sgd", "stage": s, "precision": "bf16"} for s in STAGES),
+    *({"optimizer": "look_sam", "base": "sgd", "stage": s, "precision": "fp16"} for s in STAGES),
+]
+CASES = {1: TABLE, 2: TABLE + VARIED + RANK_ASCENT + THEIRS + COARSE, 3: TABLE}
+COARSE_LIMIT = 1e-2  # a look and its reuse amplify what rounding to 8 (bf16) or 11 bits costs
+
+
+@pytest.fixture(scope="session")
+def results(tmp_path_factory):
+    """ranks -> folder of results; each number of ranks is started once, when first asked for."""
+    done = {}
+
+    def of(ranks: int):
+        if ranks not in done:
+            folder = tmp_path_factory.mktemp(f"horovod-{ranks}")
+            (folder / "cases.json").write_text(json.dumps(CASES[ranks]))
+            horovodrun(ranks, "horovod_worker.py", folder / "cases.json", folder)
+            done[ranks] = folder
+        return done[ranks]
+
+    return of
+
+
+def result(results, ranks: int, number: int) -> dict:
+    return torch.load(task.result_file(results(ranks), number), weights_only=True)
+
+
+def names(*numbers_of_ranks: int) -> list:
+    return [
+        pytest.param(ranks, i, id=f"{ranks}ranks-" + json.dumps(case, sort_keys=True))
+        for ranks in numbers_of_ranks
+        for i, case in enumerate(CASES[ranks])
+    ]
+
+
+@pytest.mark.parametrize("ranks, number", names(1, 2, 3))
+def test_horovod_trains_to_the_weights_of_the_reference(results, ranks, number):
+    case = CASES[ranks][number]
+    got = result(results, ranks, number)
+    changed = {**case.get("rule", {}), "clip": case.get("clip")}
+    own = ranks if case.get("ascent") == "rank" else 0
+    want = task.truth(case["optimizer"], case.get("base"), ranks=own, **changed)
+    coarse = case in COARSE
+    limit = COARSE_LIMIT if coarse else task.tolerance(case["optimizer"], case.get("base"))
+    assert task.worst(got["weights"], want) < limit
+    assert got["alike"]
+    for (look, loss, grad_norm, update_norm), record in zip(got["rows"], want.records, strict=True):
+        assert look == record["look"]
+        if not coarse:
+            assert loss == pytest.approx(record["loss"], abs=1e-4)
+            assert grad_norm == pytest.approx(record["grad_norm"], rel=1e-3, abs=1e-5)
+            assert update_norm == pytest.approx(record["update_norm"], rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize("number", [i for i, c in enumerate(CASES[2]) if c["stage"] == 0])
+def test_a_step_reduces_every_gradient_once_and_a_look_twice(results, number):
+    """Climbing each rank's own gradient moves a reduction, and adds none for eps.
+
+    There the first pass sends nothing, and the mean of g travels as one message of its own.
+    """
+    case = CASES[2][number]
+    got = result(results, 2, number)
+    if case.get("theirs"):  # its reductions are its own, under its own names
+        return
+    for (look, *_), (reduced, scattered, gathered) in zip(got["rows"], got["made"], strict=True):
+        passes = 2 if look and case.get("ascent") != "rank" else 1
+        assert reduced == passes * LAYERS
+        assert scattered == gathered == 0
