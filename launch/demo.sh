@@ -12,6 +12,8 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}
 data=fashion_mnist
 [[ -e /usr/share/datasets/fashion-mnist ]] || data=digits
 
-exec .venv/bin/python -m torch.distributed.run --standalone --nproc_per_node "$ranks" train.py \
-    --backend zero --zero_stage 2 --optimizer look_layer_sam --data "$data" --epochs 3 \
-    --batch_size 256 --out runs/demo "$@"
+# A free port, since 29500 is everybody's.
+port=$(.venv/bin/python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+PATH=$PWD/.venv/bin:$PATH
+exec deepspeed --num_gpus "$ranks" --master_port "$port" train.py --zero_stage 2 \
+    --optimizer look_layer_sam --data "$data" --epochs 3 --batch_size 256 --out runs/demo "$@"
