@@ -65,9 +65,9 @@ def device_of(settings: Settings, world: World) -> torch.device:
         return torch.device("cpu")
     count = torch.cuda.device_count()
     index = world.local_rank if count > 1 else 0  # launchers may show each rank one device
-    if index >= count:
+    if count > 1 and world.local_size > count:  # on all ranks of the node, so that one of them says
         raise ConfigError(
-            f"ranks per node must be <= its {count} CUDA devices, got local rank {index}; "
+            f"ranks per node must be <= its {count} CUDA devices, got {world.local_size}; "
             f"start fewer ranks per node."
         )
     torch.cuda.set_device(index)

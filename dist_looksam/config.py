@@ -4,6 +4,7 @@
 """
 
 import difflib
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
@@ -250,6 +251,8 @@ def _typed(name: str, value: Any, kind: Any, *, optional: bool) -> Any:
     try:
         if kind is bool and not isinstance(value, bool):
             raise ValueError
+        if kind is str and not isinstance(value, str | int | float):
+            raise ValueError
         if kind is int and (isinstance(value, bool) or float(value) != int(float(value))):
             raise ValueError
         converted = int(float(value)) if kind is int else kind(value)
@@ -260,7 +263,8 @@ def _typed(name: str, value: Any, kind: Any, *, optional: bool) -> Any:
     return converted
 
 
-def _betas(values: Sequence[Any]) -> tuple[float, float]:
+def _betas(values: Any) -> tuple[float, float]:
+    values = list(values) if isinstance(values, list | tuple) else [values]
     try:
         pair = [float(v) for text in values for v in str(text).strip("[]()").split(",") if v]
     except ValueError:
@@ -279,6 +283,15 @@ def _sentence(error: ArgumentError) -> str:
         near = difflib.get_close_matches(got.strip("-").replace("-", "_"), names, n=1)
         hint = f"did you mean --{near[0]}?" if near else "see --help for all flags."
         return f"unknown flag, got {got}; {hint}"
+    if unknown := re.search(r"Option '(.+?)' is not accepted", text):
+        near = difflib.get_close_matches(unknown[1].replace("-", "_"), names, n=1)
+        hint = f"did you mean {near[0]}?" if near else "its names are those of the flags in --help."
+        return f"config has an unknown setting, got {unknown[1]}; {hint}"
+    if "Value not boolean" in text:
+        flags = " and ".join(f.name for f in fields(Settings) if f.metadata["type"] is bool)
+        return f"{flags} must be true or false, got {text.split(':')[-1].strip(' .')!r}."
+    if "Problems parsing config" in text or "Unexpected config" in text:
+        return f"config must be YAML with lines like `rho: 0.02`, got{text.split(':', 1)[1]}."
     if "File does not exist" in text:
         return f"config must be a YAML file, got {text.split('exist:')[-1].strip()}, not found."
     return text

@@ -1,6 +1,7 @@
 """The program: settings in, a run directory out."""
 
 import json
+import socket
 import sys
 import time
 from collections.abc import Sequence
@@ -27,27 +28,35 @@ from .world import World
 
 def main(argv: Sequence[str]) -> int:
     """Train as the flags say. Exit code: 0 done, 1 the run failed, 2 the settings are wrong."""
-    rank = 0
+    world = None
     try:
         settings = config.parse(argv)
         world = World.from_env(local_rank=settings.local_rank)
-        rank = world.rank
         run(settings, world)
-    except ConfigError as error:
-        _complain(rank, error)
-        return 2
-    except RunError as error:
-        _complain(rank, error)
-        return 1
+    except (ConfigError, RunError) as error:
+        _complain(world, error)
+        return 2 if isinstance(error, ConfigError) else 1
     finally:
         if dist.is_available() and dist.is_initialized():
             dist.destroy_process_group()
     return 0
 
 
-def _complain(rank: int, error: Exception) -> None:
-    if rank == 0:
+def _complain(world: World | None, error: Exception) -> None:
+    """One line by rank 0. Once the world is known, by the first rank of every other node, too:
+    files or devices may be missing there alone."""
+    if world is not None and world.rank and world.local_rank == 0:
+        print(f"error on {socket.gethostname()}: {error}", file=sys.stderr, flush=True)
+    elif (world or _likely_world()).rank == 0:
         print(f"error: {error}", file=sys.stderr, flush=True)
+
+
+def _likely_world() -> World:
+    """For a mistake in the flags or in the launcher's variables themselves."""
+    try:
+        return World.from_env()
+    except ConfigError:
+        return World()
 
 
 def run(settings: Settings, world: World) -> dict[str, Any]:
@@ -68,9 +77,8 @@ def run(settings: Settings, world: World) -> dict[str, Any]:
     device = assemble.device_of(settings, world)
     out = Path(settings.out)
     source = rundir.to_resume(out, settings.resume)
-    note = rundir.prepare(out, fresh=source is None) if world.rank == 0 else None
     assemble.join(settings, world, device)
-    return Fit(settings, data, device, source, note).run()
+    return Fit(settings, data, device, source).run()
 
 
 class Fit:
@@ -78,16 +86,13 @@ class Fit:
 
     Args:
         settings: resolved. data: opened. device: of this rank.
-        source: checkpoint to go on from. note: to be told at the start.
+        source: checkpoint to go on from.
+
+    Nothing is written before `run`, so that what is wrong with the settings is found first.
     """
 
     def __init__(
-        self,
-        settings: Settings,
-        data: Data,
-        device: torch.device,
-        source: Path | None,
-        note: str | None,
+        self, settings: Settings, data: Data, device: torch.device, source: Path | None
     ) -> None:
         assert settings.steps is not None and settings.micro_batch is not None
         self.settings, self.data, self.device = settings, data, device
@@ -110,17 +115,12 @@ class Fit:
         self.test = EvalLoader(
             data.test, micro_batch=settings.micro_batch, rank=rank, ranks=ranks, workers=workers
         )
-        self.start, self.note = 0, note
+        self.start, self.fresh = 0, source is None
+        self.note: str | None = None
         self.top1: float | None = None
+        self.probe: ProbeLog | None = None
         if source is not None:
             self._resume(source)
-        if self.first:
-            config.write(settings, self.out / "config.yaml")
-        self.probe = None
-        if settings.probe_every:
-            path = self.out / "probe.jsonl" if self.first else None
-            self.probe = ProbeLog(path, every=settings.probe_every, resume_step=self.start)
-            self.engine.optimizer.probe = self.probe
 
     def _resume(self, source: Path) -> None:
         reader = checkpoint.Reader(source)
@@ -132,8 +132,26 @@ class Fit:
 
     # The loop.
 
+    def _open(self) -> None:
+        """Make the run directory. All ranks know if rank 0 cannot, or they would wait for it."""
+        wrong = None
+        if self.first:
+            try:
+                self.note = rundir.prepare(self.out, fresh=self.fresh) or self.note
+                config.write(self.settings, self.out / "config.yaml")
+            except ConfigError as error:
+                wrong = str(error)
+        found = next((w for w in self.backend.gather(wrong) if w), None)
+        if found:
+            raise ConfigError(found)
+        if self.settings.probe_every:
+            path = self.out / "probe.jsonl" if self.first else None
+            self.probe = ProbeLog(path, every=self.settings.probe_every, resume_step=self.start)
+            self.engine.optimizer.probe = self.probe
+
     def run(self) -> dict[str, Any]:
         """Train to the end. Returns what summary.json says."""
+        self._open()
         path = self.out / "metrics.jsonl" if self.first else None
         with (
             MetricsLog(path, resume_step=self.start or None) as log,

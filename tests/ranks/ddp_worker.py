@@ -1,0 +1,124 @@
+"""A rank of the DDP tests: runs every case of a JSON list, writes what came out.
+
+torchrun --nproc_per_node N ddp_worker.py cases.json FOLDER
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import task
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from dist_looksam import Engine
+from dist_looksam.optim import table
+from dist_looksam.traffic import counted
+
+
+def engine_of(case: dict, loss=task.loss) -> Engine:
+    """As a user makes it: with `wrapped`, the module is in DistributedDataParallel already."""
+    name, model = case["optimizer"], task.net()
+    groups = table.groups(model, task.SETTINGS["decay"])
+    groups[1]["lr"] = task.SMALLER_LR
+    base = table.base_of(name, case.get("base"))
+    inner = table.build_base(base, groups, lr=task.LR, eps=task.SETTINGS["eps"])
+    rule = table.rule_of(name, k=task.SETTINGS["k"])
+    rho = task.RHO[rule.ascent or "model"]
+    optimizer = table.build(inner, rule=rule, rho=rho, alpha=task.SETTINGS["alpha"])
+    how = {x: case[x] for x in ("clip", "ascent", "precision") if x in case}
+    module = DistributedDataParallel(model) if case.get("wrapped") else model
+    return Engine(module, optimizer, loss, **how)
+
+
+class Spoilt:
+    """task.loss, infinite on one rank in one pass; counts passes by calls."""
+
+    def __init__(self, rank: int, number: int) -> None:
+        self.here, self.number, self.calls = dist.get_rank() == rank, number, 0
+
+    def __call__(self, model, samples):
+        self.calls += 1
+        value = task.loss(model, samples)
+        return value * float("inf") if self.here and self.calls == self.number else value
+
+
+def own_part(case: dict, step: int) -> list:
+    accumulation = case.get("accumulation", 2)
+    return task.part(step, dist.get_rank(), dist.get_world_size(), accumulation)
+
+
+def compare(case: dict) -> dict:
+    """Train; weights and what each step reported."""
+    engine = engine_of(case)
+    rows = []
+    for step in range(task.STEPS):
+        done = engine.step(own_part(case, step))
+        numbers = (done.loss, done.seen.grad_norm, done.seen.update_norm)
+        rows.append([done.look, *map(float, numbers)])
+    return {"weights": engine.backend.full_weights(), "rows": rows, "same": same(engine)}
+
+
+def same(engine: Engine) -> bool:
+    """Whether all ranks hold the same bits, of weights and of g_v."""
+    held = [p.detach() for p in engine.module.parameters()]
+    held += [s["g_v"] for s in engine.optimizer.state.values() if "g_v" in s]
+    flat = torch.cat([x.reshape(-1) for x in held])
+    first = flat.clone()
+    dist.broadcast(first, 0)
+    differ = torch.tensor(float(not torch.equal(flat, first)))
+    dist.all_reduce(differ)
+    return float(differ) == 0
+
+
+def count(case: dict) -> dict:
+    """Per step: whether it looked, and the elements of every all-reduce the profiler saw."""
+    engine, k = engine_of(case), task.SETTINGS["k"]
+    for step in range(k):  # DDP agrees on its buckets in the first passes
+        engine.step(own_part(case, step))
+    rows = []
+    for step in range(k, 2 * k):
+        with counted() as traffic:
+            look = engine.step(own_part(case, step)).look
+        assert {kind for kind, _ in traffic.calls} == {"all_reduce"}
+        rows.append([look, *(size for _, size in traffic.calls.elements())])
+    return {"rows": rows, "numel": sum(p.numel() for p in engine.module.parameters())}
+
+
+def overflow(case: dict) -> dict:
+    """Step 0 looks; in step 3, also a look, rank 1 overflows in the given pass."""
+    passes = 2 + 1 + 1  # of steps 0, 1, 2, each of one micro-batch
+    loss = Spoilt(1, passes + case["overflow"])
+    engine = engine_of({**case, "accumulation": 1}, loss)
+    for step in range(3):
+        engine.step(own_part({"accumulation": 1}, step))
+    before = [p.detach().clone() for p in engine.module.parameters()]
+    done = engine.step(own_part({"accumulation": 1}, 3))
+    after = [p.detach() for p in engine.module.parameters()]
+    kept = all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    skipped = not bool(done.seen.finite)
+    again = engine.step(own_part({"accumulation": 1}, 4))
+    scaler = getattr(engine.backend, "scaler", None)
+    own = [kept, skipped, again.look, bool(again.seen.finite), scaler.scale if scaler else None]
+    everyone: list = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, own)
+    return {"everyone": everyone, "same": same(engine)}
+
+
+KINDS = {"compare": compare, "count": count, "overflow": overflow}
+
+
+def main() -> None:
+    cases, folder = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    for number, case in enumerate(cases):
+        result = KINDS[case.get("kind", "compare")](case)
+        if dist.get_rank() == 0:
+            torch.save(result, task.result_file(folder, number))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

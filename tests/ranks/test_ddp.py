@@ -1,0 +1,114 @@
+"""DDP against the truth: every optimizer at 2 and 3 ranks, what is sent, and overflow on one rank."""
+
+import json
+from functools import cache
+
+import pytest
+import task
+import torch
+
+from launch import torchrun
+
+ACCUMULATED = [{"optimizer": o, "accumulation": a} for o in task.OPTIMIZERS for a in (1, 2, 4)]
+VARIED = [
+    {"optimizer": "look_sam", "base": "sgd"},
+    {"optimizer": "look_layer_sam", "base": "sgd", "clip": 0.3},
+    {"optimizer": "look_sam", "wrapped": True},
+]
+LOCAL = [
+    {"optimizer": o, "base": b, "ascent": "rank", "accumulation": 1}
+    for o in ("sam", "sam_k", "look_sam", "layer_sam", "look_layer_sam")
+    for b in ("sgd", "lamb")
+]
+COUNTED = [
+    {"kind": "count", "optimizer": o, "ascent": a}
+    for o in task.OPTIMIZERS
+    for a in ("global", "rank")
+]
+OVERFLOWS = [
+    {"kind": "overflow", "optimizer": "look_sam", "precision": p, "ascent": a, "overflow": n}
+    for p in ("fp32", "fp16")
+    for a in ("global", "rank")
+    for n in (1, 2)
+]
+CASES = {2: [*ACCUMULATED, *VARIED, *LOCAL, *COUNTED, *OVERFLOWS], 3: [*ACCUMULATED, *LOCAL]}
+
+
+@cache
+def truth(name: str, base: str | None, ranks: int = 0, clip: float | None = None):
+    return task.truth(name, base, ranks=ranks, clip=clip)
+
+
+def everywhere(cases):
+    """Parameters (ranks, number of the case) for those cases, with readable names."""
+    return [
+        pytest.param(ranks, number, id="-".join([str(ranks), *map(str, case.values())]))
+        for ranks, all_cases in CASES.items()
+        for number, case in enumerate(all_cases)
+        if case in cases
+    ]
+
+
+@pytest.fixture(scope="session")
+def result(tmp_path_factory):
+    """(ranks, number) -> what came out; each number of ranks is started once, when asked for."""
+    folders = {}
+
+    def of(ranks: int, number: int):
+        if ranks not in folders:
+            folder = tmp_path_factory.mktemp(f"ddp-{ranks}")
+            (folder / "cases.json").write_text(json.dumps(CASES[ranks]))
+            folders[ranks] = folder  # before the start, so that one that fails is not repeated
+            torchrun(ranks, "ddp_worker.py", folder / "cases.json", folder)
+        return torch.load(task.result_file(folders[ranks], number), weights_only=True)
+
+    return of
+
+
+@pytest.mark.parametrize("ranks, number", everywhere([*ACCUMULATED, *VARIED, *LOCAL]))
+def test_ddp_trains_to_the_weights_of_the_reference(result, ranks, number):
+    case, got = CASES[ranks][number], result(ranks, number)
+    name, base = case["optimizer"], case.get("base")
+    want = truth(name, base, ranks if case.get("ascent") == "rank" else 0, case.get("clip"))
+    assert task.worst(got["weights"], want) < task.tolerance(name, base)
+    for (look, loss, grad_norm, update_norm), record in zip(got["rows"], want.records, strict=True):
+        assert look == record["look"]
+        assert loss == pytest.approx(record["loss"], abs=1e-4)
+        assert grad_norm == pytest.approx(record["grad_norm"], rel=1e-3, abs=1e-5)
+        assert update_norm == pytest.approx(record["update_norm"], rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize("ranks, number", everywhere([*ACCUMULATED, *LOCAL]))
+def test_all_ranks_hold_the_same_bits(result, ranks, number):
+    """Weights and g_v; each rank adds its own eps and must come back from it."""
+    assert result(ranks, number)["same"]
+
+
+@pytest.mark.parametrize("name", ["sam", "look_sam"])
+def test_climbing_ones_own_gradient_is_another_method(name):
+    """So that the cases above could not pass if --ascent rank did nothing."""
+    apart = truth(name, "sgd", 2).weights[-1]
+    together = truth(name, "sgd").weights[-1]
+    assert max(abs(a - b).max() for a, b in zip(apart, together, strict=True)) > 1e-4
+
+
+@pytest.mark.parametrize("ranks, number", everywhere(COUNTED))
+def test_what_is_sent(result, ranks, number):
+    """A reuse step sends what the base does: the gradient once, and the loss to be logged. A look
+    sends the gradient once more. So does a look of one's own gradient: eps costs nothing."""
+    case, got = CASES[ranks][number], result(ranks, number)
+    looks = [look for look, *_ in got["rows"]]
+    assert any(looks) == (case["optimizer"] not in ("sgd", "adamw", "lamb", "lars"))
+    for look, *sizes in got["rows"]:
+        whole = [n for n in sizes if n > 1]
+        assert sum(whole) == got["numel"] * (2 if look else 1)
+        assert sizes.count(1) == 1  # the mean loss
+
+
+@pytest.mark.parametrize("ranks, number", everywhere(OVERFLOWS))
+def test_an_overflow_on_one_rank_costs_all_ranks_the_step(result, ranks, number):
+    got = result(ranks, number)
+    for kept, skipped, looks_again, finite, scale in got["everyone"]:
+        assert kept and skipped and looks_again and finite
+        assert scale in (None, 2.0**15)
+    assert got["same"]
