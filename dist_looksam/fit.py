@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,12 @@ def main(argv: Sequence[str]) -> int:
         settings = config.parse(argv)
         world = World.from_env(local_rank=settings.local_rank)
         rank = world.rank
-        run(settings, world)
+        if assemble.elastic(settings):
+            from .backends import horovod_elastic
+
+            horovod_elastic.run(run, settings, world)
+        else:
+            run(settings, world)
     except ConfigError as error:
         _complain(rank, error)
         return 2
@@ -50,8 +55,12 @@ def _complain(rank: int, error: Exception) -> None:
         print(f"error: {error}", file=sys.stderr, flush=True)
 
 
-def run(settings: Settings, world: World) -> dict[str, Any]:
+def run(
+    settings: Settings, world: World, *, commit: Callable[[], None] | None = None
+) -> dict[str, Any]:
     """One training run on this rank. Returns what summary.json says.
+
+    `commit` is called on every rank after every checkpoint, and may raise to end the run there.
 
     Raises:
         ConfigError: before anything is trained. RunError: the run cannot go on.
@@ -70,7 +79,11 @@ def run(settings: Settings, world: World) -> dict[str, Any]:
     source = rundir.to_resume(out, settings.resume)
     note = rundir.prepare(out, fresh=source is None) if world.rank == 0 else None
     assemble.join(settings, world, device)
-    return Fit(settings, data, device, source, note).run()
+    fit = Fit(settings, data, device, source, note, commit)
+    try:
+        return fit.run()
+    finally:
+        fit.close()
 
 
 class Fit:
@@ -78,7 +91,7 @@ class Fit:
 
     Args:
         settings: resolved. data: opened. device: of this rank.
-        source: checkpoint to go on from. note: to be told at the start.
+        source: checkpoint to go on from. note: to be told at the start. commit: as of `run`.
     """
 
     def __init__(
@@ -88,7 +101,9 @@ class Fit:
         device: torch.device,
         source: Path | None,
         note: str | None,
+        commit: Callable[[], None] | None = None,
     ) -> None:
+        self.commit = commit
         assert settings.steps is not None and settings.micro_batch is not None
         self.settings, self.data, self.device = settings, data, device
         self.out = Path(settings.out)
@@ -148,10 +163,12 @@ class Fit:
                 self._after(step + 1)
             if self.log.evaluated != self.steps and (self.top1 is None or self.start == self.steps):
                 self._evaluate(self.steps)
-            summary = self._finish()
+            return self._finish()
+
+    def close(self) -> None:
+        """End the threads that load data."""
         self.train.close()
         self.test.close()
-        return summary
 
     def _greeting(self) -> str:
         s = self.settings
@@ -241,6 +258,8 @@ class Fit:
             extra = {"settings": json.loads(json.dumps(vars_of(self.settings)))}
             extra["passes"] = self.engine.passes
             checkpoint.save(self.backend, self.out / "checkpoints", done, extra)
+        if self.commit is not None:
+            self.commit()
 
     def _finish(self) -> dict[str, Any]:
         self.log.flush()
