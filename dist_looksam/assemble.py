@@ -1,6 +1,7 @@
 """From settings to what trains: device, process group, model, optimizer, engine."""
 
 import importlib.util
+import os
 from datetime import timedelta
 from typing import Any
 
@@ -54,6 +55,11 @@ def check(settings: Settings, ranks: int) -> None:
                 f"{settings.zero_stage}{' with offload' if settings.offload else ''}; "
                 f"use --zero_stage 1 without offload, or --ascent global."
             )
+
+
+def elastic(settings: Settings) -> bool:
+    """True if workers may come and go: horovodrun was given a range of numbers of them."""
+    return settings.backend in ("auto", "horovod") and os.environ.get("HOROVOD_ELASTIC") == "1"
 
 
 def device_of(settings: Settings, world: World) -> torch.device:
@@ -173,10 +179,12 @@ def _zero(settings: Settings, model: nn.Module, device: torch.device) -> Backend
 
 
 def _horovod(settings: Settings, model: nn.Module) -> Backend:
-    from .backends import horovod
+    from .backends.horovod import Horovod
+    from .backends.horovod_sharded import HorovodSharded
 
-    how: dict[str, Any] = {"precision": settings.precision, "compression": settings.compression}
-    return horovod.Horovod(model, optimizer_of(settings, model), **how)
+    kind = HorovodSharded if settings.zero_stage == 1 else Horovod
+    how = {"precision": settings.precision, "compression": settings.compression}
+    return kind(model, optimizer_of(settings, model), **how)
 
 
 def deepspeed_config(settings: Settings, ranks: int) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import json
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,12 @@ def main(argv: Sequence[str]) -> int:
     try:
         settings = config.parse(argv)
         world = World.from_env(local_rank=settings.local_rank)
-        run(settings, world)
+        if assemble.elastic(settings):
+            from .backends import horovod_elastic
+
+            horovod_elastic.run(run, settings, world)
+        else:
+            run(settings, world)
     except (ConfigError, RunError) as error:
         _complain(world, error)
         return 2 if isinstance(error, ConfigError) else 1
@@ -59,8 +64,12 @@ def _likely_world() -> World:
         return World()
 
 
-def run(settings: Settings, world: World) -> dict[str, Any]:
+def run(
+    settings: Settings, world: World, *, commit: Callable[[], None] | None = None
+) -> dict[str, Any]:
     """One training run on this rank. Returns what summary.json says.
+
+    `commit` is called on every rank after every checkpoint, and may raise to end the run there.
 
     Raises:
         ConfigError: before anything is trained. RunError: the run cannot go on.
@@ -78,7 +87,11 @@ def run(settings: Settings, world: World) -> dict[str, Any]:
     out = Path(settings.out)
     source = rundir.to_resume(out, settings.resume)
     assemble.join(settings, world, device)
-    return Fit(settings, data, device, source).run()
+    fit = Fit(settings, data, device, source, commit)
+    try:
+        return fit.run()
+    finally:
+        fit.close()
 
 
 class Fit:
@@ -86,14 +99,20 @@ class Fit:
 
     Args:
         settings: resolved. data: opened. device: of this rank.
-        source: checkpoint to go on from.
+        source: checkpoint to go on from. commit: as of `run`.
 
     Nothing is written before `run`, so that what is wrong with the settings is found first.
     """
 
     def __init__(
-        self, settings: Settings, data: Data, device: torch.device, source: Path | None
+        self,
+        settings: Settings,
+        data: Data,
+        device: torch.device,
+        source: Path | None,
+        commit: Callable[[], None] | None = None,
     ) -> None:
+        self.commit = commit
         assert settings.steps is not None and settings.micro_batch is not None
         self.settings, self.data, self.device = settings, data, device
         self.out = Path(settings.out)
@@ -166,10 +185,12 @@ class Fit:
                 self._after(step + 1)
             if self.log.evaluated != self.steps and (self.top1 is None or self.start == self.steps):
                 self._evaluate(self.steps)
-            summary = self._finish()
+            return self._finish()
+
+    def close(self) -> None:
+        """End the threads that load data."""
         self.train.close()
         self.test.close()
-        return summary
 
     def _greeting(self) -> str:
         s = self.settings
@@ -259,6 +280,8 @@ class Fit:
             extra = {"settings": json.loads(json.dumps(vars_of(self.settings)))}
             extra["passes"] = self.engine.passes
             checkpoint.save(self.backend, self.out / "checkpoints", done, extra)
+        if self.commit is not None:
+            self.commit()
 
     def _finish(self) -> dict[str, Any]:
         self.log.flush()

@@ -81,11 +81,14 @@ class Horovod(Plain):
         """
         filled = hvd.allgather_object(bool(self.optimizer.state), name="start.filled")
         if any(filled):
-            state = self.optimizer.state_dict() if self.rank == 0 else None
-            state = hvd.broadcast_object(state, root_rank=0, name="start.state")
-            if self.rank:
-                self.optimizer.load_state_dict(state)
+            self._share_state()
         hvd.broadcast_parameters(self.module.state_dict(), root_rank=0)
+
+    def _share_state(self) -> None:
+        state = self.optimizer.state_dict() if self.rank == 0 else None
+        state = hvd.broadcast_object(state, root_rank=0, name="start.state")
+        if self.rank:
+            self.optimizer.load_state_dict(state)
 
     # Gradients.
 

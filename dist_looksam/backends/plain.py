@@ -87,6 +87,10 @@ class Plain:
     def settle(self, *, average: bool) -> None:
         """After the last micro-batch of a pass: gradients are now to be what was asked for."""
 
+    def gradients(self) -> list[Tensor]:
+        """What a pass has left, in tensors that may be written to."""
+        return [p.grad for p in self.module.parameters() if p.grad is not None]
+
     def average_(self, tensors: Sequence[Tensor]) -> None:
         """Replace whole tensors by their mean over ranks."""
 
@@ -116,8 +120,7 @@ class Plain:
             total += value.detach().float()
         self.settle(average=average)
         if self.scaler:
-            grads = [p.grad for p in self.module.parameters() if p.grad is not None]
-            torch._foreach_mul_(grads, 1.0 / scale)
+            torch._foreach_mul_(self.gradients(), 1.0 / scale)
         return total / len(batches)
 
     def climb(self, *, local: bool) -> bool:
@@ -200,6 +203,10 @@ class Plain:
         groups = self.optimizer.base_optimizer.state_dict()["param_groups"]
         saved = {"state": state, "param_groups": groups}
         self.optimizer.load_state_dict({**saved, "sharpness": counters})
+        self.load_scale(counters)
+
+    def load_scale(self, counters: dict[str, Any]) -> None:
+        """fp16's loss scale as saved."""
         if self.scaler and counters["loss_scale"]:
             self.scaler.scale = counters["loss_scale"]["scale"]
             self.scaler.good_steps = counters["loss_scale"]["good"]

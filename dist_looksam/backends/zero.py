@@ -19,7 +19,8 @@ from ..maths.shards import dots, whole
 from ..optim.seen import Seen, perturb_seen_in_
 from ..optim.sharpness import Sharpness
 from .backend import Loss
-from .zero_layout import Flat, Layout
+from .flat import Flat
+from .zero_layout import Layout
 from .zero_library import check_engine
 from .zero_state import ZeroState
 

@@ -1,12 +1,10 @@
 """Where DeepSpeed keeps things: every private name of the library is in this file.
 
-A *flat* is one fp32 tensor of this rank that the client optimizer is given as a parameter: a
-partition of one param group (stages 1 and 2), of one sub-group (stage 3), or a whole layer
-(stage 0). Layers lie in it one after another; one that is not on this rank is an empty shard.
+A flat (see flat.py) is a partition of one param group (stages 1 and 2), of one sub-group (stage 3),
+or a whole layer (stage 0).
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +13,7 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from .backend import Piece
+from .flat import Flat, cut
 
 VERSIONS = ("0.19.",)
 
@@ -26,24 +25,6 @@ def check_version(version: str) -> None:
             f"deepspeed must be 0.19.x, got {version}; its private names differ between versions: "
             f"pip install 'deepspeed==0.19.8'."
         )
-
-
-@dataclass(frozen=True)
-class Flat:
-    """One flat, the layers in it, and where each starts: piece i is flat[offsets[i]:][:length]."""
-
-    master: Tensor
-    group: int
-    pieces: tuple[Piece, ...]
-    offsets: tuple[int, ...]
-
-    def views(self, like: Tensor) -> list[Tensor]:
-        """One shard per layer, of a tensor laid out as the flat; padding is left out."""
-        whole = like.view(-1)
-        return [
-            whole[at : at + p.stop - p.start]
-            for p, at in zip(self.pieces, self.offsets, strict=True)
-        ]
 
 
 class Layout:
@@ -83,7 +64,7 @@ class Layout:
         for number, (layers, master) in enumerate(zip(groups, masters, strict=True)):
             rank = dist.get_rank(zero.real_dp_process_group[number])
             low = rank * master.numel()
-            yield _cut(layers, self.names, master, number, low)
+            yield cut(layers, self.names, master, number, low)
 
     def _sub_groups(self) -> Iterator[Flat]:
         """Stage 3: every layer is cut by rank on its own; a sub-group is a row of such cuts."""
@@ -177,20 +158,6 @@ class Layout:
 
 def _or_zero(grad: Tensor | None, like: Tensor) -> Tensor:
     return torch.zeros_like(like) if grad is None else grad
-
-
-def _cut(
-    layers: Sequence[Tensor], names: dict[int, str], master: Tensor, group: int, low: int
-) -> Flat:
-    high = low + master.numel()
-    pieces, offsets, at = [], [], 0
-    for p in layers:
-        start = min(max(low - at, 0), p.numel())
-        stop = max(start, min(high - at, p.numel()))
-        pieces.append(Piece(names[id(p)], tuple(p.shape), start, stop))
-        offsets.append(min(max(at + start - low, 0), master.numel()))
-        at += p.numel()
-    return Flat(master, group, tuple(pieces), tuple(offsets))
 
 
 def _walk(fragments: Sequence[Tensor], flat: Flat) -> list[Tensor]:

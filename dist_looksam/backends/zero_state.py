@@ -10,7 +10,8 @@ from torch import Tensor
 from ..maths.shards import whole
 from ..optim.sharpness import Sharpness
 from .backend import Piece, Read
-from .plain import KEYS, num_bytes, state_bytes
+from .flat import fill, slots_of
+from .plain import num_bytes, state_bytes
 from .zero_layout import Layout
 
 
@@ -73,17 +74,7 @@ class ZeroState:
 
     def slots(self) -> list[dict[str, Tensor]]:
         """See `Backend.slots`."""
-        found = []
-        for flat in self.layout.flats:
-            state = self.optimizer.state.get(flat.master, {})
-            views = {
-                key: flat.views(value)
-                for key, value in state.items()
-                if isinstance(value, Tensor) and value.shape == flat.master.shape
-            }
-            views["weight"] = flat.views(flat.master.detach())
-            found += [{k: v[i] for k, v in views.items()} for i in range(len(flat.pieces))]
-        return found
+        return slots_of(self.layout.flats, self.optimizer.state)
 
     def counters(self) -> dict[str, Any]:
         """See `Backend.counters`."""
@@ -99,22 +90,7 @@ class ZeroState:
     @torch.no_grad()
     def load(self, read: Read, counters: dict[str, Any]) -> None:
         """See `Backend.load`."""
-        for flat in self.layout.flats:
-            state = self.optimizer.state[flat.master]
-            for i, piece in enumerate(flat.pieces):
-                place = (piece.name, piece.start, piece.stop)
-                for key in ("weight", *KEYS):
-                    values = read(place[0], key, place[1], place[2])
-                    if values is None:
-                        continue
-                    if key == "weight":
-                        flat.views(flat.master.detach())[i].copy_(values)
-                        continue
-                    if key not in state:
-                        state[key] = torch.zeros_like(flat.master)
-                    flat.views(state[key])[i].copy_(values)
-            if "exp_avg" in state:
-                state["step"] = torch.tensor(counters["base_step"])
+        fill(self.layout.flats, self.optimizer.state, read, base_step=counters["base_step"])
         self.layout.publish()
         self.optimizer.steps = int(counters["steps"])
         self.optimizer.owe(torch.tensor(False) if counters["owed"] else None)

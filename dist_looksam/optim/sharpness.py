@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from ..errors import ConfigError
 from ..maths.ascent import Climb, cosine
 from ..maths.shards import Reduce, Shards, dots, whole
-from .base import guarded_step
+from .base import Pieces, guarded_step, in_one_piece
 from .replay import Replay
 from .rule import Rule, check_alpha, check_rho
 from .seen import Probe, Seen, perturb_seen_in_
@@ -38,6 +38,7 @@ class Sharpness(Optimizer):
         clip: limit of the norm of what the base gets; None for none.
         visible_dtype: dtype in which forward sees the weights; if set, looks report the cosine
             between applied and intended perturbation.
+        pieces: the layers inside one flat parameter, where a backend has flattened several.
 
     Raises:
         ConfigError: a setting is out of range, or `params` are not those of the base.
@@ -61,6 +62,7 @@ class Sharpness(Optimizer):
         self.visible_dtype: torch.dtype | None = None
         self.probe: Probe | None = None
         self.driver: Callable[[], None] | None = None
+        self.pieces: Pieces = in_one_piece
         self.steps = 0
         self.seen: Seen | None = None
         self._owed: Tensor | None = None
@@ -99,7 +101,8 @@ class Sharpness(Optimizer):
             return
         base.add_param_group({name: self.defaults[name] for name in ("rho", "alpha")} | param_group)
 
-    # What the step works on. Layers without a gradient take part as empty shards.
+    # What the step works on: parameters, and the layers in them. A parameter without a gradient
+    # takes no part.
 
     def _layers(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
@@ -112,10 +115,14 @@ class Sharpness(Optimizer):
                 raise ConfigError("gradients must be dense, got a sparse one; use sparse=False.")
         return params, [p.grad for p in params]  # type: ignore[misc]
 
-    def _column(self, name: str) -> Tensor | float:
+    def column(self, name: str) -> Tensor | float:
         """rho or alpha of every active layer: one number if all agree, else [P]."""
         values = tuple(
-            g[name] for g in self.param_groups for p in g["params"] if p.grad is not None
+            g[name]
+            for g in self.param_groups
+            for p in g["params"]
+            if p.grad is not None
+            for _ in self.pieces(p, p)
         )
         if len(set(values)) <= 1:
             return values[0] if values else 0.0
@@ -124,6 +131,10 @@ class Sharpness(Optimizer):
             column = torch.tensor(values, dtype=torch.float64, device=device)
             self._columns[name] = (values, column)
         return self._columns[name][1]
+
+    def _split(self, params: Shards, like: Shards) -> list[Tensor]:
+        """The layers inside parameters, as views of tensors laid out as these."""
+        return [v for p, x in zip(params, like, strict=True) for v in self.pieces(p, x)]
 
     # One step, in the parts that the closure form and the engine share.
 
@@ -157,17 +168,25 @@ class Sharpness(Optimizer):
             0-dim bool: this rank's g is finite.
         """
         params, grads = self._active()
-        climb = self.rule.climb(params, grads, rho=self._column("rho"), reduce=reduce)
+        weights, slopes = self._split(params, params), self._split(params, grads)
+        climb = self.rule.climb(weights, slopes, rho=self.column("rho"), reduce=reduce)
         backup = [p.clone() for p in params]
-        seen_cosine = self._perturb_(params, grads, climb, reduce)
+        seen_cosine = self.perturb_(weights, slopes, climb, reduce)
         kept = [g.clone() for g in grads]  # DDP may own the memory behind .grad
         if average_ is not None:
             average_(kept)
-        self._lifted = _Lifted(params, backup, kept, seen_cosine)
-        torch.clear_autocast_cache()  # or forward under a caller's autocast would see the old w
+        self.lift(params, backup, kept, seen_cosine)
         return torch.isfinite(climb.grad2.sum())
 
-    def _perturb_(
+    def lift(
+        self, params: Shards, backup: Shards, grads: Shards, eps_cosine: Tensor | None
+    ) -> None:
+        """Note that the weights are at w + eps: what `climb` does last, for backends that climb by
+        themselves. `backup` is w, `grads` g; both are kept and written to."""
+        self._lifted = _Lifted(list(params), list(backup), list(grads), eps_cosine)
+        torch.clear_autocast_cache()  # or forward under a caller's autocast would see the old w
+
+    def perturb_(
         self, params: Shards, grads: Shards, climb: Climb, reduce: Reduce
     ) -> Tensor | None:
         """w += eps; the cosine between what 16-bit weights show of eps and eps itself."""
@@ -220,13 +239,14 @@ class Sharpness(Optimizer):
         ]
         params, grads = [p for p, _ in pairs], [g for _, g in pairs]
         sam: list[Tensor] = [p.grad for p in params]  # type: ignore[misc]
-        given = self.rule.learn(sam, grads, clip=self.clip, reduce=reduce)
+        slopes, steeper = self._split(params, grads), self._split(params, sam)
+        given = self.rule.learn(steeper, slopes, clip=self.clip, reduce=reduce)
         if self.probe is not None:
-            self.probe(step=self.steps, grads=grads, sam=sam, share=given.size, reduce=reduce)
+            self.probe(step=self.steps, grads=slopes, sam=steeper, share=given.size, reduce=reduce)
         new = grads  # g is not needed after this: its memory becomes g_v's
-        for i, (g, s) in enumerate(zip(grads, sam, strict=True)):
-            torch.addcmul(s, g, given.size[i].to(g.dtype), value=-1, out=new[i])
-        kept2 = reduce(dots(new, new)).sum()
+        for i, (g, s) in enumerate(zip(slopes, steeper, strict=True)):
+            torch.addcmul(s, g, given.size[i].to(g.dtype), value=-1, out=g)
+        kept2 = reduce(dots(slopes, slopes)).sum()
         if self.clip is not None:
             for s in sam:
                 s.mul_(given.scale.to(s.dtype))
@@ -247,14 +267,15 @@ class Sharpness(Optimizer):
 
     def _between(self, reduce: Reduce) -> Seen:
         params, grads = self._active()
-        kept = None
+        slopes, kept = self._split(params, grads), None
         if self.rule.keeps:
-            kept = [self.state[p].get("g_v", torch.zeros_like(p)) for p in params]
+            whole_kept = [self.state[p].get("g_v", torch.zeros_like(p)) for p in params]
+            kept = self._split(params, whole_kept)
         given = self.rule.between(
-            grads, kept, alpha=self._column("alpha"), clip=self.clip, reduce=reduce
+            slopes, kept, alpha=self.column("alpha"), clip=self.clip, reduce=reduce
         )
         if kept is not None:
-            for i, (g, v) in enumerate(zip(grads, kept, strict=True)):
+            for i, (g, v) in enumerate(zip(slopes, kept, strict=True)):
                 g.addcmul_(v, given.size[i].to(g.dtype))
         if self.clip is not None:
             for g in grads:
@@ -275,6 +296,11 @@ class Sharpness(Optimizer):
         if self.driver is not None:  # called by DeepSpeed, for which its backend has work
             self.driver()
             return None
+        if hasattr(self.base_optimizer, "skip_synchronize"):  # its hooks may still be reducing
+            raise ConfigError(
+                "step needs a base optimizer of its own, got hvd.DistributedOptimizer; give both "
+                "to Engine, which waits for the reduced gradients of each pass."
+            )
         if closure is None:
             raise ConfigError(
                 f"{type(self).__name__}.step needs a closure, got none; "

@@ -13,6 +13,7 @@ import torch
 from zero_worker import optimizer_of
 
 from dist_looksam.backends.horovod import Horovod
+from dist_looksam.backends.horovod_sharded import HorovodSharded
 from dist_looksam.engine import Engine
 
 COUNTED = ("allreduce_async_", "reducescatter_async", "allgather_async")
@@ -52,7 +53,8 @@ def open_engine(case: dict, model: torch.nn.Module) -> Engine:
         optimizer._follow_base()
         return Engine(model, optimizer, **rules, **how)
     how["compression"] = case.get("compression", "none")
-    return Engine(Horovod(model, optimizer, **how), **rules)
+    kind = HorovodSharded if case["stage"] else Horovod
+    return Engine(kind(model, optimizer, **how), **rules)
 
 
 def run(case: dict, counts: Counts) -> dict:

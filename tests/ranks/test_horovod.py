@@ -11,8 +11,9 @@ from launch import horovodrun
 pytestmark = pytest.mark.needs("horovod")
 
 LAYERS = len(list(task.net().parameters()))
+GROUPS = 2  # of parameters: with and without weight decay
 BY_LAYER = {"decompose": "layer", "reuse": "natural"}
-STAGES = (0,)
+STAGES = (0, 1)
 TABLE = [{"optimizer": o, "stage": s} for o in task.OPTIMIZERS for s in STAGES]
 VARIED = [
     *({"optimizer": "look_sam", "base": "sgd", "stage": s} for s in STAGES),
@@ -101,3 +102,25 @@ def test_a_step_reduces_every_gradient_once_and_a_look_twice(results, number):
         passes = 2 if look and case.get("ascent") != "rank" else 1
         assert reduced == passes * LAYERS
         assert scattered == gathered == 0
+
+
+@pytest.mark.parametrize("number", [i for i, c in enumerate(CASES[2]) if c["stage"] == 1])
+def test_a_sharded_look_costs_one_more_scatter_and_gather_and_no_gather_to_restore(results, number):
+    """With --ascent rank not even the gather: every rank has its own gradient whole."""
+    case = CASES[2][number]
+    got = result(results, 2, number)
+    for (look, *_), (reduced, scattered, gathered) in zip(got["rows"], got["made"], strict=True):
+        assert reduced == 0
+        assert scattered == GROUPS * (2 if look else 1)
+        assert gathered == GROUPS * (2 if look and case.get("ascent") != "rank" else 1)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("stage", STAGES)
+def test_gv_takes_four_bytes_per_entry_over_ranks(results, ranks, stage):
+    case = {"optimizer": "look_layer_sam", "stage": stage}
+    got = result(results, ranks, CASES[ranks].index(case))
+    whole = 4 * sum(p.numel() for p in task.net().parameters())
+    share = whole / ranks if stage else whole
+    padding = 4 * GROUPS if stage else 0  # every group is rounded up to whole slices
+    assert all(share <= size + padding and size <= share + padding for size in got["gv_bytes"])

@@ -1,0 +1,200 @@
+"""Horovod with ZeRO's first stage: weights whole on every rank, all state for the own slice only.
+
+The layers of a param group lie in one row, padded to equal slices, with the gradients beside it. A
+rank's slice of a row is the parameter that the optimizer knows: it is a view of the row, so that a
+step writes where forward reads, and one all-gather completes the row. A look costs one more
+reduce-scatter and one more all-gather: a rank knows g on its own slice alone, so that only it can
+perturb that slice. Going back costs nothing, since the gather after the base's step brings both.
+Where every rank climbs its own gradient, it has that gradient whole and gathers nothing for eps.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import horovod.torch as hvd
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError
+from ..maths.shards import whole
+from ..optim.seen import Seen
+from .backend import Loss, Piece, Read
+from .flat import Flat, cut, fill, slots_of
+from .horovod import Horovod, check_alike
+
+
+@dataclass(frozen=True)
+class Row:
+    """The layers of one param group. `weights` and `grads` are whole and padded."""
+
+    layers: tuple[Tensor, ...]
+    weights: Tensor
+    grads: Tensor
+    flat: Flat  # the own slice of `weights`
+
+
+class HorovodSharded(Horovod):
+    """`Horovod` with the base's state and g_v for 1 / ranks of every param group.
+
+    Args: as of `Horovod`. The optimizer's groups are given the own slices in place of their layers;
+        its state must be empty, and its base none of Horovod's.
+    """
+
+    replicated = False
+
+    def _share_state(self) -> None:
+        raise ConfigError(
+            "a sharded optimizer must start without state, got some; load a checkpoint after "
+            "the backend is made."
+        )
+
+    def listen(self) -> None:
+        """Lay the layers in rows; nothing is sent before a pass has ended."""
+        if self.theirs is not None:
+            raise ConfigError(
+                "zero_stage 1 needs a plain base optimizer, got hvd.DistributedOptimizer; "
+                "leave it out, since gradients are reduced here."
+            )
+        base: Any = self.optimizer.base_optimizer
+        self.rows = [self._row(n, group) for n, group in enumerate(base.param_groups)]
+        self.flats = [row.flat for row in self.rows]
+        flat_of = {id(flat.master): flat for flat in self.flats}
+        self.optimizer.pieces = lambda param, like: flat_of[id(param)].views(like)
+        if hasattr(base, "pieces"):
+            base.pieces, base.reduce = self.optimizer.pieces, self.reduce
+        self._shown = False  # w + eps is in slices that are not this rank's own
+
+    def _row(self, number: int, group: dict[str, Any]) -> Row:
+        layers = tuple(group["params"])
+        share = -(-sum(p.numel() for p in layers) // self.size)
+        weights = torch.zeros(share * self.size, device=self.device, dtype=layers[0].dtype)
+        at = 0
+        for p in layers:
+            view = weights[at : at + p.numel()].view(p.shape)
+            view.copy_(p.detach())
+            p.data = view
+            at += p.numel()
+        own = weights[self.rank * share : (self.rank + 1) * share]
+        names = {id(p): self._names[p] for p in layers}
+        group["params"] = [own]
+        flat = cut(layers, names, own, number, self.rank * share)
+        return Row(layers, weights, torch.zeros_like(weights), flat)
+
+    def reduce(self, sums: Tensor) -> Tensor:
+        """Add over the ranks, which split every layer. One small all-reduce."""
+        return hvd.allreduce(sums, name=f"sums.{tuple(sums.shape)}", op=hvd.Sum)
+
+    # Gradients.
+
+    def backward(self, batches: Sequence[Any], loss: Loss, *, average: bool = True) -> Tensor:
+        """See `Backend.backward`."""
+        for row in self.rows:
+            row.grads.zero_()
+            at = 0
+            for p in row.layers:  # backward adds in place
+                p.grad = row.grads[at : at + p.numel()].view(p.shape)
+                at += p.numel()
+        return super().backward(batches, loss, average=average)
+
+    def settle(self, *, average: bool) -> None:
+        """One reduce-scatter per param group: the mean on the own slice."""
+        if not average:
+            return
+        sent = [
+            hvd.reducescatter_async(self._wire(row.grads), name=f"grad.{n}", op=hvd.Average)
+            for n, row in enumerate(self.rows)
+        ]
+        for row, handle in zip(self.rows, sent, strict=True):
+            row.flat.master.grad = hvd.synchronize(handle).to(row.grads.dtype)
+
+    def gradients(self) -> list[Tensor]:
+        """See `Plain.gradients`: means of slices after an averaging pass, else this rank's own."""
+        masters = [flat.master.grad for flat in self.flats]
+        return [row.grads if g is None else g for row, g in zip(self.rows, masters, strict=True)]
+
+    # The two-gradient step.
+
+    @torch.no_grad()
+    def publish(self) -> None:
+        """Every rank's slices on every rank: one all-gather per param group."""
+        sent = [
+            hvd.allgather_async(row.flat.master, name=f"weight.{n}")
+            for n, row in enumerate(self.rows)
+        ]
+        for row, handle in zip(self.rows, sent, strict=True):
+            row.weights.copy_(hvd.synchronize(handle))
+        torch.clear_autocast_cache()
+        self._shown = False
+
+    def climb(self, *, local: bool) -> bool:
+        """See `Backend.climb`."""
+        if local:
+            finite = self._climb_own()
+            return self.scaler is None or bool(self.mean(finite.float()) == 1)
+        finite = self.optimizer.climb(reduce=self.reduce)
+        if self.scaler is not None and not bool(finite):  # a sum over ranks: the same on all
+            return False
+        self.publish()
+        self._shown = True
+        return True
+
+    @torch.no_grad()
+    def _climb_own(self) -> Tensor:
+        """Perturb the whole weights along this rank's own gradient; keep g of the own slice."""
+        layers = [p for row in self.rows for p in row.layers]
+        weights = [p.detach().view(-1) for p in layers]
+        grads = [p.grad.view(-1) for p in layers if p.grad is not None]
+        self.settle(average=True)
+        masters = [flat.master for flat in self.flats]
+        backup = [m.clone() for m in masters]
+        rule, rho = self.optimizer.rule, self.optimizer.column("rho")
+        climb = rule.climb(weights, grads, rho=rho, reduce=whole)
+        seen = self.optimizer.perturb_(weights, grads, climb, whole)
+        means = [m.grad for m in masters if m.grad is not None]
+        self.optimizer.lift(masters, backup, means, seen)
+        self._shown = True
+        return torch.isfinite(climb.grad2.sum())
+
+    def descend(self) -> Seen:
+        """See `Backend.descend`."""
+        seen = self._scaled(self.optimizer.descend(reduce=self.reduce))
+        self.publish()
+        return seen
+
+    def skip(self) -> Seen:
+        """See `Backend.skip`."""
+        seen = super().skip()
+        if self._shown:
+            self.publish()
+        return seen
+
+    def lower(self) -> None:
+        """See `Backend.lower`. The slices of others come back only if they answer."""
+        super().lower()
+        if self._shown:
+            self.publish()
+
+    # What a checkpoint needs.
+
+    def pieces(self) -> list[Piece]:
+        """This rank's part of every layer."""
+        return [p for flat in self.flats for p in flat.pieces]
+
+    def slots(self) -> list[dict[str, Tensor]]:
+        """See `Backend.slots`."""
+        return slots_of(self.flats, self.optimizer.state)
+
+    def load(self, read: Read, counters: dict[str, Any]) -> None:
+        """See `Backend.load`. RunError if ranks hold different weights then."""
+        fill(self.flats, self.optimizer.state, read, base_step=counters["base_step"])
+        self.publish()
+        self.optimizer.steps = int(counters["steps"])
+        self.optimizer.owe(torch.tensor(False) if counters["owed"] else None)
+        self.load_scale(counters)
+        check_alike(self.module)
+
+    def full_weights(self) -> dict[str, Tensor] | None:
+        """See `Backend.full_weights`: copies, since the layers of a row share its memory."""
+        weights = super().full_weights()
+        return None if weights is None else {k: v.clone() for k, v in weights.items()}
