@@ -1,9 +1,12 @@
 """The program: settings in, a run directory out."""
 
 import json
+import os
+import socket
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ from .metrics import MetricsLog
 from .probe import ProbeLog
 from .progress import Progress
 from .world import World
+from .world.roster import LostRank
 
 
 def main(argv: Sequence[str]) -> int:
@@ -33,6 +37,9 @@ def main(argv: Sequence[str]) -> int:
         world = World.from_env(local_rank=settings.local_rank)
         rank = world.rank
         run(settings, world)
+    except LostRank as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)  # on every rank that can
+        os._exit(1)  # a destructor of the transport may wait for the lost rank
     except ConfigError as error:
         _complain(rank, error)
         return 2
@@ -69,8 +76,11 @@ def run(settings: Settings, world: World) -> dict[str, Any]:
     out = Path(settings.out)
     source = rundir.to_resume(out, settings.resume)
     note = rundir.prepare(out, fresh=source is None) if world.rank == 0 else None
-    assemble.join(settings, world, device)
-    return Fit(settings, data, device, source, note).run()
+    roster = assemble.join(settings, world, device)
+    if world.rank == 0:
+        rundir.record(out, world, roster.hosts if roster else [socket.gethostname()])
+    with roster or nullcontext():
+        return Fit(settings, data, device, source, note).run()
 
 
 class Fit:
