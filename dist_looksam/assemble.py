@@ -22,8 +22,7 @@ from .maths.schedule import scaled_lr
 from .optim import table
 from .optim.sharpness import Sharpness
 from .world import World
-
-TIMEOUT = timedelta(minutes=10)
+from .world.roster import Roster
 
 
 def check(settings: Settings, ranks: int) -> None:
@@ -80,22 +79,24 @@ def device_of(settings: Settings, world: World) -> torch.device:
     return torch.device("cuda", index)
 
 
-def join(settings: Settings, world: World, device: torch.device) -> None:
-    """Make the process group, where the backend needs one."""
+def join(settings: Settings, world: World, device: torch.device) -> Roster | None:
+    """Meet the other ranks and make the process group; None where the backend needs neither."""
     if settings.backend == "horovod":
         from .backends import horovod
 
         horovod.start(world.size)
-        return
+        return None
     if settings.backend == "plain" or dist.is_initialized():
-        return
+        return None
+    roster = Roster(world, timeout=settings.timeout)
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
-        init_method=world.url,
+        store=dist.PrefixStore("group", roster.store),
         rank=world.rank,
         world_size=world.size,
-        timeout=TIMEOUT,
+        timeout=timedelta(seconds=settings.timeout),
     )
+    return roster
 
 
 def loss_of(settings: Settings, device: torch.device) -> Any:

@@ -26,6 +26,9 @@ COMMANDS = {
     "probe": Command(module="report.commands", function="draw_probe", text="draw the probed looks"),
     "bench": Command(module="bench", text="time every optimizer against its base"),
     "cost": Command(module="cost", text="count what a step sends and what a rank holds"),
+    "jobs": Command(module="jobs", function="show_jobs", text="the runs of a folder, and SLURM's"),
+    "logs": Command(module="jobs", function="show_log", text="what a run printed"),
+    "cancel": Command(module="jobs", function="cancel", text="stop a run and its SLURM job"),
     "world": Command(module="world.__main__", text="what each rank sees, and whether they can add"),
 }
 

@@ -82,6 +82,7 @@ class Settings:
     eval_every: int = flag(0, "steps between evaluations; 0: once per epoch", int)
     probe_every: int = flag(0, "looks between probes of g_s, g_h, g_v; 0: none", int)
     device: str = flag("auto", f"one of {', '.join(DEVICES)}", str)
+    timeout: float = flag(600.0, "seconds to wait for a silent rank before ending", float)
     local_rank: int | None = flag(None, "given by launchers", int)
 
     def __post_init__(self) -> None:
@@ -129,7 +130,7 @@ class Settings:
         for name in ("momentum", "drop_path", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be in [0, 1), got {getattr(self, name)}.")
-        for name in ("clip", "epochs"):
+        for name in ("clip", "epochs", "timeout"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise ConfigError(f"{name} must be > 0 and finite, got {value}.")

@@ -1,10 +1,12 @@
 """The program: settings in, a run directory out."""
 
 import json
+import os
 import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from .metrics import MetricsLog
 from .probe import ProbeLog
 from .progress import Progress
 from .world import World
+from .world.roster import LostRank
 
 
 def main(argv: Sequence[str]) -> int:
@@ -38,6 +41,9 @@ def main(argv: Sequence[str]) -> int:
             horovod_elastic.run(run, settings, world)
         else:
             run(settings, world)
+    except LostRank as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)  # on every rank that can
+        os._exit(1)  # a destructor of the transport may wait for the lost rank
     except (ConfigError, RunError) as error:
         _complain(world, error)
         return 2 if isinstance(error, ConfigError) else 1
@@ -86,12 +92,15 @@ def run(
     device = assemble.device_of(settings, world)
     out = Path(settings.out)
     source = rundir.to_resume(out, settings.resume)
-    assemble.join(settings, world, device)
-    fit = Fit(settings, data, device, source, commit)
-    try:
-        return fit.run()
-    finally:
-        fit.close()
+    roster = assemble.join(settings, world, device)
+    with roster or nullcontext():
+        fit = Fit(settings, data, device, source, commit)
+        fit.world = world
+        fit.hosts = roster.hosts if roster else [socket.gethostname()]
+        try:
+            return fit.run()
+        finally:
+            fit.close()
 
 
 class Fit:
@@ -113,6 +122,7 @@ class Fit:
         commit: Callable[[], None] | None = None,
     ) -> None:
         self.commit = commit
+        self.world, self.hosts = World(), [socket.gethostname()]
         assert settings.steps is not None and settings.micro_batch is not None
         self.settings, self.data, self.device = settings, data, device
         self.out = Path(settings.out)
@@ -158,6 +168,7 @@ class Fit:
             try:
                 self.note = rundir.prepare(self.out, fresh=self.fresh) or self.note
                 config.write(self.settings, self.out / "config.yaml")
+                rundir.record(self.out, self.world, self.hosts)
             except ConfigError as error:
                 wrong = str(error)
         found = next((w for w in self.backend.gather(wrong) if w), None)

@@ -1,10 +1,17 @@
 """The run directory: made, kept apart from an older run, found again."""
 
+import json
 import os
+import socket
+import time
 from pathlib import Path
+from typing import Any
 
 from . import checkpoint
 from .errors import ConfigError
+from .world import World
+
+JOB = "job.json"
 
 
 def prepare(out: Path, *, fresh: bool) -> str | None:
@@ -45,3 +52,35 @@ def to_resume(out: Path, resume: str) -> Path | None:
         return path
     newest = checkpoint.found(out / "checkpoints")
     return newest[0] if newest else None
+
+
+def record(out: Path, world: World, hosts: list[str]) -> None:
+    """Write job.json: who runs this, where, since when, and how often it was started. Rank 0 only.
+
+    The summary of an earlier start goes: a run has one when it is done.
+    """
+    before = job(out)
+    now = {
+        "launcher": world.launcher,
+        "ranks": world.size,
+        "hosts": list(dict.fromkeys(hosts)),
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
+        "slurm_restarts": int(os.environ.get("SLURM_RESTART_COUNT") or 0),
+        "output": os.environ.get("LOOKSAM_OUTPUT"),
+        "starts": int(before.get("starts", 0)) + 1,
+        "started": time.time(),
+    }
+    (out / "summary.json").unlink(missing_ok=True)
+    scratch = out / f".{JOB}.new"
+    scratch.write_text(json.dumps(now, indent=1) + "\n", encoding="utf-8")
+    os.replace(scratch, out / JOB)
+
+
+def job(out: Path) -> dict[str, Any]:
+    """What job.json says; nothing where there is none."""
+    try:
+        return json.loads((out / JOB).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}

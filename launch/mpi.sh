@@ -20,10 +20,11 @@ ranks=${RANKS:-$slots}
 ((ranks <= slots)) || stop "RANKS must be <= the $slots slots of $HOSTFILE, got $ranks"
 read -ra more <<<"${MPI_FLAGS:-}"
 
+[[ -t 1 ]] || export TERM=dumb # Open MPI gives its ranks a terminal, even where there is none
 export MASTER_ADDR MASTER_PORT SITE=${SITE:-} PYTHON=${PYTHON:-}
 if mpirun --version 2>&1 | grep -q "Open MPI"; then
-    exec mpirun --hostfile "$HOSTFILE" -np "$ranks" --bind-to none --tag-output \
-        -x MASTER_ADDR -x MASTER_PORT -x SITE -x PYTHON "${more[@]}" \
+    exec mpirun --hostfile "$HOSTFILE" -np "$ranks" --bind-to none \
+        -x TERM -x MASTER_ADDR -x MASTER_PORT -x SITE -x PYTHON "${more[@]}" \
         bash "$project/launch/rank.sh" "$@"
 fi
 machines=$(mktemp)

@@ -1,0 +1,99 @@
+"""Every way to start train.py over eight nodes gives the weights of one process."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from testbed import Cluster
+
+pytestmark = pytest.mark.needs("slurm")
+
+ROOT = Path(__file__).parents[2]
+# eps: Adam and LAMB with the usual 1e-8 amplify rounding where a gradient is exactly zero.
+FLAGS = (
+    "--optimizer look_layer_sam --data digits --model vit_8 --augment none --batch_size 48 "
+    "--steps 5 --k 3 --eps 1e-4"
+).split()
+SITE = {"SITE": f"{ROOT}/cluster/sites/testbed.sh", "PYTHON": sys.executable}
+TOLERANCE = 2e-5  # the contract's for LAMB; summing 8 ranks' gradients rounds differently
+
+
+def differs(run: Path, other: Path) -> float:
+    """The largest difference between two runs' weights."""
+    mine, theirs = (load_file(p / "model.safetensors") for p in (run, other))
+    assert mine.keys() == theirs.keys()
+    return max(float((mine[k] - theirs[k]).abs().max()) for k in mine)
+
+
+def run_plain(out: Path, *flags: str) -> Path:
+    """One process, no launcher."""
+    command = [sys.executable, str(ROOT / "train.py"), *flags, "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    return run_plain(tmp_path_factory.mktemp("alone") / "run", *FLAGS)
+
+
+def hostfile(folder: Path) -> Path:
+    path = folder / "hostfile"
+    path.write_text("".join(f"node{i} slots=1\n" for i in range(1, 9)))
+    return path
+
+
+def by_deepspeed(testbed: Cluster, folder: Path) -> None:
+    """The literal command of the README; pdsh carries no environment but by .deepspeed_env."""
+    (folder / ".deepspeed_env").write_text(
+        "GLOO_SOCKET_IFNAME=eth0\nOMP_NUM_THREADS=1\nDS_ACCELERATOR=cpu\n"
+    )
+    command = ["deepspeed", "--num_nodes", "8", "--hostfile", str(hostfile(folder))]
+    env = {"PDSH_RCMD_TYPE": "ssh", "DS_ENV_FILE": str(folder / ".deepspeed_env")}
+    env["PATH"] = f"{Path(sys.executable).parent}:/usr/sbin:/usr/bin:/sbin:/bin"
+    said = testbed.on(
+        "head", *command, str(ROOT / "train.py"), *FLAGS, "--out", str(folder / "run"),
+        cwd=folder, env=env, timeout=400,
+    )  # fmt: skip
+    for node in range(1, 9):
+        assert f"node{node}: " in said
+    assert "backend zero" in said and "zero_stage: 2" in (folder / "run/config.yaml").read_text()
+
+
+def by_sbatch(testbed: Cluster, folder: Path) -> None:
+    script = f"{ROOT}/launch/slurm.sbatch"
+    job = testbed.submit(
+        "--nodes=8", script, *FLAGS, "--backend", "zero", "--out", "run", cwd=folder, env=SITE
+    )
+    state = testbed.wait(job, timeout=400)
+    assert state == "COMPLETED", (folder / f"slurm-{job}.out").read_text()
+
+
+def by_mpirun(testbed: Cluster, folder: Path) -> None:
+    wires = "--mca btl_tcp_if_include eth0 --mca oob_tcp_if_include eth0"
+    env = SITE | {"HOSTFILE": str(hostfile(folder)), "MPI_FLAGS": wires}
+    command = [f"{ROOT}/launch/mpi.sh", *FLAGS, "--out", str(folder / "run")]
+    testbed.on("head", *command, cwd=folder, env=env, timeout=400)
+
+
+def by_srun_pmix(testbed: Cluster, folder: Path) -> None:
+    command = ["srun", "--mpi=pmix", "--nodes=8", f"{ROOT}/launch/rank.sh", *FLAGS, "--out", "run"]
+    testbed.on("head", *command, cwd=folder, env=SITE, timeout=400)
+
+
+def by_torchrun(testbed: Cluster, folder: Path) -> None:
+    command = ["srun", "--nodes=8", f"{ROOT}/launch/torchrun.sh", *FLAGS, "--out", "run"]
+    testbed.on("head", *command, cwd=folder, env=SITE | {"RANKS": "1"}, timeout=400)
+
+
+@pytest.mark.timeout(500)
+@pytest.mark.parametrize("way", [by_deepspeed, by_sbatch, by_mpirun, by_srun_pmix, by_torchrun])
+def test_eight_nodes_give_the_weights_of_one_process(way, alone, testbed, tmp_path, needs):
+    if way in (by_deepspeed, by_sbatch):
+        needs("deepspeed")
+    way(testbed, tmp_path)
+    assert '"world_size": 8' in (tmp_path / "run" / "summary.json").read_text()
+    assert differs(tmp_path / "run", alone) < TOLERANCE
