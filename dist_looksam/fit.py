@@ -1,6 +1,8 @@
 """The program: settings in, a run directory out."""
 
+import errno
 import json
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -13,16 +15,19 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor
 
-from . import assemble, checkpoint, config, models, report, rundir
+from . import assemble, checkpoint, config, models, report, resume
 from .config import Settings
 from .data import Data, EvalLoader, TrainLoader, load
 from .engine import Report
 from .errors import ConfigError, RunError
+from .interrupt import Interrupt, requeue
 from .maths.schedule import factor
 from .metrics import MetricsLog
 from .probe import ProbeLog
 from .progress import Progress
 from .world import World
+
+_NO_ROOM = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -39,6 +44,11 @@ def main(argv: Sequence[str]) -> int:
     except RunError as error:
         _complain(rank, error)
         return 1
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        _complain(0, RunError(f"{error.strerror}: {error.filename or 'a file of --out'}."))
+        return 1
     finally:
         if dist.is_available() and dist.is_initialized():
             dist.destroy_process_group()
@@ -50,8 +60,8 @@ def _complain(rank: int, error: Exception) -> None:
         print(f"error: {error}", file=sys.stderr, flush=True)
 
 
-def run(settings: Settings, world: World) -> dict[str, Any]:
-    """One training run on this rank. Returns what summary.json says.
+def run(settings: Settings, world: World) -> dict[str, Any] | None:
+    """One training run on this rank. Returns what summary.json says; None if a signal ended it.
 
     Raises:
         ConfigError: before anything is trained. RunError: the run cannot go on.
@@ -66,11 +76,8 @@ def run(settings: Settings, world: World) -> dict[str, Any]:
     settings = settings.resolved(ranks=world.size, launcher=world.launcher, samples=len(data.train))
     assemble.check(settings, world.size)
     device = assemble.device_of(settings, world)
-    out = Path(settings.out)
-    source = rundir.to_resume(out, settings.resume)
-    note = rundir.prepare(out, fresh=source is None) if world.rank == 0 else None
     assemble.join(settings, world, device)
-    return Fit(settings, data, device, source, note).run()
+    return Fit(settings, data, device).run()
 
 
 class Fit:
@@ -78,17 +85,9 @@ class Fit:
 
     Args:
         settings: resolved. data: opened. device: of this rank.
-        source: checkpoint to go on from. note: to be told at the start.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        data: Data,
-        device: torch.device,
-        source: Path | None,
-        note: str | None,
-    ) -> None:
+    def __init__(self, settings: Settings, data: Data, device: torch.device) -> None:
         assert settings.steps is not None and settings.micro_batch is not None
         self.settings, self.data, self.device = settings, data, device
         self.out = Path(settings.out)
@@ -110,48 +109,67 @@ class Fit:
         self.test = EvalLoader(
             data.test, micro_batch=settings.micro_batch, rank=rank, ranks=ranks, workers=workers
         )
-        self.start, self.note = 0, note
+        self.start, self.saved = 0, 0
         self.top1: float | None = None
-        if source is not None:
-            self._resume(source)
+        self.evaluated: int | None = None  # steps done at the newest evaluation; on every rank
+        self._asked: tuple[int | None, Tensor] | None = None
+        reader, self.notes = resume.prepare(self.backend, settings, data)
         if self.first:
             config.write(settings, self.out / "config.yaml")
         self.probe = None
         if settings.probe_every:
             path = self.out / "probe.jsonl" if self.first else None
-            self.probe = ProbeLog(path, every=settings.probe_every, resume_step=self.start)
+            start = 0 if reader is None else reader.step
+            self.probe = ProbeLog(path, every=settings.probe_every, resume_step=start)
             self.engine.optimizer.probe = self.probe
+        if reader is not None:
+            self._load(reader)
+        self.writer = checkpoint.Writer(self.backend, self.out / "checkpoints", keep=settings.keep)
 
-    def _resume(self, source: Path) -> None:
-        reader = checkpoint.Reader(source)
-        reader.verify()
-        self.backend.load(reader, reader.manifest["counters"])
-        self.start = int(reader.manifest["step"])
-        self.engine.passes = int(reader.manifest["extra"]["passes"])
-        self.note = f"resumed from {source} at step {self.start}"
+    def _load(self, reader: checkpoint.Reader) -> None:
+        backend, extra = self.backend, reader.manifest["extra"]
+        for piece in backend.pieces():
+            if reader.shape(piece.name) != list(piece.shape):
+                raise ConfigError(
+                    f"the checkpoint must be of the same model, got {piece.name} of shape "
+                    f"{reader.shape(piece.name)} instead of {list(piece.shape)} in {reader.path}."
+                )
+        backend.load(reader, reader.manifest["counters"])
+        buffers = reader.buffers(backend.rank, backend.size)
+        checkpoint.load_buffers(backend.module, buffers, reader.path)
+        self.start = self.saved = reader.step
+        self.engine.passes = int(extra["passes"])
+        self.top1, self.evaluated = extra["top1"], extra["evaluated"]
+        if self.probe is not None:
+            self.probe.looks = int(extra["probed_looks"])
 
     # The loop.
 
-    def run(self) -> dict[str, Any]:
-        """Train to the end. Returns what summary.json says."""
+    def run(self) -> dict[str, Any] | None:
+        """Train to the end. Returns what summary.json says; None if a signal ended it before."""
         path = self.out / "metrics.jsonl" if self.first else None
-        with (
-            MetricsLog(path, resume_step=self.start or None) as log,
-            Progress(self.steps, start=self.start, shown=self.first) as progress,
-        ):
-            self.log, self.progress = log, progress
-            if self.note:
-                progress.note(self.note)
-            progress.note(self._greeting())
-            for step in range(self.start, self.steps):
-                self._step(step)
-                self._after(step + 1)
-            if self.log.evaluated != self.steps and (self.top1 is None or self.start == self.steps):
-                self._evaluate(self.steps)
-            summary = self._finish()
-        self.train.close()
-        self.test.close()
-        return summary
+        try:
+            with (
+                MetricsLog(path, resume_step=self.start or None) as log,
+                Progress(self.steps, start=self.start, shown=self.first) as progress,
+                Interrupt() as self.interrupt,
+            ):
+                self.log, self.progress = log, progress
+                for note in [*self.notes, self._greeting()]:
+                    progress.note(note)
+                for step in range(self.start, self.steps):
+                    self._step(step)
+                    if self._after(step + 1):
+                        self._stop(step + 1)
+                        return None
+                if self.evaluated != self.steps or self.top1 is None:
+                    self._evaluate(self.steps)
+                self.writer.wait()
+                return self._finish()
+        finally:
+            self.writer.close()
+            self.train.close()
+            self.test.close()
 
     def _greeting(self) -> str:
         s = self.settings
@@ -206,13 +224,52 @@ class Fit:
             look=seen.look,
         )
 
-    def _after(self, done: int) -> None:
+    def _after(self, done: int) -> bool:
+        """What is due after `done` steps. True, on every rank, if the run is to stop here."""
         s = self.settings
+        stop = self._heard()
         every = s.eval_every or max(1, round(self.train.steps_per_epoch))
         if done % every == 0 or done == self.steps:
             self._evaluate(done)
         if (s.save_every and done % s.save_every == 0) or done == self.steps:
             self._save(done)
+        self._tell()
+        return stop and done < self.steps
+
+    # Flags that all ranks must see alike: one small all-reduce a step, read after the next one, so
+    # that no step waits for it. The mean is above 0 where any rank has raised the flag.
+
+    def _tell(self) -> None:
+        writer, caught = self.writer, self.interrupt.caught is not None
+        flags = (caught, self.interrupt.requeues, writer.failed, not writer.written)
+        mine = torch.tensor(flags, dtype=torch.float32, device=self.device)
+        self._asked = (writer.pending, self.backend.mean(mine))
+
+    def _heard(self) -> bool:
+        if self._asked is None:
+            return False
+        (pending, flags), self._asked = self._asked, None
+        stop, self.requeues, failed, writing = (flags > 0).tolist()
+        if failed:
+            self.writer.wait()  # raises what went wrong
+        elif pending is not None and not writing:
+            self.writer.commit(pending)
+        return stop
+
+    def _stop(self, done: int) -> None:
+        """All ranks have finished the same step: one checkpoint, and out."""
+        if self.saved != done:
+            self._save(done)
+        self.writer.wait()
+        if self.first:
+            caught = self.interrupt.caught or signal.SIGTERM  # another rank may have caught it
+            self.progress.note(
+                f"{caught.name} after step {done - 1}: saved step-{done}; --resume auto goes on"
+            )
+        if self.requeues and resume.requeue_asked(self.settings):
+            note = resume.shared(self.backend, requeue)
+            if note:
+                self.progress.note(note)
 
     @torch.no_grad()
     def _evaluate(self, done: int) -> None:
@@ -224,7 +281,7 @@ class Fit:
                 sums += self._score(batch)
             right, loss, count = (self.backend.mean(sums) * self.backend.size).tolist()
         model.train()
-        self.top1 = right / count
+        self.top1, self.evaluated = right / count, done
         self.log.evaluation(done, top1=self.top1, loss=loss / count)
         self.progress.evaluation(done, top1=self.top1, loss=loss / count)
 
@@ -237,10 +294,16 @@ class Fit:
 
     def _save(self, done: int) -> None:
         with self.log.paused():
-            self.log.flush()
-            extra = {"settings": json.loads(json.dumps(vars_of(self.settings)))}
-            extra["passes"] = self.engine.passes
-            checkpoint.save(self.backend, self.out / "checkpoints", done, extra)
+            self.log.flush()  # so that metrics reach as far as the checkpoint
+            extra = {
+                "settings": resume.saved_settings(self.settings, self.data),
+                "passes": self.engine.passes,
+                "top1": self.top1,
+                "evaluated": self.evaluated,
+                "probed_looks": 0 if self.probe is None else self.probe.looks,
+            }
+            self.writer.save(done, extra)
+            self.saved = done
 
     def _finish(self) -> dict[str, Any]:
         self.log.flush()
@@ -265,8 +328,3 @@ class Fit:
             (self.out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
             self.progress.note(f"top1 {self.top1:.2%}; curves: {self.out / 'curves.png'}")
         return summary
-
-
-def vars_of(settings: Settings) -> dict[str, Any]:
-    """The settings as a dictionary."""
-    return {name: getattr(settings, name) for name in settings.__dataclass_fields__}

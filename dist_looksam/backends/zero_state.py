@@ -10,7 +10,7 @@ from torch import Tensor
 from ..maths.shards import whole
 from ..optim.sharpness import Sharpness
 from .backend import Piece, Read
-from .plain import KEYS
+from .plain import like_the_layer, numbers
 from .zero_layout import Layout
 
 
@@ -66,35 +66,31 @@ class ZeroState:
         found = []
         for flat in self.layout.flats:
             state = self.optimizer.state.get(flat.master, {})
-            views = {
-                key: flat.views(value)
-                for key, value in state.items()
-                if isinstance(value, Tensor) and value.shape == flat.master.shape
-            }
+            kept = like_the_layer(state, flat.master)
+            views = {key: flat.views(value) for key, value in kept.items()}
             views["weight"] = flat.views(flat.master.detach())
             found += [{k: v[i] for k, v in views.items()} for i in range(len(flat.pieces))]
         return found
 
     def counters(self) -> dict[str, Any]:
-        """See `Backend.counters`."""
-        steps = [float(s["step"]) for s in self.optimizer.state.values() if "step" in s]
-        scaler = getattr(self.engine.optimizer, "loss_scaler", None)
-        scale = {}
-        if scaler is not None and hasattr(scaler, "cur_iter"):
-            good = scaler.cur_iter - scaler.last_overflow_iter - 1
-            scale = {"scale": float(scaler.cur_scale), "good": int(good)}
-        saved = {"steps": self.optimizer.steps, "owed": self.optimizer.owed()}
-        return {**saved, "base_step": max(steps, default=0.0), "loss_scale": scale}
+        """See `Backend.counters`. All layers of a flat have the flat's numbers."""
+        states = [(f, self.optimizer.state.get(f.master, {})) for f in self.layout.flats]
+        return {
+            "steps": self.optimizer.steps,
+            "owed": self.optimizer.owed(),
+            "keys": sorted({k for flat, s in states for k in like_the_layer(s, flat.master)}),
+            "layers": {p.name: numbers(state) for flat, state in states for p in flat.pieces},
+            "loss_scale": self.layout.read_scale(),
+        }
 
     @torch.no_grad()
     def load(self, read: Read, counters: dict[str, Any]) -> None:
-        """See `Backend.load`."""
+        """See `Backend.load`. Where layers of a flat differ in a number, it takes the largest."""
         for flat in self.layout.flats:
             state = self.optimizer.state[flat.master]
             for i, piece in enumerate(flat.pieces):
-                place = (piece.name, piece.start, piece.stop)
-                for key in ("weight", *KEYS):
-                    values = read(place[0], key, place[1], place[2])
+                for key in ("weight", *counters["keys"]):
+                    values = read(piece.name, key, piece.start, piece.stop)
                     if values is None:
                         continue
                     if key == "weight":
@@ -103,15 +99,13 @@ class ZeroState:
                     if key not in state:
                         state[key] = torch.zeros_like(flat.master)
                     flat.views(state[key])[i].copy_(values)
-            if "exp_avg" in state:
-                state["step"] = torch.tensor(counters["base_step"])
+            found = [counters["layers"].get(p.name, {}) for p in flat.pieces]
+            for key in sorted({k for row in found for k in row}):
+                state[key] = torch.tensor(max(row[key] for row in found if key in row))
         self.layout.publish()
         self.optimizer.steps = int(counters["steps"])
         self.optimizer.owe(torch.tensor(False) if counters["owed"] else None)
-        scaler: Any = getattr(self.engine.optimizer, "loss_scaler", None)
-        if counters["loss_scale"] and hasattr(scaler, "cur_iter"):
-            scaler.cur_scale = counters["loss_scale"]["scale"]
-            scaler.last_overflow_iter = scaler.cur_iter - counters["loss_scale"]["good"] - 1
+        self.layout.write_scale(counters["loss_scale"])
 
     @torch.no_grad()
     def full_weights(self) -> dict[str, Tensor] | None:
