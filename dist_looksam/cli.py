@@ -24,6 +24,7 @@ COMMANDS = {
     "train": Command(module="fit", text="train a model; the same as train.py"),
     "curves": Command(module="report.commands", function="draw_curves", text="draw curves.png"),
     "probe": Command(module="report.commands", function="draw_probe", text="draw the probed looks"),
+    "checkpoint": Command(module="checkpoint.commands", text="ls, verify or export checkpoints"),
     "bench": Command(module="bench", text="time every optimizer against its base"),
     "world": Command(module="world.__main__", text="what each rank sees, and whether they can add"),
 }

@@ -55,9 +55,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> tuple[str, int]:
         for name in order:
             raw = tensors[name].contiguous().view(-1).view(torch.uint8).numpy()
             for start in range(0, len(raw), BLOCK):
-                block = memoryview(raw[start : start + BLOCK])
-                file.write(block)
-                digest.update(block)
+                piece: Any = memoryview(raw[start : start + BLOCK])
+                file.write(piece)
+                digest.update(piece)
         file.flush()
         os.fsync(file.fileno())
     return digest.hexdigest(), 8 + len(text) + at
