@@ -24,6 +24,7 @@ COMMANDS = {
     "train": Command(module="fit", text="train a model; the same as train.py"),
     "curves": Command(module="report.commands", function="draw_curves", text="draw curves.png"),
     "probe": Command(module="report.commands", function="draw_probe", text="draw the probed looks"),
+    "checkpoint": Command(module="checkpoint.commands", text="ls, verify or export checkpoints"),
     "bench": Command(module="bench", text="time every optimizer against its base"),
     "cost": Command(module="cost", text="count what a step sends and what a rank holds"),
     "jobs": Command(module="jobs", function="show_jobs", text="the runs of a folder, and SLURM's"),

@@ -79,6 +79,8 @@ class Settings:
     out: str = flag("runs/latest", "run directory", str)
     resume: str = flag("none", "auto, none, or a checkpoint directory", str)
     save_every: int = flag(0, "steps between checkpoints; 0: only at the end", int)
+    keep: int = flag(0, "newest checkpoints to keep; 0: all", int)
+    requeue: bool = flag(False, "on SIGUSR1/2 under SLURM, queue the job again", bool)
     eval_every: int = flag(0, "steps between evaluations; 0: once per epoch", int)
     probe_every: int = flag(0, "looks between probes of g_s, g_h, g_v; 0: none", int)
     device: str = flag("auto", f"one of {', '.join(DEVICES)}", str)
@@ -121,7 +123,7 @@ class Settings:
         at_least = {
             "batch_size": 1, "micro_batch": 1, "steps": 1, "warmup_steps": 0, "lr_base_batch": 1,
             "image_size": 1, "workers": 0, "save_every": 0, "eval_every": 0, "probe_every": 0,
-            "seed": 0, "lr": 0, "weight_decay": 0, "eps": 0,
+            "keep": 0, "seed": 0, "lr": 0, "weight_decay": 0, "eps": 0,
         }  # fmt: skip
         for name, least in at_least.items():
             value = getattr(self, name)

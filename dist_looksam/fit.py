@@ -1,7 +1,9 @@
 """The program: settings in, a run directory out."""
 
+import errno
 import json
 import os
+import signal
 import socket
 import sys
 import time
@@ -16,17 +18,20 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor
 
-from . import assemble, checkpoint, config, models, report, rundir
+from . import assemble, checkpoint, config, models, report, resume, rundir
 from .config import Settings
 from .data import Data, EvalLoader, TrainLoader, load
 from .engine import Report
 from .errors import ConfigError, RunError
+from .interrupt import Interrupt, requeue
 from .maths.schedule import factor
 from .metrics import MetricsLog
 from .probe import ProbeLog
 from .progress import Progress
 from .world import World
 from .world.roster import LostRank
+
+_NO_ROOM = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -47,6 +52,12 @@ def main(argv: Sequence[str]) -> int:
     except (ConfigError, RunError) as error:
         _complain(world, error)
         return 2 if isinstance(error, ConfigError) else 1
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        where = error.filename or "a file of --out"
+        print(f"error: {error.strerror}: {where}.", file=sys.stderr, flush=True)
+        return 1
     finally:
         if dist.is_available() and dist.is_initialized():
             dist.destroy_process_group()
@@ -72,8 +83,8 @@ def _likely_world() -> World:
 
 def run(
     settings: Settings, world: World, *, commit: Callable[[], None] | None = None
-) -> dict[str, Any]:
-    """One training run on this rank. Returns what summary.json says.
+) -> dict[str, Any] | None:
+    """One training run on this rank. Returns what summary.json says; None if a signal ended it.
 
     `commit` is called on every rank after every checkpoint, and may raise to end the run there.
 
@@ -90,17 +101,13 @@ def run(
     settings = settings.resolved(ranks=world.size, launcher=world.launcher, samples=len(data.train))
     assemble.check(settings, world.size)
     device = assemble.device_of(settings, world)
-    out = Path(settings.out)
-    source = rundir.to_resume(out, settings.resume)
     roster = assemble.join(settings, world, device)
+    hosts = roster.hosts if roster else [socket.gethostname()]
     with roster or nullcontext():
-        fit = Fit(settings, data, device, source, commit)
-        fit.world = world
-        fit.hosts = roster.hosts if roster else [socket.gethostname()]
-        try:
-            return fit.run()
-        finally:
-            fit.close()
+        fit = Fit(settings, data, device, commit)
+        if fit.first:
+            rundir.record(fit.out, world, hosts)
+        return fit.run()
 
 
 class Fit:
@@ -108,9 +115,7 @@ class Fit:
 
     Args:
         settings: resolved. data: opened. device: of this rank.
-        source: checkpoint to go on from. commit: as of `run`.
-
-    Nothing is written before `run`, so that what is wrong with the settings is found first.
+        commit: as of `run`.
     """
 
     def __init__(
@@ -118,11 +123,9 @@ class Fit:
         settings: Settings,
         data: Data,
         device: torch.device,
-        source: Path | None,
         commit: Callable[[], None] | None = None,
     ) -> None:
         self.commit = commit
-        self.world, self.hosts = World(), [socket.gethostname()]
         assert settings.steps is not None and settings.micro_batch is not None
         self.settings, self.data, self.device = settings, data, device
         self.out = Path(settings.out)
@@ -144,64 +147,67 @@ class Fit:
         self.test = EvalLoader(
             data.test, micro_batch=settings.micro_batch, rank=rank, ranks=ranks, workers=workers
         )
-        self.start, self.fresh = 0, source is None
-        self.note: str | None = None
+        self.start, self.saved = 0, 0
         self.top1: float | None = None
-        self.probe: ProbeLog | None = None
-        if source is not None:
-            self._resume(source)
+        self.evaluated: int | None = None  # steps done at the newest evaluation; on every rank
+        self._asked: tuple[int | None, Tensor] | None = None
+        reader, self.notes = resume.prepare(self.backend, settings, data)
+        if self.first:
+            config.write(settings, self.out / "config.yaml")
+        self.probe = None
+        if settings.probe_every:
+            path = self.out / "probe.jsonl" if self.first else None
+            start = 0 if reader is None else reader.step
+            self.probe = ProbeLog(path, every=settings.probe_every, resume_step=start)
+            self.engine.optimizer.probe = self.probe
+        if reader is not None:
+            self._load(reader)
+        self.writer = checkpoint.Writer(self.backend, self.out / "checkpoints", keep=settings.keep)
 
-    def _resume(self, source: Path) -> None:
-        reader = checkpoint.Reader(source)
-        reader.verify()
-        self.backend.load(reader, reader.manifest["counters"])
-        self.start = int(reader.manifest["step"])
-        self.engine.passes = int(reader.manifest["extra"]["passes"])
-        self.note = f"resumed from {source} at step {self.start}"
+    def _load(self, reader: checkpoint.Reader) -> None:
+        backend, extra = self.backend, reader.manifest["extra"]
+        for piece in backend.pieces():
+            if reader.shape(piece.name) != list(piece.shape):
+                raise ConfigError(
+                    f"the checkpoint must be of the same model, got {piece.name} of shape "
+                    f"{reader.shape(piece.name)} instead of {list(piece.shape)} in {reader.path}."
+                )
+        backend.load(reader, reader.manifest["counters"])
+        buffers = reader.buffers(backend.rank, backend.size)
+        checkpoint.load_buffers(backend.module, buffers, reader.path)
+        self.start = self.saved = reader.step
+        self.engine.passes = int(extra["passes"])
+        self.top1, self.evaluated = extra["top1"], extra["evaluated"]
+        if self.probe is not None:
+            self.probe.looks = int(extra["probed_looks"])
 
     # The loop.
 
-    def _open(self) -> None:
-        """Make the run directory. All ranks know if rank 0 cannot, or they would wait for it."""
-        wrong = None
-        if self.first:
-            try:
-                self.note = rundir.prepare(self.out, fresh=self.fresh) or self.note
-                config.write(self.settings, self.out / "config.yaml")
-                rundir.record(self.out, self.world, self.hosts)
-            except ConfigError as error:
-                wrong = str(error)
-        found = next((w for w in self.backend.gather(wrong) if w), None)
-        if found:
-            raise ConfigError(found)
-        if self.settings.probe_every:
-            path = self.out / "probe.jsonl" if self.first else None
-            self.probe = ProbeLog(path, every=self.settings.probe_every, resume_step=self.start)
-            self.engine.optimizer.probe = self.probe
-
-    def run(self) -> dict[str, Any]:
-        """Train to the end. Returns what summary.json says."""
-        self._open()
+    def run(self) -> dict[str, Any] | None:
+        """Train to the end. Returns what summary.json says; None if a signal ended it before."""
         path = self.out / "metrics.jsonl" if self.first else None
-        with (
-            MetricsLog(path, resume_step=self.start or None) as log,
-            Progress(self.steps, start=self.start, shown=self.first) as progress,
-        ):
-            self.log, self.progress = log, progress
-            if self.note:
-                progress.note(self.note)
-            progress.note(self._greeting())
-            for step in range(self.start, self.steps):
-                self._step(step)
-                self._after(step + 1)
-            if self.log.evaluated != self.steps and (self.top1 is None or self.start == self.steps):
-                self._evaluate(self.steps)
-            return self._finish()
-
-    def close(self) -> None:
-        """End the threads that load data."""
-        self.train.close()
-        self.test.close()
+        try:
+            with (
+                MetricsLog(path, resume_step=self.start or None) as log,
+                Progress(self.steps, start=self.start, shown=self.first) as progress,
+                Interrupt() as self.interrupt,
+            ):
+                self.log, self.progress = log, progress
+                for note in [*self.notes, self._greeting()]:
+                    progress.note(note)
+                for step in range(self.start, self.steps):
+                    self._step(step)
+                    if self._after(step + 1):
+                        self._stop(step + 1)
+                        return None
+                if self.evaluated != self.steps or self.top1 is None:
+                    self._evaluate(self.steps)
+                self.writer.wait()
+                return self._finish()
+        finally:
+            self.writer.close()
+            self.train.close()
+            self.test.close()
 
     def _greeting(self) -> str:
         s = self.settings
@@ -256,13 +262,52 @@ class Fit:
             look=seen.look,
         )
 
-    def _after(self, done: int) -> None:
+    def _after(self, done: int) -> bool:
+        """What is due after `done` steps. True, on every rank, if the run is to stop here."""
         s = self.settings
+        stop = self._heard()
         every = s.eval_every or max(1, round(self.train.steps_per_epoch))
         if done % every == 0 or done == self.steps:
             self._evaluate(done)
         if (s.save_every and done % s.save_every == 0) or done == self.steps:
             self._save(done)
+        self._tell()
+        return stop and done < self.steps
+
+    # Flags that all ranks must see alike: one small all-reduce a step, read after the next one, so
+    # that no step waits for it. The mean is above 0 where any rank has raised the flag.
+
+    def _tell(self) -> None:
+        writer, caught = self.writer, self.interrupt.caught is not None
+        flags = (caught, self.interrupt.requeues, writer.failed, not writer.written)
+        mine = torch.tensor(flags, dtype=torch.float32, device=self.device)
+        self._asked = (writer.pending, self.backend.mean(mine))
+
+    def _heard(self) -> bool:
+        if self._asked is None:
+            return False
+        (pending, flags), self._asked = self._asked, None
+        stop, self.requeues, failed, writing = (flags > 0).tolist()
+        if failed:
+            self.writer.wait()  # raises what went wrong
+        elif pending is not None and not writing:
+            self.writer.commit(pending)
+        return stop
+
+    def _stop(self, done: int) -> None:
+        """All ranks have finished the same step: one checkpoint, and out."""
+        if self.saved != done:
+            self._save(done)
+        self.writer.wait()
+        if self.first:
+            caught = self.interrupt.caught or signal.SIGTERM  # another rank may have caught it
+            self.progress.note(
+                f"{caught.name} after step {done - 1}: saved step-{done}; --resume auto goes on"
+            )
+        if self.requeues and resume.requeue_asked(self.settings):
+            note = resume.shared(self.backend, requeue)
+            if note:
+                self.progress.note(note)
 
     @torch.no_grad()
     def _evaluate(self, done: int) -> None:
@@ -274,7 +319,7 @@ class Fit:
                 sums += self._score(batch)
             right, loss, count = (self.backend.mean(sums) * self.backend.size).tolist()
         model.train()
-        self.top1 = right / count
+        self.top1, self.evaluated = right / count, done
         self.log.evaluation(done, top1=self.top1, loss=loss / count)
         self.progress.evaluation(done, top1=self.top1, loss=loss / count)
 
@@ -287,12 +332,19 @@ class Fit:
 
     def _save(self, done: int) -> None:
         with self.log.paused():
-            self.log.flush()
-            extra = {"settings": json.loads(json.dumps(vars_of(self.settings)))}
-            extra["passes"] = self.engine.passes
-            checkpoint.save(self.backend, self.out / "checkpoints", done, extra)
-        if self.commit is not None:
-            self.commit()
+            self.log.flush()  # so that metrics reach as far as the checkpoint
+            extra = {
+                "settings": resume.saved_settings(self.settings, self.data),
+                "passes": self.engine.passes,
+                "top1": self.top1,
+                "evaluated": self.evaluated,
+                "probed_looks": 0 if self.probe is None else self.probe.looks,
+            }
+            self.writer.save(done, extra)
+            self.saved = done
+            if self.commit is not None:
+                self.writer.wait()
+                self.commit()
 
     def _finish(self) -> dict[str, Any]:
         self.log.flush()
@@ -317,8 +369,3 @@ class Fit:
             (self.out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
             self.progress.note(f"top1 {self.top1:.2%}; curves: {self.out / 'curves.png'}")
         return summary
-
-
-def vars_of(settings: Settings) -> dict[str, Any]:
-    """The settings as a dictionary."""
-    return {name: getattr(settings, name) for name in settings.__dataclass_fields__}

@@ -14,34 +14,41 @@ from .world import World
 JOB = "job.json"
 
 
-def prepare(out: Path, *, fresh: bool) -> str | None:
-    """Make `out`, and see that it can be written. Rank 0 only.
+def prepare(out: Path, *, resume_step: int | None) -> list[str]:
+    """Make `out`, and see that it can be written. Rank 0 only. Returns what the user is told.
 
-    A fresh run finds an older one there: that is renamed to out.1, out.2, ..., never written over.
-    Returns the sentence that says so, if so.
+    resume_step None: a fresh run. It finds an older one there: that is renamed to out.1, out.2,
+    ..., never written over. Else later checkpoints, damaged or passed over, are renamed, for the
+    run will come to their steps again.
     """
-    note = None
+    notes = []
     try:
-        if fresh and (out / "config.yaml").exists():
+        if resume_step is None and (out / "config.yaml").exists():
             kept = next(p for n in range(1, 10**6) if not (p := Path(f"{out}.{n}")).exists())
             os.rename(out, kept)
-            note = f"an older run was in {out}; it is now {kept}"
+            notes.append(f"an older run was in {out}; it is now {kept}")
         (out / "checkpoints").mkdir(parents=True, exist_ok=True)
         probe = out / f".writable-{os.getpid()}"
         probe.touch()
         probe.unlink()
+        for path in checkpoint.found(out / "checkpoints"):
+            if resume_step is not None and int(path.name.removeprefix("step-")) > resume_step:
+                aside = f"{path}.passed-over"
+                n = next(n for n in range(10**6) if not Path(f"{aside}-{n}").exists())
+                os.rename(path, f"{aside}-{n}")
+                notes.append(f"{path} is now {aside}-{n}")
     except OSError as error:
         raise ConfigError(
             f"out must be a directory that can be written, got {out} ({error.strerror}); "
             f"name another with --out."
         ) from None
-    return note
+    return notes
 
 
-def to_resume(out: Path, resume: str) -> Path | None:
-    """The checkpoint that --resume means; None to start from scratch."""
+def to_resume(out: Path, resume: str) -> list[Path]:
+    """The checkpoints that --resume means, the first to be taken if it is whole; [] for none."""
     if resume == "none":
-        return None
+        return []
     if resume != "auto":
         path = Path(resume)
         if not (path / checkpoint.MANIFEST).is_file():
@@ -49,9 +56,8 @@ def to_resume(out: Path, resume: str) -> Path | None:
                 f"resume must be auto, none or a complete checkpoint, got {resume}; "
                 f"name a directory like RUN/checkpoints/step-100."
             )
-        return path
-    newest = checkpoint.found(out / "checkpoints")
-    return newest[0] if newest else None
+        return [path]
+    return checkpoint.found(out / "checkpoints")
 
 
 def record(out: Path, world: World, hosts: list[str]) -> None:

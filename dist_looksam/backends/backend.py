@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..optim.seen import Seen
 from ..optim.sharpness import Sharpness
 
-# read(name, key, start, stop) -> entries [start, stop) of that slot, flat, fp32; None: not there.
+# read(name, key, start, stop) -> entries [start, stop) of that slot, flat; None: not there.
 Read = Callable[[str, str, int, int], Tensor | None]
 Loss = Callable[[nn.Module, Any], Tensor]
 
@@ -94,7 +94,11 @@ class Backend(Protocol):
         ...
 
     def counters(self) -> dict[str, Any]:
-        """What a checkpoint holds besides slots: numbers and flags, the same on every rank."""
+        """What a checkpoint holds besides slots, the same on every rank.
+
+        "steps", "owed"; "keys" of the slots besides "weight"; "layers": name -> the optimizer's
+        numbers for this layer; "loss_scale": {} or "scale" and "good" steps at it.
+        """
         ...
 
     def load(self, read: "Read", counters: dict[str, Any]) -> None:

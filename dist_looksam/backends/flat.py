@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .backend import Piece, Read
-from .plain import KEYS
+from .plain import like_the_layer, numbers
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,7 @@ def slots_of(flats: Sequence[Flat], state: State) -> list[dict[str, Tensor]]:
     for flat in flats:
         views = {
             key: flat.views(value)
-            for key, value in state.get(flat.master, {}).items()
-            if isinstance(value, Tensor) and value.shape == flat.master.shape
+            for key, value in like_the_layer(state.get(flat.master, {}), flat.master).items()
         }
         views["weight"] = flat.views(flat.master.detach())
         found += [{k: v[i] for k, v in views.items()} for i in range(len(flat.pieces))]
@@ -66,12 +65,15 @@ def slots_of(flats: Sequence[Flat], state: State) -> list[dict[str, Tensor]]:
 
 
 @torch.no_grad()
-def fill(flats: Sequence[Flat], state: State, read: Read, *, base_step: float) -> None:
-    """Weights and state of every piece, from a checkpoint."""
+def fill(flats: Sequence[Flat], state: State, read: Read, counters: dict[str, Any]) -> None:
+    """Weights and state of every piece, from a checkpoint.
+
+    Where layers of a flat differ in a number, such as their steps, it takes the largest.
+    """
     for flat in flats:
         own = state[flat.master]
         for i, piece in enumerate(flat.pieces):
-            for key in ("weight", *KEYS):
+            for key in ("weight", *counters["keys"]):
                 values = read(piece.name, key, piece.start, piece.stop)
                 if values is None:
                     continue
@@ -81,5 +83,15 @@ def fill(flats: Sequence[Flat], state: State, read: Read, *, base_step: float) -
                 if key not in own:
                     own[key] = torch.zeros_like(flat.master)
                 flat.views(own[key])[i].copy_(values)
-        if "exp_avg" in own:
-            own["step"] = torch.tensor(base_step, device=flat.master.device)
+        found = [counters["layers"].get(p.name, {}) for p in flat.pieces]
+        for key in sorted({k for row in found for k in row}):
+            own[key] = torch.tensor(max(row[key] for row in found if key in row))
+
+
+def counters_of(flats: Sequence[Flat], state: State) -> dict[str, Any]:
+    """The names of all slots but the weight, and each layer's numbers, which are its flat's."""
+    states = [(flat, state.get(flat.master, {})) for flat in flats]
+    return {
+        "keys": sorted({k for flat, s in states for k in like_the_layer(s, flat.master)}),
+        "layers": {p.name: numbers(s) for flat, s in states for p in flat.pieces},
+    }

@@ -12,10 +12,10 @@ from typing import Any
 import horovod.torch as hvd
 from horovod.common.elastic import ObjectState
 
-Train = Callable[..., dict[str, Any]]
+Train = Callable[..., dict[str, Any] | None]
 
 
-def run(train: Train, settings: Any, world: Any) -> dict[str, Any]:
+def run(train: Train, settings: Any, world: Any) -> dict[str, Any] | None:
     """train(settings, world, commit=...), again from the newest checkpoint after every change.
 
     A lost worker interrupts the collective that waits for it; a new one is let in at a checkpoint.
@@ -24,7 +24,7 @@ def run(train: Train, settings: Any, world: Any) -> dict[str, Any]:
     if not hvd.is_initialized():
         hvd.init()
 
-    def attempt(state: ObjectState) -> dict[str, Any]:
+    def attempt(state: ObjectState) -> dict[str, Any] | None:
         now = replace(
             world,
             rank=hvd.rank(),

@@ -20,7 +20,7 @@ from ..errors import ConfigError
 from ..maths.shards import whole
 from ..optim.seen import Seen
 from .backend import Loss, Piece, Read
-from .flat import Flat, cut, fill, slots_of
+from .flat import Flat, counters_of, cut, fill, slots_of
 from .horovod import Horovod, check_alike
 
 
@@ -185,9 +185,13 @@ class HorovodSharded(Horovod):
         """See `Backend.slots`."""
         return slots_of(self.flats, self.optimizer.state)
 
+    def counters(self) -> dict[str, Any]:
+        """See `Backend.counters`."""
+        return {**super().counters(), **counters_of(self.flats, self.optimizer.state)}
+
     def load(self, read: Read, counters: dict[str, Any]) -> None:
         """See `Backend.load`. RunError if ranks hold different weights then."""
-        fill(self.flats, self.optimizer.state, read, base_step=counters["base_step"])
+        fill(self.flats, self.optimizer.state, read, counters)
         self.publish()
         self.optimizer.steps = int(counters["steps"])
         self.optimizer.owe(torch.tensor(False) if counters["owed"] else None)

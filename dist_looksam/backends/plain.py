@@ -11,7 +11,6 @@ from ..optim.seen import Seen
 from ..optim.sharpness import Sharpness
 from .backend import Loss, Piece, Read
 
-KEYS = ("g_v", "exp_avg", "exp_avg_sq", "momentum_buffer")
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -25,6 +24,24 @@ def state_bytes(state: Any, look: int) -> dict[str, int]:
     pairs = [(k, v) for s in state.values() for k, v in s.items() if isinstance(v, Tensor)]
     kept = num_bytes(v for k, v in pairs if k == "g_v")
     return {"base_state": num_bytes(v for _, v in pairs) - kept, "g_v": kept, "look": look}
+
+
+def like_the_layer(state: dict[str, Any], param: Tensor) -> dict[str, Tensor]:
+    """State of every entry of a layer; "step" is none, though a 0-dim layer has its shape."""
+    return {
+        k: v
+        for k, v in state.items()
+        if isinstance(v, Tensor) and v.shape == param.shape and k != "step"
+    }
+
+
+def numbers(state: dict[str, Any]) -> dict[str, float]:
+    """What an optimizer remembers of a layer as a whole, such as the steps it has taken."""
+    return {
+        k: float(v)
+        for k, v in state.items()
+        if isinstance(v, int | float) or (isinstance(v, Tensor) and v.ndim == 0)
+    }
 
 
 class LossScale:
@@ -158,9 +175,8 @@ class Plain:
         """See `Backend.slots`."""
         found = []
         for _, p in self._named():
-            state = self.optimizer.state.get(p, {})
-            same = {k: v for k, v in state.items() if isinstance(v, Tensor) and v.shape == p.shape}
-            found.append({k: v.detach().view(-1) for k, v in {"weight": p, **same}.items()})
+            state = like_the_layer(self.optimizer.state.get(p, {}), p)
+            found.append({k: v.detach().view(-1) for k, v in {"weight": p, **state}.items()})
         return found
 
     @torch.no_grad()
@@ -180,10 +196,12 @@ class Plain:
 
     def counters(self) -> dict[str, Any]:
         """See `Backend.counters`."""
-        saved = self.optimizer.state_dict()["sharpness"]
-        steps = [float(s["step"]) for s in self.optimizer.state.values() if "step" in s]
+        saved = {"steps": self.optimizer.steps, "owed": self.optimizer.owed()}
         scale = {"scale": self.scaler.scale, "good": self.scaler.good_steps} if self.scaler else {}
-        return {**saved, "base_step": max(steps, default=0.0), "loss_scale": scale}
+        states = {n: self.optimizer.state.get(p, {}) for n, p in self._named()}
+        keys = {k for n, p in self._named() for k in like_the_layer(states[n], p)}
+        layers = {n: numbers(state) for n, state in states.items()}
+        return {**saved, "keys": sorted(keys), "layers": layers, "loss_scale": scale}
 
     @torch.no_grad()
     def load(self, read: Read, counters: dict[str, Any]) -> None:
@@ -192,14 +210,15 @@ class Plain:
         order = [p for group in self.optimizer.param_groups for p in group["params"]]
         places = {id(p): i for i, p in enumerate(order)}
         for name, p in self._named():
-            found = {key: read(name, key, 0, p.numel()) for key in ("weight", *KEYS)}
+            found = {key: read(name, key, 0, p.numel()) for key in ("weight", *counters["keys"])}
             weight = found.pop("weight")
             assert weight is not None
             p.copy_(weight.view_as(p))
             kept = {k: v.view_as(p).to(p.device) for k, v in found.items() if v is not None}
-            if kept and counters["base_step"] and "exp_avg" in kept:
-                kept["step"] = torch.tensor(counters["base_step"])
-            state[places[id(p)]] = kept
+            for key, number in counters["layers"].get(name, {}).items():
+                kept[key] = torch.tensor(number)
+            if kept:
+                state[places[id(p)]] = kept
         groups = self.optimizer.base_optimizer.state_dict()["param_groups"]
         saved = {"state": state, "param_groups": groups}
         self.optimizer.load_state_dict({**saved, "sharpness": counters})

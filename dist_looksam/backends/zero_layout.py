@@ -134,6 +134,23 @@ class Layout:
         if scaler is not None:
             vars(scaler).update(frozen)
 
+    def read_scale(self) -> dict[str, float]:
+        """What a checkpoint holds of a dynamic loss scale; {} where there is none."""
+        scaler: Any = getattr(self.zero, "loss_scaler", None)
+        if not hasattr(scaler, "last_overflow_iter"):
+            return {}
+        good = scaler.cur_iter - scaler.last_overflow_iter - 1
+        patience = {"hysteresis": int(scaler.cur_hysteresis)}
+        return {"scale": float(scaler.cur_scale), "good": int(good), **patience}
+
+    def write_scale(self, saved: dict[str, float]) -> None:
+        """Put it back; {} leaves the scale as it starts."""
+        scaler: Any = getattr(self.zero, "loss_scaler", None)
+        if saved and hasattr(scaler, "last_overflow_iter"):
+            scaler.cur_scale = saved["scale"]
+            scaler.last_overflow_iter = scaler.cur_iter - saved["good"] - 1
+            scaler.cur_hysteresis = saved.get("hysteresis", scaler.delayed_shift)
+
     # Making the master weights visible to forward.
 
     def publish(self) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..maths.shards import whole
 from ..optim.sharpness import Sharpness
 from .backend import Piece, Read
-from .flat import fill, slots_of
+from .flat import counters_of, fill, slots_of
 from .plain import num_bytes, state_bytes
 from .zero_layout import Layout
 
@@ -77,27 +77,22 @@ class ZeroState:
         return slots_of(self.layout.flats, self.optimizer.state)
 
     def counters(self) -> dict[str, Any]:
-        """See `Backend.counters`."""
-        steps = [float(s["step"]) for s in self.optimizer.state.values() if "step" in s]
-        scaler = getattr(self.engine.optimizer, "loss_scaler", None)
-        scale = {}
-        if scaler is not None and hasattr(scaler, "cur_iter"):
-            good = scaler.cur_iter - scaler.last_overflow_iter - 1
-            scale = {"scale": float(scaler.cur_scale), "good": int(good)}
-        saved = {"steps": self.optimizer.steps, "owed": self.optimizer.owed()}
-        return {**saved, "base_step": max(steps, default=0.0), "loss_scale": scale}
+        """See `Backend.counters`. All layers of a flat have the flat's numbers."""
+        return {
+            "steps": self.optimizer.steps,
+            "owed": self.optimizer.owed(),
+            **counters_of(self.layout.flats, self.optimizer.state),
+            "loss_scale": self.layout.read_scale(),
+        }
 
     @torch.no_grad()
     def load(self, read: Read, counters: dict[str, Any]) -> None:
         """See `Backend.load`."""
-        fill(self.layout.flats, self.optimizer.state, read, base_step=counters["base_step"])
+        fill(self.layout.flats, self.optimizer.state, read, counters)
         self.layout.publish()
         self.optimizer.steps = int(counters["steps"])
         self.optimizer.owe(torch.tensor(False) if counters["owed"] else None)
-        scaler: Any = getattr(self.engine.optimizer, "loss_scaler", None)
-        if counters["loss_scale"] and hasattr(scaler, "cur_iter"):
-            scaler.cur_scale = counters["loss_scale"]["scale"]
-            scaler.last_overflow_iter = scaler.cur_iter - counters["loss_scale"]["good"] - 1
+        self.layout.write_scale(counters["loss_scale"])
 
     @torch.no_grad()
     def full_weights(self) -> dict[str, Tensor] | None:

@@ -12,10 +12,24 @@ from testbed import Cluster
 pytestmark = [pytest.mark.needs("slurm"), pytest.mark.timeout(500)]
 
 # SGD, so that weights after a resume can be compared tightly.
-FLAGS = (
-    "--optimizer look_sam --base sgd --lr 0.01 --data digits --model vit_8 --augment none "
-    "--batch_size 48 --backend ddp"
-).split()
+FLAGS = [
+    "--optimizer",
+    "look_sam",
+    "--base",
+    "sgd",
+    "--lr",
+    "0.01",
+    "--data",
+    "digits",
+    "--model",
+    "vit_8",
+    "--augment",
+    "none",
+    "--batch_size",
+    "48",
+    "--backend",
+    "ddp",
+]
 
 
 def submit(testbed: Cluster, folder: Path, *flags: str, options: tuple[str, ...] = ()) -> str:

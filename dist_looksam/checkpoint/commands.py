@@ -1,0 +1,100 @@
+"""dist-looksam checkpoint ls|verify|export."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..arguments import Parser
+from ..errors import ConfigError, RunError
+from .form import MANIFEST
+from .reader import Reader, found
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one of the three. Raises ConfigError, RunError."""
+    parser = Parser(prog="dist-looksam checkpoint", description="What a run has saved.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="ls|verify|export")
+    for name, text, where in (
+        ("ls", "list the checkpoints of a run", "run directory"),
+        ("verify", "read every byte and compare checksums", "run directory or checkpoint"),
+        ("export", "write the weights as one safetensors file", "run directory or checkpoint"),
+    ):
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument("path", type=Path, help=where)
+        if name == "export":
+            command.add_argument("file", type=Path, help="to write, such as weights.safetensors")
+    asked = parser.parse_args(argv)
+    return {"ls": _ls, "verify": _verify, "export": _export}[asked.command](asked)
+
+
+def _checkpoints(path: Path) -> list[Path]:
+    """The checkpoint that `path` is, or those of the run, the newest first."""
+    if (path / MANIFEST).exists():
+        return [path]
+    several = found(path / "checkpoints") or found(path)
+    if not several:
+        raise ConfigError(
+            f"path must be a run directory or a checkpoint, got {path}, which holds none; "
+            f"name one like runs/latest."
+        )
+    return several
+
+
+def _ls(asked: argparse.Namespace) -> int:
+    for path in reversed(_checkpoints(asked.path)):
+        try:
+            reader = Reader(path)
+        except RunError as error:
+            print(f"{path.name:<14} {error}")
+            continue
+        m = reader.manifest
+        size = sum(part["bytes"] for part in m["parts"]) / 1e6
+        settings = m["extra"].get("settings", {})
+        named = " ".join(str(settings[n]) for n in ("optimizer", "base", "model") if n in settings)
+        print(
+            f"{path.name:<14} {size:9.1f} MB  {m['ranks']} ranks of {m['backend']}  {named}  "
+            f"holds {', '.join(['weights', *reader.keys])}"
+        )
+    return 0
+
+
+def _verify(asked: argparse.Namespace) -> int:
+    """Exit code 1 if any is damaged."""
+    bad = 0
+    for path in reversed(_checkpoints(asked.path)):
+        try:
+            Reader(path).verify()
+            print(f"{path}: whole")
+        except RunError as error:
+            bad += 1
+            print(f"{path}: {error}")
+    return 1 if bad else 0
+
+
+def weights_of(reader: Reader) -> dict[str, Tensor]:
+    """Layers, frozen parameters and buffers, named as in the module's state_dict."""
+    weights = reader.buffers(0, 1)
+    for name, shape in reader.manifest["shapes"].items():
+        weight = reader(name, "weight", 0, torch.Size(shape).numel())
+        assert weight is not None
+        weights[name] = weight.view(shape)
+    return weights
+
+
+def _export(asked: argparse.Namespace) -> int:
+    reader = Reader(_checkpoints(asked.path)[0])
+    reader.verify()
+    if not asked.file.parent.is_dir():
+        raise ConfigError(f"file must be in a directory that exists, got {asked.file}.")
+    weights = weights_of(reader)
+    model = str(reader.manifest["extra"].get("settings", {}).get("model", ""))
+    try:
+        save_file(weights, asked.file, {"format": "pt", "model": model, "step": str(reader.step)})
+    except Exception as error:  # the library raises its own for a full disk
+        raise RunError(f"{asked.file} was not written: {error}.") from error
+    print(f"{asked.file}: {len(weights)} tensors of step {reader.step}")
+    return 0

@@ -1,0 +1,292 @@
+"""Writing: training waits for a copy in host memory, a thread of each rank writes its part.
+
+No collective runs in a thread. A save has three moments:
+
+    save      every rank copies its pieces and starts its thread
+    written   a thread's part and its JSON are on the disk; the caller's ranks exchange this flag
+    commit    rank 0 reads the JSON of all parts, writes the manifest, renames, deletes old ones
+
+`wait` goes through what is left of them at once.
+"""
+
+import contextlib
+import os
+import re
+import secrets
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..backends.backend import Backend
+from ..errors import RunError
+from ..optim.replay import running_statistics
+from .form import FORMAT, MANIFEST, part_name, read_json, sync_folder, write_json, write_tensors
+from .reader import found
+
+PATIENCE = 120.0  # seconds until a shared file system shows rank 0 what other ranks have written
+_LEFTOVER = re.compile(r"\.step-\d+\.\w+\.(writing|deleting)")
+_LIBRARIES = ("torch", "deepspeed", "horovod", "timm", "safetensors")
+
+
+def unlayered(module: nn.Module) -> dict[str, tuple[Tensor, bool]]:
+    """What is no layer but belongs to the model: name -> (tensor, whether each rank has its own).
+
+    Persistent buffers, of which each rank's running statistics are its own, and parameters that
+    are not trained. A parameter that ZeRO-3 has cut up is left out.
+    """
+    own = {id(b) for b in running_statistics(module)}
+    kept = set(module.state_dict().keys())
+    named = [(n, b) for n, b in module.named_buffers() if n in kept]
+    named += [(n, p) for n, p in module.named_parameters() if not p.requires_grad]
+    return {n: (t.detach(), id(t) in own) for n, t in named if not hasattr(t, "ds_id")}
+
+
+@dataclass
+class _Job:
+    """A save that is not committed yet."""
+
+    step: int
+    scratch: Path
+    manifest: dict[str, Any]
+    writing: threading.Thread
+    committing: threading.Thread | None = None
+
+
+class Writer:
+    """Saves a run's checkpoints. Methods marked collective are called by all ranks together.
+
+    Args:
+        backend: whose state is saved.
+        folder: checkpoints/ of the run, on a file system that all ranks share.
+        keep: newest checkpoints to keep; 0 keeps all.
+        background: False makes `save` return when the checkpoint is committed.
+    """
+
+    def __init__(
+        self, backend: Backend, folder: Path, *, keep: int = 0, background: bool = True
+    ) -> None:
+        self.backend, self.folder, self.keep = backend, folder, keep
+        self.background = background
+        # Ranks write to the same place, and never to that of a run that was killed.
+        self._token = backend.gather(secrets.token_hex(4))[0]
+        self._job: _Job | None = None
+        self._error: str | None = None
+        self._host: dict[str, Tensor] = {}
+        if backend.rank == 0:
+            for path in folder.iterdir() if folder.is_dir() else ():
+                if _LEFTOVER.fullmatch(path.name):
+                    shutil.rmtree(path, ignore_errors=True)
+
+    # What the caller asks between steps; nothing here waits.
+
+    @property
+    def pending(self) -> int | None:
+        """The step of the save that is not committed; the same on every rank."""
+        return None if self._job is None else self._job.step
+
+    @property
+    def written(self) -> bool:
+        """Whether this rank has no part to write."""
+        return self._job is None or not self._job.writing.is_alive()
+
+    @property
+    def failed(self) -> bool:
+        """Whether this rank could not write; `wait` tells all ranks why."""
+        return self._error is not None
+
+    def commit(self, step: int) -> None:
+        """Every rank has been seen to have `written` its part of `step`: rank 0 commits it."""
+        if self._job is None or self._job.step != step or self._job.committing is not None:
+            return
+        if self.backend.rank == 0:
+            self._job.committing = self._start(self._commit, self._job)
+        else:
+            self._job.committing = self._job.writing  # nothing left to do here
+
+    # Collective.
+
+    def save(self, step: int, extra: dict[str, Any]) -> None:
+        """Begin to write step-`step`. Waits for the save before this one. Collective.
+
+        Args:
+            extra: settings and whatever else the caller wants back, JSON.
+
+        Raises:
+            RunError: this or the save before cannot be written.
+        """
+        self.wait()
+        tensors, part = self._copy()
+        scratch = self.folder / f".step-{step}.{self._token}.writing"
+        manifest = {
+            "format": FORMAT,
+            "step": step,
+            "ranks": self.backend.size,
+            "backend": self.backend.name,
+            "versions": _versions(),
+            "shapes": {p.name: list(p.shape) for p in self.backend.pieces()},
+            "counters": self.backend.counters(),
+            "extra": extra,
+        }
+        writing = self._start(self._write, scratch, tensors, part)
+        self._job = _Job(step, scratch, manifest, writing)
+        if not self.background:
+            self.wait()
+
+    def wait(self) -> None:
+        """The last save is committed when this returns. Collective.
+
+        Raises:
+            RunError: on every rank, what went wrong on one.
+        """
+        job = self._job
+        if job is None:
+            return
+        job.writing.join()
+        self._agree(job)
+        if self.backend.rank == 0:
+            if job.committing is None:
+                self._guarded(self._commit, job)
+            else:
+                job.committing.join()
+        self._agree(job)
+        self._job = None
+
+    def close(self) -> None:
+        """A run that ends in an error gives its part a minute to reach the disk. Not collective."""
+        if self._job is not None:
+            for thread in (self._job.writing, self._job.committing):
+                if thread is not None:
+                    thread.join(timeout=60.0)
+
+    def _agree(self, job: _Job) -> None:
+        problems = [p for p in self.backend.gather(self._error) if p]
+        if not problems:
+            return
+        self._job, self._error = None, None
+        if self.backend.rank == 0:
+            shutil.rmtree(job.scratch, ignore_errors=True)
+        whole = found(self.folder)
+        older = f"the newest whole one is {whole[0]}" if whole else "there is none before it"
+        raise RunError(f"checkpoint step-{job.step} was not written: {problems[0]}; {older}.")
+
+    # The copy that training waits for.
+
+    def _copy(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """(tensors in host memory, what the part's JSON says of them)."""
+        tensors: dict[str, Tensor] = {}
+        pieces: list[tuple[str, str, int, int]] = []
+        for layer, key, start, values in slices(self.backend):
+            tensors[f"{key}/{start}/{layer}"] = values.detach()
+            pieces.append((layer, key, start, start + values.numel()))
+        buffers = [
+            (name, tensor)
+            for name, (tensor, own) in unlayered(self.backend.module).items()
+            if own or self.backend.rank == 0
+        ]
+        tensors |= {f"buffer/{name}": tensor for name, tensor in buffers}
+        part = {
+            "file": part_name(self.backend.rank),
+            "pieces": pieces,
+            "buffers": [name for name, _ in buffers],
+        }
+        # The memory is kept from save to save: new pages would cost as much as the copy.
+        self._host = {name: self._into_host(name, t) for name, t in tensors.items()}
+        if any(t.is_cuda for t in tensors.values()):
+            torch.cuda.synchronize()
+        return self._host, part
+
+    def _into_host(self, name: str, tensor: Tensor) -> Tensor:
+        held = self._host.get(name)
+        if held is None or held.shape != tensor.shape or held.dtype != tensor.dtype:
+            held = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+        return held.copy_(tensor, non_blocking=True)
+
+    # In threads. Nothing here may call the backend's collectives.
+
+    def _start(self, work: Callable[..., None], *arguments: Any) -> threading.Thread:
+        thread = threading.Thread(target=self._guarded, args=(work, *arguments), daemon=True)
+        thread.start()
+        return thread
+
+    def _guarded(self, work: Callable[..., None], *arguments: Any) -> None:
+        try:
+            work(*arguments)
+        except OSError as error:
+            self._error = f"{error.strerror or error} ({error.filename or self.folder})"
+        except Exception as error:
+            self._error = f"{type(error).__name__}: {error}"
+
+    def _write(self, scratch: Path, tensors: dict[str, Tensor], part: dict[str, Any]) -> None:
+        scratch.mkdir(parents=True, exist_ok=True)
+        path = scratch / f"{part['file']}.safetensors"
+        try:
+            part["sha256"], part["bytes"] = write_tensors(path, tensors)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                path.unlink()  # gives the space back
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        write_json(path.with_suffix(".json"), part)
+        sync_folder(scratch)
+
+    def _commit(self, job: _Job) -> None:
+        job.writing.join()
+        parts = [_awaited(job.scratch / f"{part_name(r)}.json") for r in range(self.backend.size)]
+        write_json(job.scratch / MANIFEST, {**job.manifest, "parts": parts})
+        sync_folder(job.scratch)
+        final = self.folder / f"step-{job.step}"
+        if final.exists():
+            self._delete(final)
+        os.rename(job.scratch, final)
+        sync_folder(self.folder)
+        for old in found(self.folder)[self.keep :] if self.keep else ():
+            self._delete(old)
+
+    def _delete(self, path: Path) -> None:
+        """Its name goes first, so that step-N is never half there."""
+        going = path.with_name(f".{path.name}.{self._token}.deleting")
+        os.rename(path, going)
+        shutil.rmtree(going, ignore_errors=True)
+
+
+def slices(backend: Backend) -> list[tuple[str, str, int, Tensor]]:
+    """(layer, key, start, flat tensor) of what this rank writes.
+
+    Ranks that hold the same piece share it out, so that every entry is written once.
+    """
+    replicated = getattr(backend, "replicated", True)
+    parts, part = (backend.size, backend.rank) if replicated else (1, 0)
+    written = []
+    for piece, slots in zip(backend.pieces(), backend.slots(), strict=True):
+        length = piece.stop - piece.start
+        low, high = (length * n // parts for n in (part, part + 1))
+        if low < high:
+            written += [(piece.name, k, piece.start + low, v[low:high]) for k, v in slots.items()]
+    return written
+
+
+def _awaited(path: Path) -> dict[str, Any]:
+    """A part's JSON, which exists; a shared file system may show it late."""
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            os.listdir(path.parent)  # makes NFS look again
+            return read_json(path)
+        except FileNotFoundError:
+            if time.monotonic() > until:
+                raise OSError(
+                    None, f"not seen for {PATIENCE:.0f} s, is --out shared by all ranks?", str(path)
+                ) from None
+            time.sleep(0.05)
+
+
+def _versions() -> dict[str, str]:
+    loaded = {name: sys.modules.get(name) for name in _LIBRARIES}
+    return {name: str(getattr(m, "__version__", "?")) for name, m in loaded.items() if m}

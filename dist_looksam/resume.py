@@ -1,0 +1,96 @@
+"""Which checkpoint a run goes on from, and whether it fits the run's settings."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from . import checkpoint, models, rundir
+from .backends.backend import Backend
+from .config import Settings
+from .data import Data
+from .errors import ConfigError, RunError
+
+Result = TypeVar("Result")
+# With another value, the rest of a run would not be the rest of the run that wrote the checkpoint.
+MUST_AGREE = ("model", "optimizer", "base", "batch_size", "data", "image_size", "seed")
+MAY_CHANGE = ("steps", "lr", "weight_decay", "rho", "alpha", "k", "precision", "augment")
+
+
+def shared(backend: Backend, work: Callable[[], Result]) -> Result:
+    """work() on rank 0, its result or its error on every rank. One collective."""
+    outcome: tuple[str, Any] = ("", None)
+    if backend.rank == 0:
+        try:
+            outcome = ("", work())
+        except (ConfigError, RunError) as error:
+            outcome = (type(error).__name__, str(error))
+    kind, result = backend.gather(outcome)[0]
+    if kind:
+        raise (ConfigError if kind == "ConfigError" else RunError)(result)
+    return result
+
+
+def saved_settings(settings: Settings, data: Data) -> dict[str, Any]:
+    """What a checkpoint holds of the settings: JSON, with the model's real name."""
+    values = {name: getattr(settings, name) for name in settings.__dataclass_fields__}
+    values["betas"] = list(settings.betas)
+    return {**values, "model": models.resolve(settings.model, data.shape)}
+
+
+def prepare(
+    backend: Backend, settings: Settings, data: Data
+) -> tuple[checkpoint.Reader | None, list[str]]:
+    """Choose the checkpoint, check it, make the run directory; and what the user should be told.
+
+    Collective. Raises:
+        ConfigError: no such checkpoint, it is of other settings, or `out` cannot be written.
+        RunError: checkpoints are there, but none is whole.
+    """
+    out = Path(settings.out)
+    candidates = shared(backend, lambda: rundir.to_resume(out, settings.resume))
+    reader, damaged = checkpoint.choose(backend, candidates)
+    if candidates and reader is None:
+        kept = f" Remove {out / 'checkpoints'}, or start anew with --resume none."
+        raise RunError(" ".join(damaged) + (kept if settings.resume == "auto" else ""))
+    notes = list(damaged)
+    if reader is not None:
+        notes += _compare(reader, saved_settings(settings, data))
+    step = None if reader is None else reader.step
+    notes += shared(backend, lambda: rundir.prepare(out, resume_step=step))
+    if reader is not None:
+        notes.append(f"resumed from {reader.path} at step {reader.step}")
+        if settings.rule.keeps and "g_v" not in reader.keys and reader.step % settings.k:
+            notes.append("the checkpoint holds no g_v: the first step looks")
+    return reader, notes
+
+
+def _compare(reader: checkpoint.Reader, now: dict[str, Any]) -> list[str]:
+    then = reader.manifest["extra"].get("settings", {})
+    for name in MUST_AGREE:
+        if name in then and then[name] != now[name]:
+            raise ConfigError(
+                f"{name} must be as in the checkpoint {reader.path}, got {now[name]} instead of "
+                f"{then[name]}; use --{name} {then[name]}, or --resume none for a new run."
+            )
+    if now["steps"] <= reader.step and then.get("steps", now["steps"]) != now["steps"]:
+        raise ConfigError(
+            f"steps must be more than the checkpoint's {reader.step}, got {now['steps']}; "
+            f"use --steps {then['steps']}."
+        )
+    notes = [
+        f"{name} is {now[name]}, was {then[name]} when the checkpoint was written"
+        for name in MAY_CHANGE
+        if name in then and then[name] != now[name]
+    ]
+    written = reader.manifest["versions"].get("torch")
+    if written != str(torch.__version__):
+        notes.append(f"torch is {torch.__version__}, was {written} when it was written")
+    return notes
+
+
+def requeue_asked(settings: Settings) -> bool:
+    """--requeue, or DIST_LOOKSAM_REQUEUE=1 in a job script."""
+    return settings.requeue or os.environ.get("DIST_LOOKSAM_REQUEUE") == "1"
