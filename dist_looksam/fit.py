@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from . import assemble, checkpoint, config, models, report, resume, rundir
+from .advice import Advice
 from .config import Settings
 from .data import Data, EvalLoader, TrainLoader, load
 from .engine import Report
@@ -193,6 +194,7 @@ class Fit:
                 Interrupt() as self.interrupt,
             ):
                 self.log, self.progress = log, progress
+                self.advice = Advice(progress.note)
                 for note in [*self.notes, self._greeting()]:
                     progress.note(note)
                 for step in range(self.start, self.steps):
@@ -253,6 +255,9 @@ class Fit:
             gv_ratio=seen.gv_ratio,
             images_per_s=images_per_s,
         )
+        if done.look:
+            self.advice.look(done.step, seen)
+        self.advice.line(self.log.last)
         last = self.log.last or {}
         self.progress.update(
             done.step + 1,

@@ -1,0 +1,49 @@
+"""What a user is told once, while a run goes on, because steps saw that a setting hurts."""
+
+from collections.abc import Callable
+
+from .metrics import Row
+from .optim.seen import Seen
+
+FAITHFUL = 0.9  # cosine of applied and intended perturbation; under it the ascent is mostly noise
+EVERY = 50  # looks between readings from the device
+
+
+class Advice:
+    """Watches a run on every rank, speaks through `say`, each sentence at most once."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._looks = 0
+        self._said: set[str] = set()
+
+    def _once(self, topic: str, text: str) -> None:
+        if topic not in self._said:
+            self._said.add(topic)
+            self._say(f"warning: {text}")
+
+    def look(self, step: int, seen: Seen) -> None:
+        """After a look: in 16 bits, whether forward saw the perturbation. Reads one number a time."""
+        if seen.eps_cosine is None:
+            return
+        self._looks += 1
+        if (self._looks - 1) % EVERY:
+            return
+        cosine = float(seen.eps_cosine)
+        if cosine < FAITHFUL:
+            self._once(
+                "rounding",
+                f"at step {step} 16-bit weights showed forward a perturbation whose cosine with the "
+                f"intended one is {cosine:.2f}, under {FAITHFUL}: raise --rho, use a layer_ method, "
+                f"or --precision fp32.",
+            )
+
+    def line(self, row: Row | None) -> None:
+        """After a training line was read: whether g_v is out of proportion."""
+        ratio = (row or {}).get("gv_ratio")
+        if ratio is not None and ratio > 1:
+            self._once(
+                "ratio",
+                f"||g_v||/||g|| was {ratio:.2f} at step {(row or {})['step']}, over 1: what is "
+                f"reused outweighs the gradient; lower --rho or --alpha.",
+            )
