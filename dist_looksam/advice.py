@@ -23,7 +23,7 @@ class Advice:
             self._say(f"warning: {text}")
 
     def look(self, step: int, seen: Seen) -> None:
-        """After a look: in 16 bits, whether forward saw the perturbation. Reads one number a time."""
+        """After a look: in 16 bits, whether forward saw the perturbation. Reads one number."""
         if seen.eps_cosine is None:
             return
         self._looks += 1
@@ -33,8 +33,8 @@ class Advice:
         if cosine < FAITHFUL:
             self._once(
                 "rounding",
-                f"at step {step} 16-bit weights showed forward a perturbation whose cosine with the "
-                f"intended one is {cosine:.2f}, under {FAITHFUL}: raise --rho, use a layer_ method, "
+                f"at step {step} 16-bit weights show a perturbation whose cosine with the "
+                f"intended one is {cosine:.2f}, under {FAITHFUL}: raise --rho, take a layer_ method, "
                 f"or --precision fp32.",
             )
 
