@@ -33,8 +33,8 @@ class Advice:
         if cosine < FAITHFUL:
             self._once(
                 "rounding",
-                f"at step {step} 16-bit weights show a perturbation whose cosine with the "
-                f"intended one is {cosine:.2f}, under {FAITHFUL}: raise --rho, take a layer_ method, "
+                f"at step {step} 16-bit weights show a perturbation whose cosine with what was "
+                f"intended is {cosine:.2f}, under {FAITHFUL}: raise --rho, use a layer_ method, "
                 f"or --precision fp32.",
             )
 
