@@ -1,4 +1,4 @@
-"""DDP against the truth: every optimizer at 2 and 3 ranks, what is sent, and overflow on one rank."""
+"""DDP against the truth: every optimizer at 2 and 3 ranks; what it sends; overflow on one rank."""
 
 import json
 from functools import cache

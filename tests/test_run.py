@@ -1,0 +1,183 @@
+"""One tiny run of the program: what it leaves, and that an interruption does not show."""
+
+import json
+import math
+import shutil
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from dist_looksam import checkpoint, config, metrics
+from dist_looksam.fit import main
+
+STEPS = 20
+# 64 samples a step, so that 20 steps are most of an epoch; drop-path draws on every step.
+TINY = ["--data", "digits", "--optimizer", "look_sam", "--k", "5", "--batch_size", "64",
+        "--micro_batch", "32", "--steps", str(STEPS), "--drop_path", "0.2", "--augment", "crop",
+        "--eval_every", "8", "--save_every", "7", "--probe_every", "1"]  # fmt: skip
+SUMMARY = {
+    "top1", "steps", "seconds", "images_per_s", "forward_backward_passes", "world_size", "backend",
+    "optimizer", "batch_size",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The run directory of one whole run."""
+    out = tmp_path_factory.mktemp("run") / "whole"
+    assert main([*TINY, "--out", str(out)]) == 0
+    return out
+
+
+def lines(path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def without_clocks(rows: list[dict]) -> list[dict]:
+    return [{k: v for k, v in r.items() if k not in ("seconds", "images_per_s")} for r in rows]
+
+
+def test_it_leaves_every_file_of_the_run_directory(run):
+    assert {p.name for p in run.iterdir()} >= {
+        "config.yaml", "metrics.jsonl", "summary.json", "model.safetensors", "checkpoints",
+        "curves.png", "probe.jsonl",
+    }  # fmt: skip
+    assert {p.name for p in (run / "checkpoints").iterdir()} == {"step-7", "step-14", "step-20"}
+    assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_summary_counts_the_passes_that_were_made(run):
+    """20 steps at k = 5 are 20 + 4 looks; a well-known LookSAM makes 40."""
+    summary = json.loads((run / "summary.json").read_text())
+    assert set(summary) == SUMMARY
+    assert summary["forward_backward_passes"] == 24
+    assert summary["steps"] == STEPS and summary["batch_size"] == 64
+    assert summary["world_size"] == 1 and summary["backend"] == "plain"
+    assert summary["optimizer"] == "look_sam"
+    assert 0 < summary["top1"] <= 1
+    assert summary["seconds"] > 0
+    assert summary["images_per_s"] == pytest.approx(STEPS * 64 / summary["seconds"], rel=1e-3)
+
+
+def test_metrics_have_one_line_a_step_with_every_field(run):
+    rows = lines(run / "metrics.jsonl")
+    steps = [r for r in rows if "eval_top1" not in r]
+    assert [r["step"] for r in steps] == list(range(STEPS))
+    assert all(tuple(r) == metrics.FIELDS for r in steps)
+    assert [r["step"] for r in steps if r["look"]] == [0, 5, 10, 15]
+    assert not any(r["skipped"] for r in steps)
+    for row in steps:
+        assert row["gv_norm"] > 0
+        assert row["gv_ratio"] == pytest.approx(row["gv_norm"] / row["grad_norm"], rel=1e-5)
+        assert row["epoch"] == pytest.approx(row["step"] * 64 / 1437, rel=1e-6)
+    assert math.log(10) - 0.5 < steps[0]["loss"] < math.log(10) + 0.5
+    assert steps[-1]["seconds"] <= json.loads((run / "summary.json").read_text())["seconds"]
+
+
+def test_evaluations_are_where_they_were_asked_for_and_at_the_end(run):
+    rows = [r for r in lines(run / "metrics.jsonl") if "eval_top1" in r]
+    assert [r["step"] for r in rows] == [8, 16, 20]
+    assert all(set(r) == {"step", "eval_top1", "eval_loss"} for r in rows)
+    top1 = json.loads((run / "summary.json").read_text())["top1"]
+    assert rows[-1]["eval_top1"] == pytest.approx(top1, abs=1e-8)
+
+
+def test_the_weights_are_those_of_the_last_checkpoint_by_their_names_in_the_module(run):
+    weights = load_file(run / "model.safetensors")
+    reader = checkpoint.Reader(run / "checkpoints" / "step-20")
+    from dist_looksam import models
+
+    model = models.create("vit_8", num_classes=10, image_shape=(1, 8, 8))
+    assert set(weights) == set(model.state_dict())
+    for name, weight in weights.items():
+        assert weight.dtype == torch.float32
+        assert torch.equal(weight.view(-1), reader(name, "weight", 0, weight.numel()))
+
+
+def test_every_look_was_probed(run):
+    rows = lines(run / "probe.jsonl")
+    assert [r["step"] for r in rows] == [0, 5, 10, 15]
+    steps = {r["step"]: r for r in lines(run / "metrics.jsonl") if "eval_top1" not in r}
+    for row in rows:
+        assert row["gv_norm"] == pytest.approx(steps[row["step"]]["gv_norm"], rel=1e-4)
+        assert row["g_norm"] == pytest.approx(steps[row["step"]]["grad_norm"], rel=1e-4)
+        assert row["gs_norm"] ** 2 == pytest.approx(
+            row["gh_norm"] ** 2 + row["gv_norm"] ** 2, rel=1e-3
+        )
+    assert all("gv_change" in row for row in rows[1:])
+
+
+def test_config_yaml_makes_the_same_run_again(run):
+    """What was chosen by default stands in it, so it holds on another machine, too."""
+    written = config.parse(["--config", str(run / "config.yaml")])
+    assert written.micro_batch == 32 and written.steps == STEPS and written.base == "adamw"
+    assert None not in (written.lr, written.rho, written.weight_decay, written.warmup_steps)
+    again = written.resolved(ranks=1, launcher="single", samples=1437)
+    assert again == written
+
+
+def test_print_config_can_be_read_back(capsys, tmp_path):
+    flags = ["--optimizer", "sam", "--base", "lamb", "--betas", "0.8,0.9", "--offload",
+             "--zero_stage", "1", "--p", "inf", "--lr", "3e-3"]  # fmt: skip
+    with pytest.raises(SystemExit) as left:
+        config.parse([*flags, "--print_config"])
+    assert left.value.code in (0, None)
+    text = capsys.readouterr().out
+    (tmp_path / "all.yaml").write_text(text)
+    assert config.parse(["--config", str(tmp_path / "all.yaml")]) == config.parse(flags)
+    assert yaml.safe_load(text)["lr"] == 3e-3
+
+
+def test_flags_override_the_file_wherever_they_stand(tmp_path):
+    (tmp_path / "some.yaml").write_text("k: 7\nrho: 0.3\n")
+    for argv in (["--k", "9", "--config"], ["--config"]):
+        settings = config.parse([*argv, str(tmp_path / "some.yaml"), *(["--k", "9"])])
+        assert (settings.k, settings.rho) == (9, 0.3)
+
+
+@pytest.mark.parametrize("stopped", [7, 14], ids=["mid_cycle", "before_a_reuse"])
+def test_a_resumed_run_is_as_if_it_had_never_stopped(run, stopped, tmp_path):
+    """Killed some steps after a checkpoint: same weights to the bit, same lines, none twice."""
+    out = tmp_path / "resumed"
+    shutil.copytree(run, out)
+    for later in (out / "checkpoints").iterdir():
+        if int(later.name.removeprefix("step-")) > stopped:
+            shutil.rmtree(later)
+    rows = lines(out / "metrics.jsonl")
+    kept = [r for r in rows if r["step"] < stopped + 2]
+    text = "".join(json.dumps(r) + "\n" for r in kept) + '{"step": 99, "lo'
+    (out / "metrics.jsonl").write_text(text)
+    for name in ("summary.json", "model.safetensors", "curves.png"):
+        (out / name).unlink()
+    assert main([*TINY, "--out", str(out), "--resume", "auto"]) == 0
+    want, got = load_file(run / "model.safetensors"), load_file(out / "model.safetensors")
+    assert all(torch.equal(got[n], want[n]) for n in want)
+    assert without_clocks(lines(out / "metrics.jsonl")) == without_clocks(rows)
+    same = ("top1", "steps", "forward_backward_passes")
+    a, b = (json.loads((d / "summary.json").read_text()) for d in (run, out))
+    assert [a[x] for x in same] == [b[x] for x in same]
+    assert [r["step"] for r in lines(out / "probe.jsonl")] == [0, 5, 10, 15]
+
+
+def test_a_finished_run_resumed_trains_nothing_and_says_the_same(run, tmp_path):
+    out = tmp_path / "again"
+    shutil.copytree(run, out)
+    assert main([*TINY, "--out", str(out), "--resume", "auto"]) == 0
+    before, after = (json.loads((d / "summary.json").read_text()) for d in (run, out))
+    assert {k: after[k] for k in SUMMARY - {"seconds", "images_per_s"}} == {
+        k: before[k] for k in SUMMARY - {"seconds", "images_per_s"}
+    }
+    assert without_clocks(lines(out / "metrics.jsonl")) == without_clocks(
+        lines(run / "metrics.jsonl")
+    )
+
+
+def test_a_fresh_run_keeps_the_older_one(tmp_path):
+    out = tmp_path / "run"
+    short = ["--data", "digits", "--steps", "1", "--optimizer", "sgd", "--out", str(out)]
+    for _ in range(3):
+        assert main(short) == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run", "run.1", "run.2"]
+    assert all((tmp_path / n / "summary.json").exists() for n in ("run", "run.1", "run.2"))
