@@ -127,7 +127,7 @@ install_python_packages() {
         trap 'kill -- "-$builder" 2>/dev/null || true' EXIT
     fi
     say "$DEEPSPEED and the other packages"
-    pip_install -c .venv/constraints.txt -e ".[$EXTRAS]"
+    pip_install -c .venv/constraints.txt --use-pep517 -e ".[$EXTRAS]"
     say "checking that torch and deepspeed import"
     DS_ACCELERATOR=${DS_ACCELERATOR:-cpu} .venv/bin/python -c 'import torch, deepspeed' >/dev/null
     fingerprint >"$stamp.new"
