@@ -75,15 +75,16 @@ class Writer:
     ) -> None:
         self.backend, self.folder, self.keep = backend, folder, keep
         self.background = background
-        # Ranks write to the same place, and never to that of a run that was killed.
-        self._token = backend.gather(secrets.token_hex(4))[0]
         self._job: _Job | None = None
         self._error: str | None = None
         self._host: dict[str, Tensor] = {}
+        # Before the gather: after it, another rank may have begun to write.
         if backend.rank == 0:
             for path in folder.iterdir() if folder.is_dir() else ():
                 if _LEFTOVER.fullmatch(path.name):
                     shutil.rmtree(path, ignore_errors=True)
+        # Ranks write to the same place, and never to that of a run that was killed.
+        self._token = backend.gather(secrets.token_hex(4))[0]
 
     # What the caller asks between steps; nothing here waits.
 

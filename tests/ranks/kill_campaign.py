@@ -17,6 +17,7 @@ import socket
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -77,9 +78,14 @@ def _fork(argv: list[str], rank: int, ranks: int, port: int, out: Path) -> int:
         os._exit(code)
 
 
-def finish(children: list[int], seconds: float | None) -> bool:
-    """True if all ended by themselves before `seconds`; else they are killed."""
-    until = None if seconds is None else time.monotonic() + seconds
+def newest(out: Path) -> int:
+    """Steps of the newest checkpoint; 0 for none."""
+    names = [p.name[5:] for p in out.glob("checkpoints/step-*")]
+    return max((int(n) for n in names if n.isdigit()), default=0)
+
+
+def finish(children: list[int], until: Callable[[], bool]) -> bool:
+    """True if all ended by themselves before `until` came true; else they are killed."""
     left = list(children)
     while left:
         for child in list(left):
@@ -87,7 +93,7 @@ def finish(children: list[int], seconds: float | None) -> bool:
             if done:
                 left.remove(child)
                 assert os.waitstatus_to_exitcode(status) == 0, f"rank ended with {status}"
-        if left and until is not None and time.monotonic() > until:
+        if left and until():
             for child in left:
                 os.kill(child, signal.SIGKILL)
             for child in left:
@@ -113,25 +119,36 @@ def differences(whole: Path, out: Path) -> list[str]:
     return found
 
 
+def _knife(out: Path, draw: random.Random) -> Callable[[], bool]:
+    """True some moment after a few more checkpoints: counted in steps, as machines differ."""
+    first = newest(out)
+    step = first + draw.randint(1, max(1, (STEPS - first) // 3))
+    delay = draw.uniform(0.0, 0.15)
+    seen: list[float] = []
+
+    def due() -> bool:
+        if not seen and newest(out) >= step:
+            seen.append(time.monotonic() + delay)
+        return bool(seen) and time.monotonic() >= seen[0]
+
+    return due
+
+
 def survive(case: tuple[str, int, str], folder: Path, kills: int, draw: random.Random) -> dict:
     """One case, killed `kills` times; what happened."""
-    began = time.monotonic()
     whole, out = folder / "whole", folder / "killed"
-    assert finish(start(case, whole), None)
-    seconds = time.monotonic() - began
+    assert finish(start(case, whole), lambda: False)
     report = {"kills": 0, "while_writing": 0, "resumed_at": []}
     while True:
-        # Mostly after the first checkpoint, and anywhere in the run.
-        moment = draw.uniform(0.2, 0.8) * seconds if report["kills"] < kills else None
-        if finish(start(case, out), moment):
+        knife = _knife(out, draw) if report["kills"] < kills else lambda: False
+        if finish(start(case, out), knife):
             if report["kills"] >= kills:
                 break
             shutil.rmtree(out)  # it was faster than the knife: once more
             continue
         report["kills"] += 1
         report["while_writing"] += bool(list(out.glob("checkpoints/.step-*")))
-        kept = [int(p.name[5:]) for p in out.glob("checkpoints/step-*") if p.name[5:].isdigit()]
-        report["resumed_at"].append(max(kept, default=0))
+        report["resumed_at"].append(newest(out))
     report["differences"] = differences(whole, out)
     for path in folder.glob("killed*"):
         if path.is_dir():
