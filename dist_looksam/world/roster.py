@@ -48,7 +48,7 @@ class Roster:
         world: this rank. timeout: seconds to wait for the others, here and in a collective.
 
     Raises:
-        ConfigError: the port is taken. RunError: some rank did not come within `timeout`.
+        ConfigError: the port is taken. LostRank: some rank did not come within `timeout`.
     """
 
     def __init__(self, world: World, *, timeout: float) -> None:
@@ -84,7 +84,7 @@ class Roster:
                     f"the master port must be free, got {world.master_port}, which another process "
                     f"on {socket.gethostname()} has; export another MASTER_PORT."
                 ) from None
-            raise RunError(
+            raise LostRank(
                 f"rank {world.rank} on {socket.gethostname()} cannot reach rank 0 at "
                 f"{world.master_addr}:{world.master_port} within {self.timeout:g} s; see that rank "
                 f"0 started, the name resolves and no firewall is between."
@@ -107,7 +107,7 @@ class Roster:
             missing = f"{len(gone)} of them, first rank {gone[0]}," if gone else missing
         except RuntimeError:
             pass
-        raise RunError(
+        raise LostRank(
             f"{world.size} ranks must meet, but {missing} did not come within {self.timeout:g} s; "
             f"read its own message, or start as many as {world.launcher} was told."
         )

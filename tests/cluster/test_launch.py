@@ -1,5 +1,6 @@
 """Every way to start train.py over eight nodes gives the weights of one process."""
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,24 +13,10 @@ pytestmark = pytest.mark.needs("slurm")
 
 ROOT = Path(__file__).parents[2]
 # eps: Adam and LAMB with the usual 1e-8 amplify rounding where a gradient is exactly zero.
-FLAGS = [
-    "--optimizer",
-    "look_layer_sam",
-    "--data",
-    "digits",
-    "--model",
-    "vit_8",
-    "--augment",
-    "none",
-    "--batch_size",
-    "48",
-    "--steps",
-    "5",
-    "--k",
-    "3",
-    "--eps",
-    "1e-4",
-]
+FLAGS = shlex.split(
+    "--optimizer look_layer_sam --data digits --model vit_8 --augment none --batch_size 48 "
+    "--steps 5 --k 3 --eps 1e-4"
+)
 SITE = {"SITE": f"{ROOT}/cluster/sites/testbed.sh", "PYTHON": sys.executable}
 TOLERANCE = 2e-5  # the contract's for LAMB; summing 8 ranks' gradients rounds differently
 

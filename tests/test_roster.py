@@ -1,0 +1,121 @@
+"""Ranks that meet, and ranks that are lost: real processes on this machine."""
+
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+RANK = """
+import os, sys, time
+from datetime import timedelta
+import torch, torch.distributed as dist
+from dist_looksam.arguments import guarded
+from dist_looksam.errors import RunError
+from dist_looksam.world import World
+from dist_looksam.world.roster import Roster
+
+def main(_):
+    world = World.from_env()
+    roster = Roster(world, timeout=float(sys.argv[1]))
+    dist.init_process_group("gloo", store=dist.PrefixStore("g", roster.store), rank=world.rank,
+                            world_size=world.size, timeout=timedelta(seconds=float(sys.argv[1])))
+    print("met", flush=True)
+    with roster:
+        for step in range(10**6):
+            if sys.argv[2] == "raise" and world.rank == 1 and step == 3:
+                raise ValueError("a bug of rank 1")
+            if sys.argv[2] == "stop" and world.rank == 1 and step == 3:
+                os.kill(os.getpid(), 19)
+            dist.all_reduce(torch.ones(10))
+            time.sleep(0.05)
+
+code = guarded(main, [])
+sys.stderr.flush()
+os._exit(code)
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.fixture
+def ranks(tmp_path):
+    """start(ranks that come, of how many, how) -> processes; all are ended at the end."""
+    program = tmp_path / "rank.py"
+    program.write_text(RANK)
+    started = []
+
+    def start(come: int, size: int, how: str, timeout: float = 6, port: int | None = None):
+        port = port or free_port()
+        for rank in range(come):
+            names = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "MASTER_PORT": port}
+            env = {k: str(v) for k, v in names.items()} | {"MASTER_ADDR": "127.0.0.1"}
+            env |= {"PATH": "/usr/bin:/bin", "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+            env["PYTHONPATH"] = ":".join(sys.path)
+            started.append(
+                subprocess.Popen(
+                    [sys.executable, str(program), str(timeout), how],
+                    env=env,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                )
+            )
+        return started
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def errors(process: subprocess.Popen) -> str:
+    said = process.communicate(timeout=90)[1]
+    return "".join(line for line in said.splitlines(True) if line.startswith("error:"))
+
+
+def test_a_killed_rank_is_named_by_every_other(ranks):
+    all3 = ranks(3, 3, "kill")
+    for process in all3:
+        assert process.stdout.readline() == "met\n"
+    time.sleep(1)
+    all3[1].kill()
+    for process in (all3[0], all3[2]):
+        assert "lost rank 1 on" in errors(process)
+        assert process.returncode == 1
+
+
+def test_a_rank_that_stops_answering_is_named_after_the_time_out(ranks):
+    all3 = ranks(3, 3, "stop")
+    for process in all3:
+        assert process.stdout.readline() == "met\n"
+    began = time.monotonic()
+    for process in (all3[0], all3[2]):
+        assert "lost rank 1 on" in errors(process)
+    assert time.monotonic() - began < 6 + 30
+
+
+def test_a_rank_with_an_error_of_its_own_is_named_with_it(ranks):
+    all3 = ranks(3, 3, "raise")
+    assert "rank 1 on" in (said := errors(all3[0])) and "a bug of rank 1" in said
+
+
+def test_too_few_ranks_is_one_sentence(ranks):
+    (only,) = ranks(1, 2, "few", timeout=3)
+    said = errors(only)
+    assert "2 ranks must meet" in said and "rank 1" in said and said.count("\n") == 1
+
+
+def test_a_taken_port_is_one_sentence(ranks):
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        (only,) = ranks(1, 2, "port", port=other.getsockname()[1])
+        said = errors(only)
+    assert "port must be free" in said and "MASTER_PORT" in said
+    assert only.returncode == 2
