@@ -1,4 +1,4 @@
-"""LAMB and LARS skip a step by a number on the device, which no CPU run uses: tried here by hand."""
+"""LAMB and LARS skip a step by a number on the device, as no CPU run does: tried by hand here."""
 
 import problem
 import pytest
