@@ -69,7 +69,8 @@ def _gradient(arrays, pair: Pair):
     params = [torch.tensor(a, requires_grad=True) for a in arrays]
     out = functional_call(model, dict(zip(names, params, strict=True)), (pair[0],))
     value = F.cross_entropy(out, pair[1])
-    return float(value), [g.numpy() for g in torch.autograd.grad(value, params)]
+    grads = torch.autograd.grad(value, params)
+    return float(value.detach()), [g.numpy() for g in grads]
 
 
 def truth(name: str, base: str | None = None, *, steps: int, k: int = 3, ranks: int = 0, **how):

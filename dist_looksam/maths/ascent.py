@@ -8,12 +8,12 @@ literal       eps_i = rho (||w_i|| / ||g_i||) sign(g_i), as printed in Liu et al
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from .shards import Reduce, Shards, dots, per_model, ratio
+from .shards import Reduce, Shards, dots, per_model, products, ratio
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,10 +30,24 @@ class Climb:
     grad2: Tensor
     power: float = 1.0
     unit: Tensor | None = None
+    _cast: dict[torch.dtype, tuple[Tensor, ...]] = field(default_factory=dict, repr=False)
+
+    def _sized(self, layer: int, dtype: torch.dtype) -> Tensor:
+        """One layer's size, 0-dim; all layers' are cut from one cast, not a cast each."""
+        if dtype not in self._cast:
+            self._cast[dtype] = self.size.to(dtype).unbind()
+        return self._cast[dtype][layer]
+
+    def add_(self, layer: int, weight: Tensor, grad: Tensor) -> None:
+        """weight += eps, in place."""
+        if self.power == 1.0:
+            weight.addcmul_(grad, self._sized(layer, grad.dtype))
+        else:
+            weight.add_(self.eps(layer, grad))
 
     def eps(self, layer: int, grad: Tensor) -> Tensor:
         """The perturbation of one layer's shard, of grad's shape and dtype."""
-        size = self.size[layer].to(grad.dtype)
+        size = self._sized(layer, grad.dtype)
         if self.power == 1.0:
             return grad * size
         if self.power == 0.0:
@@ -92,7 +106,7 @@ def climb_layer(
         literal: the printed Algorithm 2 (see above) in place of the scale-free rule.
         reduce: one call of [2, P].
     """
-    weight2, grad2 = reduce(torch.stack([dots(weights, weights), dots(grads, grads)]))
+    weight2, grad2 = reduce(products((weights, weights), (grads, grads)))
     size = rho * ratio(weight2, grad2, otherwise=0.0).sqrt()
     return Climb(size=size, grad2=grad2, power=0.0 if literal else 1.0)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .shards import Reduce, Scope, Shards, dots, ratio
+from .shards import Reduce, Scope, Shards, dots, products, ratio
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +63,7 @@ def learn(sam: Shards, grads: Shards, *, scope: Scope, clip: float | None, reduc
     One call of reduce, [3, P]. ||g_v|| is left to be summed from g_v itself: as a difference of
     sums it would be rounding noise when rho is small.
     """
-    rows = [dots(sam, grads), dots(grads, grads), dots(sam, sam)]
-    along, grad2, sam2 = reduce(torch.stack(rows))
+    along, grad2, sam2 = reduce(products((sam, grads), (grads, grads), (sam, sam)))
     total = sam2.sum()
     return Given(
         size=ratio(scope(along), scope(grad2), otherwise=0.0),
@@ -89,8 +88,7 @@ def reuse(
 
     A g_v of zero adds nothing. One call of reduce, [3, P].
     """
-    rows = [dots(grads, grads), dots(grads, kept), dots(kept, kept)]
-    grad2, along, kept2 = reduce(torch.stack(rows))
+    grad2, along, kept2 = reduce(products((grads, grads), (grads, kept), (kept, kept)))
     if natural:
         size = torch.ones_like(grad2) * alpha
     else:

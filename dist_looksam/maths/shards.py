@@ -51,6 +51,24 @@ def _row(x: Tensor) -> Tensor:
     return x.flatten() if x.dtype in (torch.float32, torch.float64) else x.flatten().float()
 
 
+def products(*pairs: tuple[Shards, Shards]) -> Tensor:
+    """[len(pairs), P] local inner products, float64; a list in several pairs is flattened once."""
+    flat = {id(xs): [x.flatten() for x in xs] for pair in pairs for xs in pair}
+    rows = [
+        torch.dot(x, y) for xs, ys in pairs for x, y in zip(flat[id(xs)], flat[id(ys)], strict=True)
+    ]
+    if not rows:
+        return torch.zeros(len(pairs), 0, dtype=torch.float64)
+    return torch.stack(rows).view(len(pairs), -1).double()
+
+
+def each(column: Tensor, like: Shards) -> list[Tensor]:
+    """[P] as one 0-dim number per layer, in the dtype of the layer's shard."""
+    if len({x.dtype for x in like}) <= 1 and like:
+        return list(column.to(like[0].dtype).unbind())
+    return [number.to(x.dtype) for number, x in zip(column.unbind(), like, strict=True)]
+
+
 def ratio(over: Tensor, under: Tensor, *, otherwise: float) -> Tensor:
     """over / under where under > 0, else `otherwise`; NaN and inf in `under` pass through."""
     safe = torch.where(under == 0, 1.0, under)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .shards import Reduce, Shards, dots, ratio
+from .shards import Reduce, Shards, products, ratio
 
 
 def trust_ratio(weights: Shards, updates: Shards, *, reduce: Reduce) -> Tensor:
@@ -18,5 +18,5 @@ def trust_ratio(weights: Shards, updates: Shards, *, reduce: Reduce) -> Tensor:
 
     Source: You et al., arXiv:1904.00962, Algorithm 2, with phi the identity.
     """
-    w2, u2 = reduce(torch.stack([dots(weights, weights), dots(updates, updates)]))
+    w2, u2 = reduce(products((weights, weights), (updates, updates)))
     return torch.where(w2 == 0, 1.0, ratio(w2, u2, otherwise=1.0).sqrt())

@@ -1,6 +1,7 @@
 """Base optimizers: LAMB and LARS with exact layer norms, and how any of them skips a step."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ..errors import ConfigError
-from ..maths.shards import Reduce, Shards, whole
+from ..maths.shards import Reduce, Shards, each, whole
 from ..maths.trust import trust_ratio
 
 Pieces = Callable[[Tensor, Tensor], list[Tensor]]
@@ -44,8 +45,10 @@ class _Trusted(Optimizer):
                 raise ConfigError(f"{name} must be >= 0 and finite, got {defaults[name]}.")
         super().__init__(params, defaults)
 
-    def _direction(self, param: Tensor, grad: Tensor, group: dict[str, Any], alive: Any) -> Tensor:
-        """u before weight decay, a new tensor; updates the state, unless `alive` is 0."""
+    def _directions(
+        self, params: Shards, grads: Shards, group: dict[str, Any], alive: Any
+    ) -> list[Tensor]:
+        """u before weight decay, new tensors; updates the states, unless `alive` is 0."""
         raise NotImplementedError
 
     @torch.no_grad()
@@ -55,52 +58,89 @@ class _Trusted(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        weights: list[Tensor] = []
-        updates: list[Tensor] = []
-        sizes: list[tuple[float, bool]] = []
-        for group, param in self._with_gradient():
-            alive: Any = 1.0
-            grad: Any = param.grad
-            if self.found_inf is not None:
-                alive = 1.0 - self.found_inf.to(param.device, torch.float64)
-                grad = torch.where(alive > 0, grad, 0.0)
-            update = self._direction(param, grad, group, alive)
-            decay = group["weight_decay"]
-            if decay != 0:
-                update.add_(param, alpha=decay)
-            pieces = self.pieces(param, param)
-            weights += pieces
-            updates += self.pieces(param, update)
-            sizes += [(group["lr"] * alive, decay != 0)] * len(pieces)
-        self._descend(weights, updates, sizes)
+        parts = [
+            self._part(params, group) for group in self.param_groups for params in _alike(group)
+        ]
+        self._descend([part for part in parts if part.weights])
         return loss
 
-    def _with_gradient(self) -> Iterable[tuple[dict[str, Any], Tensor]]:
-        for group in self.param_groups:
-            for param in group["params"]:
-                if param.grad is not None:
-                    yield group, param
+    def _part(self, params: list[Tensor], group: dict[str, Any]) -> "_Part":
+        alive: Any = 1.0
+        grads: list[Any] = [p.grad for p in params]
+        if self.found_inf is not None:
+            alive = 1.0 - self.found_inf.to(params[0].device, torch.float64)
+            grads = [torch.where(alive > 0, g, 0.0) for g in grads]
+        updates = self._directions(params, grads, group, alive)
+        decay = group["weight_decay"]
+        if decay != 0:
+            torch._foreach_add_(updates, params, alpha=decay)
+        return _Part(
+            weights=[w for p in params for w in self.pieces(p, p)],
+            updates=[v for p, u in zip(params, updates, strict=True) for v in self.pieces(p, u)],
+            lr=group["lr"] * alive,
+            trusted=decay != 0,
+        )
 
-    def _descend(self, weights: Shards, updates: Shards, sizes: list[tuple[Any, bool]]) -> None:
-        trusted = [i for i, (_, decayed) in enumerate(sizes) if decayed]
-        ratios = {}
+    def _descend(self, parts: list["_Part"]) -> None:
+        trusted = [part for part in parts if part.trusted]
+        ratios: list[Tensor] = []
         if trusted:
-            ws, us = [weights[i] for i in trusted], [updates[i] for i in trusted]
-            ratios = dict(zip(trusted, trust_ratio(ws, us, reduce=self.reduce), strict=True))
-        for i, (weight, update) in enumerate(zip(weights, updates, strict=True)):
-            size = sizes[i][0] * ratios.get(i, 1.0)
-            if isinstance(size, Tensor):
-                size = size.to(weight.device, weight.dtype)
-            weight.sub_(update.mul_(size))
+            weights = [w for part in trusted for w in part.weights]
+            updates = [u for part in trusted for u in part.updates]
+            lengths = [len(part.weights) for part in trusted]
+            ratios = list(trust_ratio(weights, updates, reduce=self.reduce).split(lengths))
+        for part in parts:
+            updates, size = part.updates, part.lr
+            if part.trusted:
+                column = ratios.pop(0).to(updates[0].device) * size
+                torch._foreach_mul_(updates, each(column, updates))
+            else:
+                size = size.to(updates[0].dtype) if isinstance(size, Tensor) else size
+                torch._foreach_mul_(updates, size)
+            torch._foreach_sub_(part.weights, updates)
 
-    def _count(self, param: Tensor, alive: Any) -> Tensor:
-        """The steps this parameter has taken, this one included; float64 on its own device."""
-        state = self.state[param]
-        if "step" not in state:
-            state["step"] = torch.zeros((), dtype=torch.float64, device=param.device)
-        state["step"] = state["step"].to(param.device, torch.float64)
-        state["step"] += alive
-        return state["step"].clamp(min=1)
+    def _slots(self, params: Shards, name: str) -> list[Tensor]:
+        """One tensor of the state per parameter, made of zeros where there is none."""
+        for p in params:
+            if name not in self.state[p]:
+                self.state[p][name] = torch.zeros_like(p)
+        return [self.state[p][name] for p in params]
+
+    def _counts(self, params: Shards, alive: Any) -> Tensor:
+        """[len(params)] steps these have taken, this one included, at least 1; float64."""
+        steps = []
+        for p in params:
+            step = self.state[p].get("step", 0.0)
+            if not isinstance(step, Tensor) or step.dtype != torch.float64:
+                step = torch.as_tensor(step, dtype=torch.float64)
+            self.state[p]["step"] = step.to(p.device)
+            steps.append(self.state[p]["step"])
+        torch._foreach_add_(steps, alive)
+        return torch.stack(steps).clamp(min=1)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Layers of one group, one device and one dtype. lr: a number, or 0-dim float64."""
+
+    weights: list[Tensor]
+    updates: list[Tensor]
+    lr: Any
+    trusted: bool
+
+
+def _alike(group: dict[str, Any]) -> list[list[Tensor]]:
+    """A group's parameters with a gradient, by device and dtype, as torch._foreach needs them."""
+    found: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for p in group["params"]:
+        if p.grad is not None:
+            found.setdefault((p.device, p.dtype), []).append(p)
+    return list(found.values())
+
+
+def _factor(number: Any, like: Shards) -> Any:
+    """A number for torch._foreach: of the tensors' dtype, if it is a tensor."""
+    return number.to(like[0].dtype) if isinstance(number, Tensor) else number
 
 
 class Lamb(_Trusted):
@@ -132,19 +172,23 @@ class Lamb(_Trusted):
             params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         )
 
-    def _direction(self, param: Tensor, grad: Tensor, group: dict[str, Any], alive: Any) -> Tensor:
-        state = self.state[param]
-        if "exp_avg" not in state:
-            state["exp_avg"] = torch.zeros_like(param)
-            state["exp_avg_sq"] = torch.zeros_like(param)
-        step = self._count(param, alive)
+    def _directions(
+        self, params: Shards, grads: Shards, group: dict[str, Any], alive: Any
+    ) -> list[Tensor]:
+        ms, vs = self._slots(params, "exp_avg"), self._slots(params, "exp_avg_sq")
+        steps = self._counts(params, alive)
         b1, b2 = group["betas"]
-        m, v = state["exp_avg"], state["exp_avg_sq"]
         # Where alive is 0 the gradient is 0 as well, so that m * 1 + 0 is m, bit for bit.
-        m.mul_(1 - (1 - b1) * alive).add_(grad, alpha=1 - b1)
-        v.mul_(1 - (1 - b2) * alive).addcmul_(grad, grad, value=1 - b2)
-        below = (v / (1 - b2**step)).sqrt_().add_(group["eps"])
-        return (m / (1 - b1**step)).div_(below)
+        torch._foreach_mul_(ms, _factor(1 - (1 - b1) * alive, ms))
+        torch._foreach_add_(ms, grads, alpha=1 - b1)
+        torch._foreach_mul_(vs, _factor(1 - (1 - b2) * alive, vs))
+        torch._foreach_addcmul_(vs, grads, grads, value=1 - b2)
+        below = list(torch._foreach_div(vs, each(1 - b2**steps, vs)))
+        torch._foreach_sqrt_(below)
+        torch._foreach_add_(below, group["eps"])
+        above = list(torch._foreach_div(ms, each(1 - b1**steps, ms)))
+        torch._foreach_div_(above, below)
+        return above
 
 
 class Lars(_Trusted):
@@ -166,23 +210,23 @@ class Lars(_Trusted):
             raise ConfigError(f"momentum must be in [0, 1), got {momentum}. The usual one is 0.9.")
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
-    def _direction(self, param: Tensor, grad: Tensor, group: dict[str, Any], alive: Any) -> Tensor:
-        state = self.state[param]
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(param)
-        m = state["momentum_buffer"]
-        m.mul_(1 - (1 - group["momentum"]) * alive).add_(grad)
-        return m.clone()
+    def _directions(
+        self, params: Shards, grads: Shards, group: dict[str, Any], alive: Any
+    ) -> list[Tensor]:
+        ms = self._slots(params, "momentum_buffer")
+        torch._foreach_mul_(ms, _factor(1 - (1 - group["momentum"]) * alive, ms))
+        torch._foreach_add_(ms, grads)
+        return [m.clone() for m in ms]
 
 
 def guarded_step(base: Optimizer, finite: Tensor) -> bool:
     """base.step(), unless a gradient was not finite; `finite` is 0-dim bool, the same on all ranks.
 
-    Lamb, Lars and torch's fused optimizers skip on the device. Any other base costs one host read.
-    Returns whether base.step was called, so that its state has been made.
+    Lamb, Lars and torch's fused optimizers skip on the device. Any other base costs one host read,
+    which is free on the CPU. Returns whether base.step was called, so that its state has been made.
     """
     fused = any(group.get("fused") for group in base.param_groups)
-    if fused or getattr(base, "skips_on_device", False):
+    if finite.is_cuda and (fused or getattr(base, "skips_on_device", False)):
         base.found_inf = (~finite).float()  # type: ignore[attr-defined]
         try:
             base.step()

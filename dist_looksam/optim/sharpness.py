@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from ..errors import ConfigError
 from ..maths.ascent import Climb, cosine
-from ..maths.shards import Reduce, Shards, dots, whole
+from ..maths.shards import Reduce, Shards, dots, each, whole
 from .base import Pieces, guarded_step, in_one_piece
 from .replay import Replay
 from .rule import Rule, check_alpha, check_rho
@@ -193,11 +193,10 @@ class Sharpness(Optimizer):
         dtype = self.visible_dtype
         sums = []
         for i, (w, g) in enumerate(zip(params, grads, strict=True)):
-            eps = climb.eps(i, g)
             if dtype is None:
-                w.add_(eps)
+                climb.add_(i, w, g)
             else:
-                sums.append(perturb_seen_in_(w, eps, dtype))
+                sums.append(perturb_seen_in_(w, climb.eps(i, g), dtype))
         if dtype is None or not sums:
             return None
         return cosine(reduce(torch.stack(sums, -1)))
@@ -244,8 +243,8 @@ class Sharpness(Optimizer):
         if self.probe is not None:
             self.probe(step=self.steps, grads=slopes, sam=steeper, share=given.size, reduce=reduce)
         new = grads  # g is not needed after this: its memory becomes g_v's
-        for i, (g, s) in enumerate(zip(slopes, steeper, strict=True)):
-            torch.addcmul(s, g, given.size[i].to(g.dtype), value=-1, out=g)
+        for g, s, size in zip(slopes, steeper, each(given.size, slopes), strict=True):
+            torch.addcmul(s, g, size, value=-1, out=g)
         kept2 = reduce(dots(slopes, slopes)).sum()
         if self.clip is not None:
             for s in sam:
@@ -269,14 +268,15 @@ class Sharpness(Optimizer):
         params, grads = self._active()
         slopes, kept = self._split(params, grads), None
         if self.rule.keeps:
-            whole_kept = [self.state[p].get("g_v", torch.zeros_like(p)) for p in params]
+            found = [self.state[p].get("g_v") for p in params]
+            whole_kept = [torch.zeros_like(p) if v is None else v for p, v in zip(params, found)]
             kept = self._split(params, whole_kept)
         given = self.rule.between(
             slopes, kept, alpha=self.column("alpha"), clip=self.clip, reduce=reduce
         )
         if kept is not None:
-            for i, (g, v) in enumerate(zip(slopes, kept, strict=True)):
-                g.addcmul_(v, given.size[i].to(g.dtype))
+            for g, v, size in zip(slopes, kept, each(given.size, slopes), strict=True):
+                g.addcmul_(v, size)
         if self.clip is not None:
             for g in grads:
                 g.mul_(given.scale.to(g.dtype))
