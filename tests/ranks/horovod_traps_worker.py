@@ -1,4 +1,4 @@
-"""A rank of the tests of traps: one line per trap from rank 0. horovodrun -np 2 python ..."""
+"""A rank of the tests of traps; rank 0 prints a line for each. horovodrun -np 2 python ..."""
 
 import sys
 
