@@ -46,7 +46,7 @@ class _Trusted(Optimizer):
         super().__init__(params, defaults)
 
     def _directions(
-        self, params: Shards, grads: Shards, group: dict[str, Any], alive: Any
+        self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any], alive: Any
     ) -> list[Tensor]:
         """u before weight decay, new tensors; updates the states, unless `alive` is 0."""
         raise NotImplementedError
@@ -173,7 +173,7 @@ class Lamb(_Trusted):
         )
 
     def _directions(
-        self, params: Shards, grads: Shards, group: dict[str, Any], alive: Any
+        self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any], alive: Any
     ) -> list[Tensor]:
         ms, vs = self._slots(params, "exp_avg"), self._slots(params, "exp_avg_sq")
         steps = self._counts(params, alive)
@@ -211,7 +211,7 @@ class Lars(_Trusted):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     def _directions(
-        self, params: Shards, grads: Shards, group: dict[str, Any], alive: Any
+        self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any], alive: Any
     ) -> list[Tensor]:
         ms = self._slots(params, "momentum_buffer")
         torch._foreach_mul_(ms, _factor(1 - (1 - group["momentum"]) * alive, ms))
