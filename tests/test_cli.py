@@ -1,0 +1,84 @@
+"""dist-looksam: one table of commands, each imported when it is called."""
+
+import importlib
+import inspect
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+import dist_looksam
+from dist_looksam import cli
+from dist_looksam.metrics import FIELDS
+
+HEAVY = ("altair", "deepspeed", "jsonargparse", "sklearn", "rich", "pytorch_optimizer")
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_row_names_a_function_that_takes_the_arguments(name):
+    row = cli.COMMANDS[name]
+    function = getattr(importlib.import_module(f"dist_looksam.{row.module}"), row.function)
+    (parameter, *_) = inspect.signature(function).parameters.values()
+    assert parameter.name == "argv"
+    assert row.text and row.text[0].islower() and not row.text.endswith(".")
+
+
+@pytest.mark.parametrize("argv", [[], ["--help"], ["-h"], ["help"]])
+def test_help_lists_every_command(argv, capsys):
+    assert cli.main(argv) == 0
+    told = capsys.readouterr().out
+    for name, row in cli.COMMANDS.items():
+        assert re.search(rf"^  {name} +{re.escape(row.text)}$", told, re.M)
+
+
+@pytest.mark.parametrize("name", ["train", "curves", "probe", "bench", "world"])
+def test_every_command_has_its_own_help(name, capsys):
+    with pytest.raises(SystemExit) as left:
+        cli.main([name, "--help"])
+    assert left.value.code in (0, None)
+    assert "usage:" in capsys.readouterr().out
+
+
+def test_version(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == dist_looksam.__version__
+
+
+def test_a_command_that_is_not_called_is_not_imported():
+    """Listing the commands must not wait for libraries of one of them."""
+    code = f"import dist_looksam.cli, sys; print([m for m in {HEAVY} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Enough of a run directory for both pictures."""
+    steps = [
+        {"step": t, "loss": 2.0, "lr": 0.1, "look": t % 2 == 0, "grad_norm": 1.0} for t in range(6)
+    ]
+    looks = [
+        {"step": t, "g_norm": 1.0, "gs_norm": 1.1, "gh_norm": 1.0, "gv_norm": 0.4, "cos_theta": 0.9}
+        | {f"{part}_change": 0.1 for part in ("gs", "gh", "gv")}
+        for t in (0, 2, 4)
+    ]  # fmt: skip
+    for name, rows in (("metrics", steps), ("probe", looks)):
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / f"{name}.jsonl").write_text(text)
+    return tmp_path
+
+
+def test_curves_draws_and_says_where(run, capsys):
+    assert cli.main(["curves", str(run)]) == 0
+    assert capsys.readouterr().out == f"{run / 'curves.png'}\n"
+    assert (run / "curves.png").stat().st_size > 1000
+    assert not (run / "probe_change.png").exists()
+
+
+def test_probe_draws_figures_1_and_2(run, capsys):
+    assert cli.main(["probe", str(run)]) == 0
+    assert (run / "probe_change.png").exists() and (run / "probe_norms.png").exists()
+    assert capsys.readouterr().out.count(str(run)) == 4
+    assert not (run / "curves.png").exists()
