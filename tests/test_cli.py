@@ -56,9 +56,7 @@ def test_a_command_that_is_not_called_is_not_imported():
 @pytest.fixture
 def run(tmp_path):
     """Enough of a run directory for both pictures."""
-    steps = [
-        {"step": t, "loss": 2.0, "lr": 0.1, "look": t % 2 == 0, "grad_norm": 1.0} for t in range(6)
-    ]
+    steps = [dict.fromkeys(FIELDS, 0.5) | {"step": t, "look": t % 2 == 0} for t in range(6)]
     looks = [
         {"step": t, "g_norm": 1.0, "gs_norm": 1.1, "gh_norm": 1.0, "gv_norm": 0.4, "cos_theta": 0.9}
         | {f"{part}_change": 0.1 for part in ("gs", "gh", "gv")}
