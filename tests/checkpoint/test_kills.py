@@ -40,7 +40,7 @@ def _killed_at(moment: int, engine, folder) -> bool:
         os._exit(0)
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(600)
 def test_a_kill_at_any_touch_of_the_disk_leaves_a_whole_checkpoint(tmp_path):
     moment, newest = 0, []
     while True:

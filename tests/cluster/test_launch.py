@@ -90,7 +90,7 @@ def by_torchrun(testbed: Cluster, folder: Path) -> None:
     testbed.on("head", *command, cwd=folder, env=SITE | {"RANKS": "1"}, timeout=400)
 
 
-@pytest.mark.timeout(500)
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("way", [by_deepspeed, by_sbatch, by_mpirun, by_srun_pmix, by_torchrun])
 def test_eight_nodes_give_the_weights_of_one_process(way, alone, testbed, tmp_path, needs):
     if way in (by_deepspeed, by_sbatch):

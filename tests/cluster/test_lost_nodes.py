@@ -10,7 +10,7 @@ import pytest
 from test_launch import ROOT, SITE, differs, run_plain
 from testbed import Cluster
 
-pytestmark = [pytest.mark.needs("slurm"), pytest.mark.timeout(500)]
+pytestmark = [pytest.mark.needs("slurm"), pytest.mark.timeout(1200)]
 
 # SGD, so that weights after a resume can be compared tightly.
 FLAGS = shlex.split(
@@ -51,14 +51,14 @@ def test_a_job_whose_node_loses_power_is_requeued_and_ends_as_if_nothing_had_bee
 ):
     run = tmp_path / "runs" / "r"
     job = submit(testbed, tmp_path, "--steps", STEPS, "--save_every", "10")
-    until((run / "checkpoints" / "step-10").exists, 200)
+    until((run / "checkpoints" / "step-10").exists, 400)
     testbed.fault("powercut", host_of_rank(run, 2))
     told = ("scontrol", "-o", "show", "job", job)
-    until(lambda: "Restarts=1 " in testbed.on("head", *told), 90)
+    until(lambda: "Restarts=1 " in testbed.on("head", *told), 240)
     row = shown(testbed, tmp_path)  # the job may have found another node by now
     assert row["state"] in ("waiting", "running") and row["requeues"] == "1"
     assert row["checkpoint"].startswith("step-")
-    assert testbed.wait(job, timeout=250) == "COMPLETED"
+    assert testbed.wait(job, timeout=600) == "COMPLETED"
 
     log = (tmp_path / f"slurm-{job}.out").read_text()
     assert "resumed from" in log
@@ -74,7 +74,7 @@ def test_a_cut_cable_ends_all_ranks_within_the_time_out_and_is_named(testbed, tm
     run = tmp_path / "runs" / "r"
     options = ("--no-requeue",)
     job = submit(testbed, tmp_path, "--steps", "5000", "--timeout", "8", options=options)
-    until(lambda: (run / "metrics.jsonl").exists(), 200)
+    until(lambda: (run / "metrics.jsonl").exists(), 400)
     time.sleep(2)  # in the middle of the steps
     lost = host_of_rank(run, 2)
     hosts = json.loads((run / "job.json").read_text())["hosts"]
@@ -84,22 +84,22 @@ def test_a_cut_cable_ends_all_ranks_within_the_time_out_and_is_named(testbed, tm
     def ended() -> bool:
         return not any(testbed.on(h, "pgrep", "-f", "[t]rain.py", check=False) for h in hosts)
 
-    until(ended, 40)
-    assert time.monotonic() - began < 8 + 20  # what it takes to find out who, on busy cores
+    until(ended, 90)
+    assert time.monotonic() - began < 8 + 60  # what it takes to find out who, on busy cores
     assert f"lost rank 2 on {lost}" in (tmp_path / f"slurm-{job}.out").read_text()
-    testbed.wait(job, timeout=60)
+    testbed.wait(job, timeout=240)
     assert shown(testbed, tmp_path)["state"] in ("failed", "node fail")
 
 
 def test_a_running_job_is_shown_printed_and_cancelled(testbed, tmp_path):
     run = tmp_path / "runs" / "r"
     job = submit(testbed, tmp_path, "--steps", "5000")
-    until(lambda: (run / "metrics.jsonl").exists(), 200)
+    until(lambda: (run / "metrics.jsonl").exists(), 400)
     row = shown(testbed, tmp_path)
     assert (row["state"], row["job"]) == ("running", job) and row["step"].endswith("/5000")
     tool = [sys.executable, "-m", "dist_looksam.cli"]
     env = {"PYTHONPATH": str(ROOT)}
     assert "look_sam on sgd" in testbed.on("head", *tool, "logs", "runs/r", cwd=tmp_path, env=env)
     testbed.on("head", *tool, "cancel", "runs/r", cwd=tmp_path, env=env)
-    assert testbed.wait(job, timeout=60) == "CANCELLED"
+    assert testbed.wait(job, timeout=240) == "CANCELLED"
     assert shown(testbed, tmp_path)["state"] == "cancelled"

@@ -8,7 +8,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 
 
-def torchrun(ranks: int, script: str, *arguments: object, timeout: int = 600, **env: str) -> str:
+def torchrun(ranks: int, script: str, *arguments: object, timeout: int = 1400, **env: str) -> str:
     """Run a script of this folder on `ranks` ranks over loopback; returns what it printed."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc_per_node", str(ranks), str(HERE / script), *map(str, arguments)]
@@ -16,7 +16,7 @@ def torchrun(ranks: int, script: str, *arguments: object, timeout: int = 600, **
 
 
 def horovodrun(
-    ranks: int, script: str | Path, *arguments: object, timeout: int = 600, **env: str
+    ranks: int, script: str | Path, *arguments: object, timeout: int = 1400, **env: str
 ) -> str:
     """The same with horovodrun over gloo, which needs no mpirun."""
     command = ["horovodrun", "--gloo", "-np", str(ranks), "--network-interfaces", "lo"]
