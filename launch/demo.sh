@@ -16,4 +16,4 @@ data=fashion_mnist
 port=$(.venv/bin/python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 PATH=$PWD/.venv/bin:$PATH
 exec deepspeed --num_gpus "$ranks" --master_port "$port" train.py --zero_stage 2 \
-    --optimizer look_layer_sam --data "$data" --epochs 5 --batch_size 256 --out runs/demo "$@"
+    --optimizer look_layer_sam --data "$data" --epochs 6 --batch_size 256 --out runs/demo "$@"
