@@ -13,13 +13,13 @@ from launch import torchrun
 pytestmark = pytest.mark.needs("deepspeed")
 
 WRITTEN, STEPS = 7, 13  # with k = 3 a checkpoint at 7 is in mid-cycle: g_v is needed at 7 and 8
-RANKS = (1, 2, 3, 4)
+RANKS = (1, 2, 3)
 BACKENDS = ("ddp", 0, 1, 2, 3)
 CASE = {"optimizer": "look_sam", "base": "sgd"}
 ADAM = {"optimizer": "look_layer_sam", "base": "adamw"}
 # A short form of the matrix: every number of ranks with every backend on both sides, once.
 TURNS = [
-    (r, b, BACKENDS[(i + 2 * j + 1) % 5], RANKS[(j + i + 1) % 4])
+    (r, b, BACKENDS[(i + 2 * j + 1) % 5], RANKS[(j + i + 1) % len(RANKS)])
     for j, r in enumerate(RANKS)
     for i, b in enumerate(BACKENDS)
 ]
