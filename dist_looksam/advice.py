@@ -1,12 +1,30 @@
-"""What a user is told once, while a run goes on, because steps saw that a setting hurts."""
+"""What a user is told once: settings without an effect, and settings that steps saw to hurt."""
 
 from collections.abc import Callable
 
+from .config import DEFAULTS, Settings
 from .metrics import Row
 from .optim.seen import Seen
+from .optim.table import unused
 
 FAITHFUL = 0.9  # cosine of applied and intended perturbation; under it the ascent is mostly noise
 EVERY = 50  # looks between readings from the device
+
+
+def without_effect(settings: Settings) -> list[str]:
+    """The settings that were given but that the method or its base does not have, in a sentence.
+
+    Args:
+        settings: resolved.
+    """
+    assert settings.base is not None
+    nothing = {"rho": 0.0}  # what `resolved` makes of None where nothing climbs
+    names = unused(settings.optimizer, settings.base)
+    given = [n for n in names if getattr(settings, n) not in (DEFAULTS[n], nothing.get(n))]
+    if not given:
+        return []
+    flags = ", ".join(f"--{n}" for n in given)
+    return [f"{flags}: no effect with optimizer {settings.optimizer} on {settings.base}"]
 
 
 class Advice:
@@ -34,8 +52,8 @@ class Advice:
             self._once(
                 "rounding",
                 f"at step {step} 16-bit weights show a perturbation whose cosine with what was "
-                f"intended is {cosine:.2f}, under {FAITHFUL}: raise --rho, use a layer_ method, "
-                f"or --precision fp32.",
+                f"intended is {cosine:.2f}, under {FAITHFUL}: raise --rho, or use "
+                f"--precision fp16, which keeps more, or fp32.",
             )
 
     def line(self, row: Row | None) -> None:

@@ -39,12 +39,14 @@ class Engine:
     """Trains with one or two gradients a step, on any backend.
 
     Args:
-        model: a module; a module in DistributedDataParallel; a DeepSpeedEngine that was
-            initialised with one of our optimizers; or a backend. A module trains with Horovod
-            after `hvd.init()`, and where the base is a `hvd.DistributedOptimizer`.
+        model: a module; a module in DistributedDataParallel; a module after `fully_shard`; a
+            DeepSpeedEngine that was initialised with one of our optimizers; or a backend. A module
+            trains with Horovod after `hvd.init()`, and where the base is a
+            `hvd.DistributedOptimizer`.
         optimizer: `SAM`, `LookSAM`, `LookLayerSAM`, or any torch optimizer (never looks). Left out
             with a DeepSpeedEngine or a backend, which have theirs.
-        loss: `loss(model, batch)` -> mean loss of one micro-batch, 0-dim.
+        loss: `loss(model, batch)` -> mean loss of one micro-batch, 0-dim. Under DDP it is called
+            once more before the first step of a process, for the order of its buckets.
         clip: limit of the norm of the gradient that the base gets; None for none.
         precision: "fp32", "bf16", or "fp16" with a loss scale. Weights stay fp32.
         ascent: "global", eps from the averaged gradient; "rank", every rank climbs its own.
@@ -81,6 +83,11 @@ class Engine:
             self.backend = _backend(model, optimizer, precision)
         else:
             self.backend = model
+        if ascent == "rank" and not getattr(self.backend, "whole_gradients", True):
+            raise ConfigError(
+                f"ascent rank needs whole gradients on every rank, got backend "
+                f'{self.backend.name}; use ascent="global".'
+            )
         self.optimizer = self.backend.optimizer
         self.optimizer.clip = clip
         self.module = self.backend.module
@@ -94,9 +101,9 @@ class Engine:
 
         On a look the batches are gone through twice, so they must be a list.
         """
+        look = self.optimizer.looks()
         number = self.optimizer.steps
         replay = Replay(self.module, cuda=self._cuda)
-        look = self.optimizer.looks()
         local = look and self.ascent == "rank"
         loss = self.backend.backward(batches, self.loss, average=not local)
         self.passes += 1
@@ -138,6 +145,13 @@ def _backend(model: nn.Module, optimizer: Optimizer | None, precision: str) -> B
     kind: Any = DDP if several else Plain
     if optimizer is None:
         raise ConfigError("Engine needs an optimizer with a module, got none.")
+    if any(hasattr(p, "full_tensor") for p in model.parameters()):
+        if not hasattr(model, "reshard"):
+            raise ConfigError(
+                "Engine needs fully_shard called on the whole module, got parts of it sharded; "
+                "call fully_shard(model) after its parts, then make the optimizer."
+            )
+        from .backends.fsdp2 import FSDP2 as kind
     if _horovod(optimizer) and not several:
         from .backends.horovod import Horovod as kind
     return kind(model, _with_rule(optimizer), precision=precision)

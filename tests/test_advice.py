@@ -1,8 +1,10 @@
 """One line where a setting hurts, and no second one."""
 
+import pytest
 import torch
 
-from dist_looksam.advice import Advice
+from dist_looksam.advice import Advice, without_effect
+from dist_looksam.config import parse
 from dist_looksam.optim.seen import Seen
 
 
@@ -38,3 +40,19 @@ def test_a_g_v_larger_than_g_is_told_once():
     for step in (5, 10):
         advice.line({"step": step, "gv_ratio": 1.5})
     assert len(said) == 1 and "at step 5" in said[0]
+
+
+@pytest.mark.parametrize("flags, names", [
+    ("--optimizer adamw --rho 0.05 --k 3 --alpha 0.5", "--rho, --k, --alpha"),
+    ("--optimizer sam --k 2 --decompose layer", "--k, --decompose"),
+    ("--optimizer sam_k --k 2 --alpha 0.1 --layer_ascent literal", "--layer_ascent, --alpha"),
+    ("--optimizer look_sam --base sgd --betas 0.9,0.95", "--betas"),
+    ("--optimizer lamb --momentum 0.8", "--momentum"),
+    ("--optimizer adamw --rho 0", ""),
+    ("--optimizer look_layer_sam --rho 0.1 --k 2 --alpha 0.1 --reuse paper --decompose layer", ""),
+    ("--optimizer lars --momentum 0.8", ""),
+])  # fmt: skip
+def test_settings_without_an_effect_are_named(flags, names):
+    settings = parse(flags.split()).resolved(ranks=1, launcher="single", samples=1000)
+    said = without_effect(settings)
+    assert [text.split(":")[0] for text in said] == ([names] if names else [])

@@ -1,22 +1,34 @@
 """torch's DistributedDataParallel: every rank holds everything, buckets average gradients."""
 
+import random
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-import torch
+import numpy as np
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..optim.replay import Replay
+from .backend import Loss
 from .plain import Plain
+from .ranks import Ranks
 
 
-class DDP(Plain):
+class DDP(Ranks, Plain):
     """Plain on every rank, with one gradient all-reduce per pass.
 
     Norms need no communication, since weights and averaged gradients are the same everywhere.
     The process group must exist. A module that the user has wrapped already is taken as it is.
+
+    DDP sorts its buckets anew after its first pass, and where a number lies in a bucket decides in
+    which order the ranks' shares of it are added. So before the first step of every process one
+    micro-batch goes forward and backward for nothing, or the first step after a resume would round
+    otherwise than the same step of a run that was not interrupted. That pass puts back random
+    numbers and running statistics; it does show in other buffers that the model's forward changes
+    (those of modules without `track_running_stats`) and in the state of a comm hook on a DDP of
+    the user's.
     """
 
     name = "ddp"
@@ -27,6 +39,7 @@ class DDP(Plain):
         super().__init__(
             self._wrapped.module if self._wrapped else module, optimizer, precision=precision
         )
+        self._sorted = False
 
     def wrap(self, module: nn.Module) -> nn.Module:
         """The module in DistributedDataParallel, which also makes all ranks start from rank 0's."""
@@ -38,27 +51,26 @@ class DDP(Plain):
             )
         return self._wrapped
 
+    def backward(self, batches: Sequence[Any], loss: Loss, *, average: bool = True) -> Tensor:
+        """See `Backend.backward`."""
+        if not self._sorted:
+            self._sort_buckets(batches[0], loss)
+        return super().backward(batches, loss, average=average)
+
+    def _sort_buckets(self, batch: Any, loss: Loss) -> None:
+        """One pass for DDP's order of gradients. What else it leaves: see the class."""
+        self._sorted = True
+        replay = Replay(self.module, cuda=self.device.type == "cuda")
+        drawn = random.getstate(), np.random.get_state()
+        with replay.again():
+            with self.arithmetic():
+                value = loss(self.model, batch)
+            value.backward()  # the next forward sorts
+        random.setstate(drawn[0])
+        np.random.set_state(drawn[1])
+        self.optimizer.zero_grad()
+
     def quiet(self) -> AbstractContextManager[Any]:
         """DDP's own no_sync."""
         assert self._wrapped is not None
         return self._wrapped.no_sync()
-
-    def average_(self, tensors: Sequence[Tensor]) -> None:
-        """One all-reduce of all tensors together."""
-        flat = torch.cat([t.reshape(-1) for t in tensors])
-        dist.all_reduce(flat)
-        flat /= self.size
-        for t, new in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
-            t.copy_(new.view_as(t))
-
-    def gather(self, thing: Any) -> list[Any]:
-        """One object gather."""
-        found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, thing)
-        return found
-
-    def mean(self, numbers: Tensor) -> Tensor:
-        """One small all-reduce."""
-        numbers = numbers.clone()
-        dist.all_reduce(numbers)
-        return numbers / self.size

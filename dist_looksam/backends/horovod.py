@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError, RunError
 from ..optim.rule import check_choice
 from ..optim.seen import Seen
+from .alike import differing
 from .backend import Loss, Read
 from .plain import Plain
 
@@ -189,28 +190,15 @@ class Horovod(Plain):
 F32 = torch.float32
 
 
-@torch.no_grad()
 def check_alike(module: nn.Module) -> None:
     """RunError, on every rank, naming the first layer whose bits are not the same on all ranks.
 
-    One all-reduce of a few numbers per layer; each rank reads its own weights once.
+    One all-reduce of a few numbers per layer.
     """
     named = list(module.named_parameters())
-    sums = torch.cat([_checksum(p) for _, p in named]).cpu()
-    # The largest of s and of -s are equal but for the sign only where s is the same everywhere.
-    both = hvd.allreduce(torch.stack([sums, -sums]), name="alike", op=hvd.Max)
-    differs = (both[0] != -both[1]).view(-1, 2).any(-1).tolist()
-    if any(differs):
-        name = named[differs.index(True)][0]
+    differ = differing(named, lambda x: hvd.allreduce(x.cpu(), name="alike", op=hvd.Max))
+    if differ:
         raise RunError(
-            f"ranks must hold the same weights, got different ones in {sum(differs)} of "
-            f"{len(named)} layers, first {name}; resume all ranks from one checkpoint."
+            f"ranks must hold the same weights, got different ones in {len(differ)} of "
+            f"{len(named)} layers, first {differ[0]}; resume all ranks from one checkpoint."
         )
-
-
-def _checksum(weight: Tensor) -> Tensor:
-    """[2] int64 of the bits: their sum, and their sum weighted by place."""
-    whole_numbers = {2: torch.int16, 4: torch.int32, 8: torch.int64}[weight.element_size()]
-    bits = weight.detach().contiguous().view(-1).view(whole_numbers).long()
-    place = torch.arange(1, bits.numel() + 1, device=bits.device)
-    return torch.stack([bits.sum(), (bits * place).sum()])

@@ -22,6 +22,7 @@ from ..optim.seen import Seen
 from .backend import Loss, Piece, Read
 from .flat import Flat, counters_of, cut, fill, slots_of
 from .horovod import Horovod, check_alike
+from .ranks import refuse_step
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class HorovodSharded(Horovod):
         self.optimizer.pieces = lambda param, like: flat_of[id(param)].views(like)
         if hasattr(base, "pieces"):
             base.pieces, base.reduce = self.optimizer.pieces, self.reduce
+        self.optimizer.driver = refuse_step
         self._shown = False  # w + eps is in slices that are not this rank's own
 
     def _row(self, number: int, group: dict[str, Any]) -> Row:

@@ -209,8 +209,9 @@ class Plain:
         state: dict[int, dict[str, Tensor]] = {}
         order = [p for group in self.optimizer.param_groups for p in group["params"]]
         places = {id(p): i for i, p in enumerate(order)}
-        for name, p in self._named():
-            found = {key: read(name, key, 0, p.numel()) for key in ("weight", *counters["keys"])}
+        for piece, (name, p) in zip(self.pieces(), self._named(), strict=True):
+            keys = ("weight", *counters["keys"])
+            found = {key: read(name, key, piece.start, piece.stop) for key in keys}
             weight = found.pop("weight")
             assert weight is not None
             p.copy_(weight.view_as(p))

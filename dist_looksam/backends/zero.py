@@ -298,7 +298,7 @@ class Zero(ZeroState):
         return self.reduce(torch.stack(sums).sum().to(device).view(1)).sum()
 
     def _learn_(self, flat: Flat, first: int, sam: Tensor, g: Tensor, given: Given) -> Tensor:
-        """g_v of a flat, in the memory of g; its padding is 0."""
+        """g_v of a flat, in memory of its own, where padding is 0."""
         new = torch.zeros_like(g)
         parts = (flat.views(new), flat.views(sam), flat.views(g))
         for i, (v, s, old) in enumerate(zip(*parts, strict=True), first):

@@ -1,6 +1,5 @@
-"""What a ZeRO rank holds: sums and means over ranks, and its pieces of weights and state."""
+"""What a ZeRO rank holds: sums over ranks, and its pieces of weights and state."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,10 +11,11 @@ from ..optim.sharpness import Sharpness
 from .backend import Piece, Read
 from .flat import counters_of, fill, slots_of
 from .plain import num_bytes, state_bytes
+from .ranks import Ranks
 from .zero_layout import Layout
 
 
-class ZeroState:
+class ZeroState(Ranks):
     """The half of `Zero` that moves no weights. Attributes as there."""
 
     engine: Any
@@ -27,7 +27,7 @@ class ZeroState:
     rank: int
     size: int
 
-    # Sums and means.
+    # Sums.
 
     def reduce(self, sums: Tensor) -> Tensor:
         """Add over the ranks that split a layer; nothing at stage 0, where all hold all."""
@@ -37,20 +37,6 @@ class ZeroState:
         dist.all_reduce(sums, group=self.layout.group)
         return sums
 
-    def mean(self, numbers: Tensor) -> Tensor:
-        """One small all-reduce."""
-        numbers = numbers.to(self.device, copy=True)
-        dist.all_reduce(numbers)
-        return numbers / self.size
-
-    def average_(self, tensors: Sequence[Tensor]) -> None:
-        """One all-reduce of whole tensors together (stage 0)."""
-        flat = torch.cat([t.reshape(-1) for t in tensors])
-        dist.all_reduce(flat)
-        flat /= self.size
-        for t, new in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
-            t.copy_(new.view_as(t))
-
     def memory(self) -> dict[str, int]:
         """See `Backend.memory`."""
         params = list(self.engine.module.parameters())
@@ -59,12 +45,6 @@ class ZeroState:
         shared = self.stage == 0 or (self.stage == 3 and params[0].dtype == torch.float32)
         own = {"weights": weights, "masters": 0 if shared else masters}
         return {**own, **state_bytes(self.optimizer.state, 2 * masters)}
-
-    def gather(self, thing: Any) -> list[Any]:
-        """See `Backend.gather`."""
-        found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, thing)
-        return found
 
     # Checkpoints.
 

@@ -20,6 +20,15 @@ def in_one_piece(param: Tensor, like: Tensor) -> list[Tensor]:
     return [like]
 
 
+def check_whole(params: Shards) -> None:
+    """ConfigError for FSDP's parameters: norms of a rank's rows are not those of layers."""
+    if any(hasattr(p, "full_tensor") for p in params):
+        raise ConfigError(
+            "step needs whole parameters, got those of fully_shard (DTensor); give the module and "
+            "this optimizer to Engine, which adds norms over ranks."
+        )
+
+
 class _Trusted(Optimizer):
     """w_i -= lr ratio_i u_i,  u = direction + weight_decay w,  ratio_i = ||w_i|| / ||u_i||.
 
@@ -54,6 +63,7 @@ class _Trusted(Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """One update from `.grad`; with a closure, the loss it returns."""
+        check_whole([p for group in self.param_groups for p in group["params"]])
         loss = None
         if closure is not None:
             with torch.enable_grad():

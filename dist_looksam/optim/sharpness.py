@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from ..errors import ConfigError
 from ..maths.ascent import Climb, cosine
 from ..maths.shards import Reduce, Shards, dots, each, whole
-from .base import Pieces, guarded_step, in_one_piece
+from .base import Pieces, check_whole, guarded_step, in_one_piece
 from .replay import Replay
 from .rule import Rule, check_alpha, check_rho
 from .seen import Probe, Seen, perturb_seen_in_
@@ -33,7 +33,6 @@ class Sharpness(Optimizer):
         model: whose BatchNorm statistics one step leaves as one pass would.
 
     Attributes:
-        steps: steps taken, skipped ones included; the next one is step number `steps`.
         seen: what the last step did.
         clip: limit of the norm of what the base gets; None for none.
         visible_dtype: dtype in which forward sees the weights; if set, looks report the cosine
@@ -63,7 +62,7 @@ class Sharpness(Optimizer):
         self.probe: Probe | None = None
         self.driver: Callable[[], None] | None = None
         self.pieces: Pieces = in_one_piece
-        self.steps = 0
+        self._steps = 0
         self.seen: Seen | None = None
         self._owed: Tensor | None = None
         self._columns: dict[str, tuple[tuple[float, ...], Tensor | float]] = {}
@@ -88,6 +87,8 @@ class Sharpness(Optimizer):
     def _follow_base(self) -> None:
         self._share_with_base()
         self.base_optimizer.register_load_state_dict_post_hook(self._share_with_base)
+        self.base_optimizer.register_load_state_dict_pre_hook(self._take_counters)
+        self.base_optimizer.register_state_dict_pre_hook(self._take_counters)
 
     def _share_with_base(self, _: Optimizer | None = None) -> None:
         self.param_groups = self.base_optimizer.param_groups
@@ -136,6 +137,29 @@ class Sharpness(Optimizer):
         """The layers inside parameters, as views of tensors laid out as these."""
         return [v for p, x in zip(params, like, strict=True) for v in self.pieces(p, x)]
 
+    # Where the run is.
+
+    def _take_counters(self, *_: Any) -> None:
+        """Take over the counters that came in the groups, if any did, and clear them from there.
+
+        DeepSpeed's loader of universal checkpoints fills groups, knows no other place, and tells
+        nobody. So whoever reads or writes a counter comes here first, and what is written stays.
+        """
+        brought = [group.pop("sharpness") for group in self.param_groups if "sharpness" in group]
+        if brought:
+            self._count_from(brought[0])
+
+    @property
+    def steps(self) -> int:
+        """Steps taken, skipped ones included; the next one is step number `steps`."""
+        self._take_counters()
+        return self._steps
+
+    @steps.setter
+    def steps(self, steps: int) -> None:
+        self._take_counters()
+        self._steps = steps
+
     # One step, in the parts that the closure form and the engine share.
 
     def looks(self) -> bool:
@@ -148,10 +172,12 @@ class Sharpness(Optimizer):
 
     def owed(self) -> bool:
         """True if the last step looked and was skipped. May read one number from the device."""
+        self._take_counters()
         return self._owed is not None and not bool(self._owed)
 
     def owe(self, finite: Tensor | None) -> None:
         """Note whether the look that has just ended was finite (0-dim bool); None: no look."""
+        self._take_counters()
         self._owed = finite
 
     @torch.no_grad()
@@ -306,6 +332,7 @@ class Sharpness(Optimizer):
                 f"{type(self).__name__}.step needs a closure, got none; "
                 "pass a function that zeroes, computes, calls backward and returns the loss."
             )
+        check_whole(self._layers())
         replay = Replay(self.model, cuda=any(p.is_cuda for p in self._layers()))
         look = self.looks()
         with torch.enable_grad():
@@ -334,7 +361,10 @@ class Sharpness(Optimizer):
         state_dict = dict(state_dict)
         counters = state_dict.pop("sharpness", {"steps": 0, "owed": False})
         self.base_optimizer.load_state_dict(state_dict)
-        self.steps = int(counters["steps"])
+        self._count_from(counters)
+
+    def _count_from(self, counters: dict[str, Any]) -> None:
+        self._steps = int(counters["steps"])
         self._owed = torch.tensor(False) if counters["owed"] else None
 
     def __getstate__(self) -> dict[str, Any]:

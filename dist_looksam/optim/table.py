@@ -85,6 +85,20 @@ def rule_of(
     )
 
 
+def unused(name: str, base: str) -> list[str]:
+    """Settings that change nothing for this method on this base."""
+    row, found = method(name), []
+    if row.ascent is None:
+        found += ["rho", "p", "ascent"]
+    if row.ascent != "layer":
+        found += ["layer_ascent"]
+    if not row.settable_k:
+        found += ["k"]
+    if not row.keeps:
+        found += ["alpha", "decompose", "reuse"]
+    return found + (["betas"] if base in ("sgd", "lars") else ["momentum"])
+
+
 def groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Two groups of trainable parameters: matrices with weight decay; biases and norms without."""
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]

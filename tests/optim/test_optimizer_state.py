@@ -136,3 +136,67 @@ def test_g_v_is_kept_once_and_nothing_else_of_its_size_is():
         "g_v": len(params),
         "momentum_buffer": len(params),
     }
+
+
+def brought(closure, steps=10, owed=False):
+    """What DeepSpeed's loader of universal checkpoints does to the groups."""
+    for group in closure.optimizer.param_groups:
+        group["sharpness"] = {"steps": steps, "owed": owed}
+    return closure.optimizer
+
+
+def after_four_steps():
+    params = problem.parameters()
+    return problem.train(params, build(params, "look_sam"), 4)
+
+
+READ = {
+    "steps": lambda o: o.steps,
+    "state_dict": lambda o: o.state_dict()["sharpness"]["steps"],
+    "owed, then steps": lambda o: o.owed() and o.steps,
+    "looks, then steps": lambda o: o.looks() and o.steps,
+}
+
+
+@pytest.mark.parametrize("how", READ)
+def test_counters_that_came_in_the_groups_count_at_once(how):
+    """They waited for the next step: saved before it, the state said 4 and the groups held 10."""
+    optimizer = brought(after_four_steps(), owed=True)
+    assert READ[how](optimizer) == 10
+    assert optimizer.looks() and optimizer.state_dict()["sharpness"] == {"steps": 10, "owed": True}
+    assert not any("sharpness" in group for group in optimizer.param_groups)
+
+
+def test_what_is_loaded_or_set_after_counters_came_in_the_groups_stays():
+    """The next step once put the groups' own, older numbers over what had been loaded."""
+    saved = after_four_steps().optimizer.state_dict()
+    loaded, counted, owing = (brought(after_four_steps(), owed=owed) for owed in (1, 1, 0))
+    loaded.load_state_dict(saved)
+    counted.steps = 7
+    counted.owe(None)
+    owing.owe(torch.tensor(False))
+    for optimizer, steps, owed in ((loaded, 4, False), (counted, 7, False), (owing, 10, True)):
+        optimizer.looks()
+        assert (optimizer.steps, optimizer.owed()) == (steps, owed)
+
+
+def test_counters_in_the_groups_are_in_nobodys_way():
+    """The base's own state is torch's; a scheduler and a new group come, and a plain torch
+    checkpoint replaces the groups: the counters survive all of it."""
+    optimizer = brought(after_four_steps())
+    base = optimizer.base_optimizer
+    plain = torch.optim.SGD([{"params": g["params"]} for g in base.param_groups], lr=0.5)
+    base.load_state_dict(plain.state_dict())
+    assert optimizer.steps == 10 and optimizer.param_groups[0]["lr"] == 0.5
+    after = after_four_steps()
+    brought(after)
+    groups = after.optimizer.base_optimizer.state_dict()["param_groups"]
+    assert not any("sharpness" in group for group in groups)
+    schedule = torch.optim.lr_scheduler.StepLR(brought(after, steps=11), 1, gamma=0.5)
+    lr = after.optimizer.param_groups[0]["lr"]
+    after.step()
+    schedule.step()
+    after.optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(2))]})
+    assert after.optimizer.param_groups[0]["lr"] == lr / 2 and after.optimizer.steps == 12
+    names = [set(g) - {"initial_lr"} for g in after.optimizer.param_groups]
+    assert names[0] == names[-1]

@@ -1,0 +1,232 @@
+"""torch's fully_shard: every rank has some rows of every layer, and all state for these alone.
+
+The optimizer is given this rank's rows as plain tensors that share the DTensors' memory, so that
+any torch optimizer steps on them, and forward gathers what it has written. A look climbs in the
+shards and comes back from a copy of them; its second pass gathers and reduces as the first did,
+and nothing else is sent but sums of a few numbers per layer.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+from ..optim.seen import Seen
+from . import fsdp2_units
+from .alike import differing
+from .backend import Loss, Piece, Read
+from .plain import DTYPES, Plain
+from .ranks import Ranks, refuse_step
+
+
+class FSDP2(Ranks, Plain):
+    """A module that `fully_shard` was called on. The process group must exist.
+
+    Every micro-batch's gradients are added up over ranks and then into fp32 shards, so that no rank
+    ever holds a whole gradient.
+
+    Args:
+        module: sharded by rows over a mesh of all ranks, or over (replicate, shard).
+        optimizer: over its parameters, without state; its groups are given this rank's rows in
+            place of the DTensors.
+        precision: that of the module's MixedPrecisionPolicy; "fp16" adds a loss scale.
+
+    Raises:
+        ConfigError: the module or the optimizer is not as above.
+    """
+
+    name = "fsdp2"
+    replicated = False
+    whole_gradients = False
+
+    def __init__(self, module: nn.Module, optimizer: Any, *, precision: str = "fp32") -> None:
+        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        self.units = fsdp2_units.sharded_units(module)
+        self._reshard()
+        self.params = fsdp2_units.trained(module)
+        mesh = next(iter(self.params.values())).device_mesh
+        # Ranks that hold the same rows write them together: their number, and which of them.
+        self.copies = (mesh.size(0), mesh.get_local_rank(0)) if mesh.ndim == 2 else (1, 0)
+        _check_precision(module, precision)
+        with torch.no_grad():
+            self.shards = {n: p.to_local().detach() for n, p in self.params.items()}
+        if mesh.ndim == 2:
+            self._check_copies(mesh)
+        self._hand_over(optimizer)
+        super().__init__(module, optimizer, precision=precision)
+        base: Any = optimizer.base_optimizer
+        if hasattr(base, "pieces"):
+            base.reduce = self.reduce
+        self._begun = False  # a forward has begun, and with it all that torch counts
+        self._hook = module.register_forward_pre_hook(self._begin)
+
+    def _begin(self, *_: Any) -> None:
+        self._hook.remove()
+        self._begun = True
+
+    def _check_copies(self, mesh: Any) -> None:
+        """Ranks that hold the same rows must hold the same numbers: torch does not see to it."""
+
+        def largest(numbers: Tensor) -> Tensor:
+            dist.all_reduce(numbers, dist.ReduceOp.MAX, group=mesh.get_group(0))
+            return numbers
+
+        found = self.gather(differing(list(self.shards.items()), largest))
+        if differ := sorted({name for names in found for name in names}):
+            raise ConfigError(
+                f"Engine needs the same weights on all ranks of a (replicate, shard) mesh, got "
+                f"different ones in {len(differ)} of {len(self.shards)} parameters, first "
+                f"{differ[0]}; seed all ranks alike, or load the same weights, before fully_shard."
+            )
+
+    def _hand_over(self, optimizer: Any) -> None:
+        """Rows in place of DTensors, in the optimizer's groups."""
+        if optimizer.state:
+            raise ConfigError(
+                "a sharded optimizer must start without state, got some; load a checkpoint after "
+                "the engine is made."
+            )
+        mine = {id(p): self.shards[n] for n, p in self.params.items()}
+        groups = optimizer.param_groups
+        given = [id(p) for group in groups for p in group["params"] if p.requires_grad]
+        if set(given) != set(mine):
+            raise ConfigError(
+                f"the optimizer must be over the module's {len(mine)} sharded parameters, got "
+                f"{len(given)}, {len(set(given) & set(mine))} of them; make it over "
+                f"model.parameters() after fully_shard."
+            )
+        for group in groups:
+            group["params"] = [mine[id(p)] for p in group["params"] if p.requires_grad]
+        optimizer.driver = refuse_step
+
+    def reduce(self, sums: Tensor) -> Tensor:
+        """Add over the ranks that split a layer. One small all-reduce.
+
+        Over all ranks, and not for each set of copies apart: these might add in another order, and
+        nothing would bring copies together again that differ in a last bit.
+        """
+        sums = sums.to(self.device)
+        dist.all_reduce(sums)
+        return sums / self.copies[0]
+
+    def _reshard(self) -> None:
+        """Free what a forward without a backward has left gathered."""
+        for unit in self.units:
+            unit.reshard()
+
+    # Passes. Arithmetic in 16 bits is the policy's, not autocast's.
+
+    def arithmetic(self) -> Any:
+        """See `Plain.arithmetic`."""
+        return torch.autocast(self.device.type, enabled=False)
+
+    def backward(self, batches: Sequence[Any], loss: Loss, *, average: bool = True) -> Tensor:
+        """See `Backend.backward`."""
+        self._clear()  # of what the caller's own backward has left
+        try:
+            return super().backward(batches, loss, average=average)
+        except BaseException:
+            self._forget_pass()
+            raise
+
+    def _clear(self) -> None:
+        """No gradients, neither on the rows nor on what is gathered now, nor on its way to rows."""
+        for p in (*self.module.parameters(), *self.params.values()):
+            p.grad = None
+
+    def _forget_pass(self) -> None:
+        """An exception has left a pass half done: whatever is gathered is freed."""
+        self._clear()  # while it is gathered: torch's reset keeps gradients, and would add to them
+        reset = getattr(self.module, "reset_iter_state", None)  # not in the first torch versions
+        if reset is not None and self._begun:
+            reset()
+        else:
+            self._reshard()
+
+    @torch.no_grad()
+    def settle(self, *, average: bool) -> None:
+        """The optimizer's gradients are the shards that backward has reduced."""
+        self._reshard()  # a unit that stays gathered would not see what is written to the rows
+        named: Any = dict(self.module.named_parameters())
+        for name, shard in self.shards.items():
+            p = self.params[name] = named[name]
+            if shard.data_ptr() != p.to_local().data_ptr():  # the caller has put others in place
+                shard.data = p.to_local()
+            shard.grad = None if p.grad is None else p.grad.to_local()
+            p.grad = None
+        late = [n for n, p in named.items() if p.grad is not None]
+        if late:
+            raise ConfigError(
+                f"Engine trains the parameters that required gradients when it was made, got "
+                f"{late[0]} unfrozen after that; make another optimizer and Engine."
+            )
+        if not self.gradients():
+            raise ConfigError(
+                "Engine needs gradients that are reduced in every backward, got none; leave out "
+                "set_requires_gradient_sync and set_requires_all_reduce."
+            )
+
+    def gradients(self) -> list[Tensor]:
+        """See `Plain.gradients`."""
+        return [s.grad for s in self.shards.values() if s.grad is not None]
+
+    @torch.no_grad()
+    def evaluate(self, forward: Callable[[nn.Module], Tensor]) -> Tensor:
+        """See `Backend.evaluate`. Every rank makes as many calls, since forward gathers."""
+        try:
+            return forward(self.module)
+        except BaseException:
+            self._forget_pass()
+            raise
+        finally:
+            self._reshard()
+
+    # The two-gradient step.
+
+    def climb(self, *, local: bool) -> bool:
+        """See `Backend.climb`. Sums over ranks, and so the answer, are the same on all."""
+        assert not local  # Engine refuses `--ascent rank`: no rank has a gradient of its own
+        finite = self.optimizer.climb(reduce=self.reduce)
+        return self.scaler is None or bool(finite)
+
+    def descend(self) -> Seen:
+        """See `Backend.descend`."""
+        return self._scaled(self.optimizer.descend(reduce=self.reduce))
+
+    # What a checkpoint needs.
+
+    def _named(self) -> list[tuple[str, Tensor]]:
+        return list(self.shards.items())
+
+    def pieces(self) -> list[Piece]:
+        """This rank's rows of every layer."""
+        return [Piece(n, tuple(p.shape), *fsdp2_units.rows(p)) for n, p in self.params.items()]
+
+    def load(self, read: Read, counters: dict[str, Any]) -> None:
+        """See `Backend.load`."""
+        self._reshard()
+        super().load(read, counters)
+
+    @torch.no_grad()
+    def full_weights(self) -> dict[str, Tensor] | None:
+        """See `Backend.full_weights`: layer by layer, one gather each."""
+        found: dict[str, Tensor] = {}
+        for name, value in self.module.state_dict().items():
+            whole = value.full_tensor() if hasattr(value, "full_tensor") else value
+            if self.rank == 0:
+                whole = whole.float() if whole.is_floating_point() else whole
+                found[name] = whole.detach().cpu().clone()
+        return None if self.rank else found
+
+
+def _check_precision(module: nn.Module, precision: str) -> None:
+    seen = fsdp2_units.visible_dtype(module)
+    if DTYPES[precision] != seen:
+        got = next(name for name, dtype in DTYPES.items() if dtype == seen)
+        raise ConfigError(
+            f"precision must be that of the module's MixedPrecisionPolicy, which is {got}, got "
+            f'{precision}; give Engine precision="{got}", or fully_shard another mp_policy.'
+        )

@@ -1,0 +1,45 @@
+"""What ranks tell each other in the default process group: means, and small things."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..errors import ConfigError
+
+
+def refuse_step() -> None:
+    """What `optimizer.step` is once its parameters are this rank's shards: ConfigError."""
+    raise ConfigError(
+        "step must be left to Engine once it has sharded the optimizer, whose gradients are not "
+        "where backward leaves them, got optimizer.step; call engine.step(micro_batches)."
+    )
+
+
+class Ranks:
+    """`size` ranks, each with its tensors on `device`."""
+
+    size: int
+    device: torch.device
+
+    def mean(self, numbers: Tensor) -> Tensor:
+        """One small all-reduce."""
+        numbers = numbers.to(self.device, copy=True)
+        dist.all_reduce(numbers)
+        return numbers / self.size
+
+    def average_(self, tensors: Sequence[Tensor]) -> None:
+        """Replace whole tensors by their mean: one all-reduce of all together."""
+        flat = torch.cat([t.reshape(-1) for t in tensors])
+        dist.all_reduce(flat)
+        flat /= self.size
+        for t, new in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+            t.copy_(new.view_as(t))
+
+    def gather(self, thing: Any) -> list[Any]:
+        """One object gather."""
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, thing)
+        return found
