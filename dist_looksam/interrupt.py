@@ -1,6 +1,5 @@
 """Signals that ask a run to stop: noted at once, obeyed by all ranks after the same step."""
 
-import os
 import signal
 import subprocess
 import threading
@@ -8,9 +7,10 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from .errors import RunError
+from .world import slurm_job
 
 WATCHED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-REQUEUES = (signal.SIGUSR1, signal.SIGUSR2)
+REQUEUES = (signal.SIGUSR1, signal.SIGUSR2)  # a scheduler's, ahead of a time limit
 
 
 class Interrupt:
@@ -37,11 +37,6 @@ class Interrupt:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.caught = self.caught or signal.Signals(number)
 
-    @property
-    def requeues(self) -> bool:
-        """Whether the signal is one that a scheduler sends ahead of a time limit."""
-        return self.caught in REQUEUES
-
 
 def requeue() -> str | None:
     """Put this SLURM job back into the queue. Rank 0 only. A sentence if it was; None outside jobs.
@@ -49,7 +44,7 @@ def requeue() -> str | None:
     Raises:
         RunError: SLURM refuses.
     """
-    job = os.environ.get("SLURM_JOB_ID")
+    job = slurm_job()
     if not job:
         return None
     try:

@@ -11,11 +11,15 @@ from . import checkpoint, models, rundir
 from .backends.backend import Backend
 from .config import Settings
 from .data import Data
+from .data.extent import Extent
 from .errors import ConfigError, RunError
 
 Result = TypeVar("Result")
 # With another value, the rest of a run would not be the rest of the run that wrote the checkpoint.
-MUST_AGREE = ("model", "optimizer", "base", "batch_size", "data", "image_size", "seed")
+MUST_AGREE = (
+    "model", "optimizer", "base", "batch_size", "data", "image_size", "train_images", "holdout",
+    "seed",
+)  # fmt: skip
 MAY_CHANGE = ("steps", "lr", "weight_decay", "rho", "alpha", "k", "precision", "augment")
 
 
@@ -33,7 +37,7 @@ def shared(backend: Backend, work: Callable[[], Result]) -> Result:
     return result
 
 
-def saved_settings(settings: Settings, data: Data) -> dict[str, Any]:
+def saved_settings(settings: Settings, data: Data | Extent) -> dict[str, Any]:
     """What a checkpoint holds of the settings: JSON, with the model's real name."""
     values = {name: getattr(settings, name) for name in settings.__dataclass_fields__}
     values["betas"] = list(settings.betas)
@@ -53,8 +57,7 @@ def prepare(
     candidates = shared(backend, lambda: rundir.to_resume(out, settings.resume))
     reader, damaged = checkpoint.choose(backend, candidates)
     if candidates and reader is None:
-        kept = f" Remove {out / 'checkpoints'}, or start anew with --resume none."
-        raise RunError(" ".join(damaged) + (kept if settings.resume == "auto" else ""))
+        raise _none_whole(settings, damaged)
     notes = list(damaged)
     if reader is not None:
         notes += _compare(reader, saved_settings(settings, data))
@@ -67,13 +70,45 @@ def prepare(
     return reader, notes
 
 
+def outlook(settings: Settings, data: Data | Extent) -> tuple[str, list[str]]:
+    """Where a start would begin, and what it would tell, from manifests alone: nothing is written.
+
+    Raises:
+        ConfigError, RunError: as `prepare`, but for what only writing or reading it all shows.
+    """
+    out = Path(settings.out)
+    candidates = rundir.to_resume(out, settings.resume)
+    damaged: list[str] = []
+    for path in candidates:
+        try:
+            reader = checkpoint.Reader(path)
+        except RunError as error:
+            damaged.append(str(error))
+            continue
+        notes = [*damaged, *_compare(reader, saved_settings(settings, data))]
+        begins = f"at step {reader.step:,}, from {path}, whose contents were not read"
+        return begins, notes
+    if candidates:
+        raise _none_whole(settings, damaged)
+    if (out / "config.yaml").exists():
+        return f"anew in {out}; the run that is there gets another name", []
+    return f"anew in {out}", []
+
+
+def _none_whole(settings: Settings, damaged: list[str]) -> RunError:
+    kept = f" Remove {Path(settings.out) / 'checkpoints'}, or start anew with --resume none."
+    return RunError(" ".join(damaged) + (kept if settings.resume == "auto" else ""))
+
+
 def _compare(reader: checkpoint.Reader, now: dict[str, Any]) -> list[str]:
     then = reader.manifest["extra"].get("settings", {})
     for name in MUST_AGREE:
         if name in then and then[name] != now[name]:
+            old = then[name]
+            use = f"use --{name} {old}" if old is not None else f"leave --{name} out"
             raise ConfigError(
                 f"{name} must be as in the checkpoint {reader.path}, got {now[name]} instead of "
-                f"{then[name]}; use --{name} {then[name]}, or --resume none for a new run."
+                f"{old}; {use}, or --resume none for a new run."
             )
     if now["steps"] <= reader.step and then.get("steps", now["steps"]) != now["steps"]:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""dist-looksam checkpoint ls|verify|export."""
+"""dist-looksam checkpoint ls|verify|export|universal."""
 
 import argparse
 from collections.abc import Sequence
@@ -10,25 +10,34 @@ from torch import Tensor
 
 from ..arguments import Parser
 from ..errors import ConfigError, RunError
+from ..models.named import SIZES
+from ..models.timm_form import as_timm
 from .form import MANIFEST
 from .reader import Reader, found
 
+NAMES = "ls|verify|export|universal"
+
 
 def main(argv: Sequence[str]) -> int:
-    """Run one of the three. Raises ConfigError, RunError."""
+    """Run one of the four. Raises ConfigError, RunError."""
     parser = Parser(prog="dist-looksam checkpoint", description="What a run has saved.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="ls|verify|export")
+    commands = parser.add_subparsers(dest="command", required=True, metavar=NAMES)
     for name, text, where in (
         ("ls", "list the checkpoints of a run", "run directory"),
         ("verify", "read every byte and compare checksums", "run directory or checkpoint"),
         ("export", "write the weights as one safetensors file", "run directory or checkpoint"),
+        ("universal", "make a DeepSpeed engine's own checkpoint universal", "what it has saved"),
     ):
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument("path", type=Path, help=where)
         if name == "export":
             command.add_argument("file", type=Path, help="to write, such as weights.safetensors")
+            command.add_argument("--timm", action="store_true", help="our ViT under timm's names")
+        if name == "universal":
+            command.add_argument("out", type=Path, help="folder to make")
     asked = parser.parse_args(argv)
-    return {"ls": _ls, "verify": _verify, "export": _export}[asked.command](asked)
+    done = {"ls": _ls, "verify": _verify, "export": _export, "universal": _universal}
+    return done[asked.command](asked)
 
 
 def _checkpoints(path: Path) -> list[Path]:
@@ -90,11 +99,25 @@ def _export(asked: argparse.Namespace) -> int:
     reader.verify()
     if not asked.file.parent.is_dir():
         raise ConfigError(f"file must be in a directory that exists, got {asked.file}.")
-    weights = weights_of(reader)
+    weights, call = weights_of(reader), ""
     model = str(reader.manifest["extra"].get("settings", {}).get("model", ""))
+    if asked.timm and model in SIZES:  # names of other models are timm's as they are
+        weights, call = as_timm(weights, SIZES[model])
     try:
         save_file(weights, asked.file, {"format": "pt", "model": model, "step": str(reader.step)})
     except Exception as error:  # the library raises its own for a full disk
         raise RunError(f"{asked.file} was not written: {error}.") from error
     print(f"{asked.file}: {len(weights)} tensors of step {reader.step}")
+    if call:
+        print(f"They fit {call}")
+    return 0
+
+
+def _universal(asked: argparse.Namespace) -> int:
+    from ..backends.zero_universal import convert
+
+    keys = convert(asked.path, asked.out)
+    print(
+        f"{asked.out}: {', '.join(keys)} of every layer, for any number of ranks at stages 1 and 2"
+    )
     return 0

@@ -39,8 +39,8 @@ class Reader:
         RunError: it is not a checkpoint, is damaged, or a newer version of the program wrote it.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: str | Path) -> None:
+        self.path = path = Path(path)
         manifest = path / MANIFEST
         try:
             if manifest.stat().st_size > _LARGEST:

@@ -40,13 +40,14 @@ def unlayered(module: nn.Module) -> dict[str, tuple[Tensor, bool]]:
     """What is no layer but belongs to the model: name -> (tensor, whether each rank has its own).
 
     Persistent buffers, of which each rank's running statistics are its own, and parameters that
-    are not trained. A parameter that ZeRO-3 has cut up is left out.
+    are not trained. A parameter that ZeRO-3 or FSDP2 has cut up is left out.
     """
     own = {id(b) for b in running_statistics(module)}
     kept = set(module.state_dict().keys())
     named = [(n, b) for n, b in module.named_buffers() if n in kept]
     named += [(n, p) for n, p in module.named_parameters() if not p.requires_grad]
-    return {n: (t.detach(), id(t) in own) for n, t in named if not hasattr(t, "ds_id")}
+    cut = ("ds_id", "full_tensor")
+    return {n: (t.detach(), id(t) in own) for n, t in named if not any(hasattr(t, c) for c in cut)}
 
 
 @dataclass
@@ -71,16 +72,16 @@ class Writer:
     """
 
     def __init__(
-        self, backend: Backend, folder: Path, *, keep: int = 0, background: bool = True
+        self, backend: Backend, folder: str | Path, *, keep: int = 0, background: bool = True
     ) -> None:
-        self.backend, self.folder, self.keep = backend, folder, keep
+        self.backend, self.folder, self.keep = backend, Path(folder), keep
         self.background = background
         self._job: _Job | None = None
         self._error: str | None = None
         self._host: dict[str, Tensor] = {}
         # Before the gather: after it, another rank may have begun to write.
         if backend.rank == 0:
-            for path in folder.iterdir() if folder.is_dir() else ():
+            for path in self.folder.iterdir() if self.folder.is_dir() else ():
                 if _LEFTOVER.fullmatch(path.name):
                     shutil.rmtree(path, ignore_errors=True)
         # Ranks write to the same place, and never to that of a run that was killed.
@@ -263,7 +264,7 @@ def slices(backend: Backend) -> list[tuple[str, str, int, Tensor]]:
     Ranks that hold the same piece share it out, so that every entry is written once.
     """
     replicated = getattr(backend, "replicated", True)
-    parts, part = (backend.size, backend.rank) if replicated else (1, 0)
+    parts, part = (backend.size, backend.rank) if replicated else getattr(backend, "copies", (1, 0))
     written = []
     for piece, slots in zip(backend.pieces(), backend.slots(), strict=True):
         length = piece.stop - piece.start

@@ -130,3 +130,20 @@ def test_a_checkpoint_without_gv_looks_on_its_first_step(tmp_path):
     restore(second, tmp_path, 1)
     assert second.step(small.micro_batches(1)).look
     assert not second.step(small.micro_batches(2)).look
+
+
+def test_a_loaded_checkpoint_wins_over_counters_that_wait_in_the_groups(tmp_path):
+    """A universal checkpoint was loaded first: its counters came back at the next step. And a
+    save between the two held the counters from before."""
+    first, second = (small.engine(small.net(), "look_sam", k=5) for _ in range(2))
+    for t in range(3):
+        first.step(small.micro_batches(t))
+    save(first, tmp_path, 3)
+    for group in second.optimizer.param_groups:
+        group["sharpness"] = {"steps": 10, "owed": True}
+    counters = second.backend.counters()
+    assert (counters["steps"], counters["owed"]) == (10, True)
+    for group in second.optimizer.param_groups:
+        group["sharpness"] = {"steps": 10, "owed": True}
+    restore(second, tmp_path, 3)
+    assert not second.optimizer.looks() and second.optimizer.steps == 3

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dist_looksam import cli, fit
-from dist_looksam.checkpoint import Reader, found
+from dist_looksam import cli, fit, models
+from dist_looksam.checkpoint import Reader, form, found
 
 ARGUMENTS = "--data digits --model vit_8 --steps 6 --batch_size 16 --k 3 --workers 0 --device cpu "
 ARGUMENTS += "--eval_every 100 --backend plain"
@@ -61,7 +62,7 @@ def test_a_signal_saves_once_and_leaves_with_0_and_the_run_goes_on(
     before = signal.getsignal(getattr(signal, name))
     at_step(1, lambda: os.kill(os.getpid(), getattr(signal, name)))
     assert train(out) == 0
-    assert f"{name} after step 2" in capsys.readouterr().out
+    assert f"{name} after step 3: saved step-3" in capsys.readouterr().out
     assert [p.name for p in found(out / "checkpoints")] == ["step-3"]
     assert not (out / "summary.json").exists()
     assert signal.getsignal(getattr(signal, name)) == before
@@ -103,6 +104,7 @@ def test_a_slurm_job_queues_itself_again_if_asked(
     (("--batch_size", "32"), "batch_size must be as in the checkpoint"),
     (("--seed", "1"), "seed must be as in the checkpoint"),
     (("--model", "vit_28"), "model"),
+    (("--train_images", "300"), "got 300 instead of None; leave --train_images out"),
     (("--steps", "3"), "steps must be more than the checkpoint's 6"),
 ])  # fmt: skip
 def test_settings_that_contradict_the_checkpoint_are_a_sentence(whole, capsys, changed, says):
@@ -132,22 +134,86 @@ def test_a_full_disk_stops_with_a_sentence_and_the_older_checkpoint_is_whole(
     Reader(tmp_path / "run" / "checkpoints" / "step-2").verify()
 
 
+@pytest.fixture
+def disk(tmp_path):
+    """A real disk of its own, as small as `disk.mount(options)` makes it."""
+    path = tmp_path / "disk"
+    path.mkdir()
+
+    def mount(options: str) -> Path:
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(path)]
+        subprocess.run(command, check=True)
+        return path
+
+    yield mount
+    subprocess.run(["umount", "-l", str(path)], check=False)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="a small disk is mounted by root only")
-@pytest.mark.parametrize("options, says", [
-    ("size=1500k", "No space left on device"), ("ro", "Read-only file system"),
-])  # fmt: skip
-def test_a_real_small_or_read_only_disk_is_a_sentence(tmp_path, capsys, options, says):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(disk)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("mount is not allowed here")
-    try:
-        code = train(disk / "run", "--save_every", 2)
-        error = capsys.readouterr().err
-        assert code in (1, 2) and says in error and error.count("\n") == 1
-    finally:
-        subprocess.run(["umount", "-l", str(disk)], check=True)
+def test_a_real_disk_that_fills_up_is_a_sentence_and_with_more_room_the_run_goes_on(
+    disk, capsys, whole
+):
+    out = disk("size=8m") / "run"  # a checkpoint takes 2.4 MB
+    assert train(out, "--save_every", 1) == 1
+    error = capsys.readouterr().err
+    assert "No space left on device" in error and error.count("\n") == 1
+    older = found(out / "checkpoints")
+    assert older and all(Reader(path).verify() is None for path in older)
+    disk("remount,size=64m")
+    assert train(out, "--save_every", 1, "--resume", "auto") == 0
+    assert f"at step {older[0].name[5:]}" in capsys.readouterr().out
+    assert rows(out) == rows(whole)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a small disk is mounted by root only")
+def test_a_disk_that_turns_read_only_is_a_sentence_and_what_was_saved_is_whole(
+    disk, at_step, capsys
+):
+    out = disk("size=64m") / "run"
+    folder = str(out / "checkpoints")
+
+    def turn() -> None:
+        subprocess.run(["mount", "--bind", folder, folder], check=True)
+        subprocess.run(["mount", "-o", "remount,ro,bind", folder], check=True)
+
+    at_step(4, turn)
+    assert train(out, "--save_every", 2) == 1
+    error = capsys.readouterr().err
+    assert "Read-only file system" in error and error.count("\n") == 1
+    older = found(out / "checkpoints")
+    assert older and all(Reader(path).verify() is None for path in older)
+
+
+def _without_gv(path: Path) -> None:
+    """A whole checkpoint, but that nobody has kept a g_v in it."""
+    part = path / "rank-00000.safetensors"
+    kept = {k: v.clone() for k, v in load_file(part).items() if not k.startswith("g_v/")}
+    content = form.read_json(path / form.MANIFEST)
+    row = content["parts"][0]
+    row["sha256"], row["bytes"] = form.write_tensors(part, kept)
+    row["pieces"] = [piece for piece in row["pieces"] if piece[1] != "g_v"]
+    content["counters"]["keys"].remove("g_v")
+    form.write_json(path / form.MANIFEST, content)
+
+
+def test_a_resume_without_gv_looks_on_its_first_step_and_says_so(tmp_path, at_step, capsys):
+    out = tmp_path / "run"
+    method = ("--optimizer", "look_sam")
+    at_step(2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert train(out, *method) == 0
+    _without_gv(out / "checkpoints" / "step-4")
+    capsys.readouterr()
+    at_step(99, lambda: None)
+    assert train(out, *method, "--resume", "auto") == 0
+    assert "the checkpoint holds no g_v: the first step looks" in capsys.readouterr().out
+    assert [row["look"] for row in rows(out) if "look" in row] == [
+        True,
+        False,
+        False,
+        True,
+        True,
+        False,
+    ]
 
 
 def test_auto_passes_a_damaged_one_over_and_refuses_if_all_are(tmp_path, capsys, whole):
@@ -188,8 +254,44 @@ def test_the_commands_list_verify_and_export(whole, tmp_path, capsys):
         part.write_bytes(raw)
 
 
+def test_an_export_for_timm_has_its_names_and_its_patches_are_a_convolution(
+    whole, tmp_path, capsys
+):
+    target = tmp_path / "timm.safetensors"
+    assert cli.main(["checkpoint", "export", str(whole), str(target), "--timm"]) == 0
+    assert "VisionTransformer(img_size=8, patch_size=2, in_chans=1" in capsys.readouterr().out
+    got, own = load_file(target), load_file(whole / "model.safetensors")
+    assert {"patch_embed.proj.weight", "blocks.0.mlp.fc1.weight", "blocks.0.attn.qkv.bias"} <= {
+        *got
+    }
+    assert len(got) == len(own) and not {n for n in got if n not in own} & set(own)
+    model = models.create("vit_8", num_classes=10, image_shape=(1, 8, 8))
+    model.load_state_dict(own)
+    images = torch.randn(2, 1, 8, 8)
+    ours = model.patch_embed(model._patches(images))
+    kernel, bias = got["patch_embed.proj.weight"], got["patch_embed.proj.bias"]
+    theirs = torch.nn.functional.conv2d(images, kernel, bias, stride=2).flatten(2).transpose(1, 2)
+    assert torch.allclose(ours, theirs, atol=1e-6)
+
+
+@pytest.mark.needs("timm")
+def test_timm_computes_the_same_with_an_export(whole, tmp_path, capsys):
+    import timm
+
+    target = tmp_path / "timm.safetensors"
+    assert cli.main(["checkpoint", "export", str(whole), str(target), "--timm"]) == 0
+    call = capsys.readouterr().out.split("They fit ")[1]
+    theirs = eval(call, {"timm": timm}).eval()
+    theirs.load_state_dict(load_file(target))
+    ours = models.create("vit_8", num_classes=10, image_shape=(1, 8, 8)).eval()
+    ours.load_state_dict(load_file(whole / "model.safetensors"))
+    images = torch.randn(2, 1, 8, 8)
+    assert torch.allclose(ours(images), theirs(images), atol=1e-5)
+
+
 def test_nothing_of_the_package_unpickles():
     """torch.load without weights_only runs what a file says."""
     source = "".join(p.read_text() for p in Path(fit.__file__).parent.rglob("*.py"))
-    assert "torch.load(" not in source and "pickle.load" not in source
+    loads = re.findall(r"torch\.load\(.*", source)
+    assert all("weights_only=True" in line for line in loads) and "pickle.load" not in source
     assert "dist_looksam" in sys.modules

@@ -1,14 +1,14 @@
-"""A rank that writes and reads checkpoints on any backend: runs the jobs of a JSON list.
+"""A rank that trains, writes and reads checkpoints on any backend, as a job says.
 
-torchrun --nproc_per_node R checkpoint_worker.py jobs.json
-A job: {"backend": "plain" | "ddp" | 0..3 (a ZeRO stage), "optimizer", "base", "start": step,
-"read": folder or null, "steps": last, "write": folder or null, "result": file or null}
+A job: {"backend": "ddp" (one rank: plain), "fsdp2" or 0..3 (a ZeRO stage), "copies": of FSDP2's
+rows, if not 1, "optimizer", "base", "precision", "start": step, "read": checkpoint or None,
+"steps": last, "write": folder or None, "write_at": step, "result": file or None}
 """
 
-import json
-import sys
+import os
 from pathlib import Path
 
+import fsdp_worker
 import task
 import torch
 import torch.distributed as dist
@@ -20,10 +20,27 @@ from dist_looksam.engine import Engine
 
 def engine_of(job: dict) -> Engine:
     case = {"optimizer": job["optimizer"], "base": job.get("base"), "stage": job["backend"]}
-    if job["backend"] not in ("plain", "ddp"):
+    case["precision"] = job.get("precision", "fp32")
+    if job["backend"] == "fsdp2":
+        names = ("optimizer", "base", "copies", *(["precision"] if job.get("precision") else []))
+        return fsdp_worker.engine_of({name: job[name] for name in names if name in job})
+    if job["backend"] != "ddp":
         return open_engine(case)
     model = task.net()
-    return Engine(model, optimizer_of(case, model), task.loss)
+    return Engine(model, optimizer_of(case, model), task.loss, precision=case["precision"])
+
+
+def read(job: dict, engine: Engine) -> None:
+    """Go on from a checkpoint; what is held then is what was written, bit for bit."""
+    backend, reader = engine.backend, Reader(Path(job["read"]))
+    backend.load(reader, reader.manifest["counters"])
+    load_buffers(backend.module, reader.buffers(backend.rank, backend.size), reader.path)
+    assert reader.step == engine.optimizer.steps == job["start"]
+    for piece, slots in zip(backend.pieces(), backend.slots(), strict=True):
+        assert set(reader.keys) <= set(slots), (piece.name, sorted(slots))
+        for key in ("weight", *reader.keys):
+            held = reader(piece.name, key, piece.start, piece.stop)
+            assert torch.equal(slots[key].cpu(), held), (piece.name, key)
 
 
 def run(job: dict) -> None:
@@ -31,29 +48,27 @@ def run(job: dict) -> None:
     backend = engine.backend
     rank, ranks = backend.rank, backend.size
     if job["read"]:
-        reader = Reader(Path(job["read"]))
-        backend.load(reader, reader.manifest["counters"])
-        load_buffers(backend.module, reader.buffers(rank, ranks), reader.path)
-        assert reader.step == engine.optimizer.steps == job["start"]
-    looks = []
+        read(job, engine)
+    looks, skipped = [], []
     for step in range(job["start"], job["steps"]):
-        looks.append(engine.step(task.part(step, rank, ranks, 2)).look)
-    if job["write"]:
-        writer = Writer(backend, Path(job["write"]))
-        writer.save(job["steps"], {})
-        writer.wait()
+        done = engine.step(task.part(step, rank, ranks, 2))
+        looks.append(done.look)
+        skipped.append(not bool(done.seen.finite))
+        if job["write"] and step + 1 == job["write_at"]:
+            writer = Writer(backend, Path(job["write"]))
+            writer.save(step + 1, {})
+            writer.wait()
     weights = backend.full_weights()
     if job["result"] and rank == 0:
-        torch.save({"weights": weights, "looks": looks}, job["result"])
+        torch.save({"weights": weights, "looks": looks, "skipped": skipped}, job["result"])
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo")
-    for job in json.loads(Path(sys.argv[1]).read_text()):
+def main(jobs: list[dict], meet: Path) -> int:
+    """Run the jobs, one after another. `meet`: a file that is not there, for this start's ranks."""
+    rank, ranks = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
+    dist.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=ranks)
+    for job in jobs:
         run(job)
+    dist.barrier()
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()
+    return 0

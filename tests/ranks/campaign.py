@@ -1,0 +1,77 @@
+"""Runs that are killed again and again until they are through: what the campaigns share."""
+
+import argparse
+import json
+import random
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+STEPS = 30
+TIMES = ("seconds", "images_per_s")
+
+
+def newest(out: Path) -> int:
+    """Steps of the newest checkpoint; 0 for none."""
+    names = [p.name[5:] for p in out.glob("checkpoints/step-*")]
+    return max((int(n) for n in names if n.isdigit()), default=0)
+
+
+def metrics(out: Path) -> list[dict]:
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
+
+
+def differences(whole: Path, out: Path) -> list[str]:
+    found = []
+    a, b = (load_file(p / "model.safetensors") for p in (whole, out))
+    found += [f"weights of {n}" for n in a if not torch.equal(a[n], b[n])]
+    if metrics(whole) != metrics(out):
+        found.append("metrics.jsonl")
+    one, two = (json.loads((p / "summary.json").read_text()) for p in (whole, out))
+    found += [n for n in one if n not in TIMES and one[n] != two[n]]
+    return found
+
+
+def campaign(
+    parser: argparse.ArgumentParser,
+    cases: Callable[[argparse.Namespace], list],
+    survive: Callable[[argparse.Namespace, Any, Path, int, random.Random], dict],
+) -> int:
+    """survive(asked, case, folder, kills, draw) for all cases, a line each. The exit code."""
+    parser.add_argument("--kills", type=int, help="over all cases together; default one for each")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default="", help="cases whose words contain this")
+    parser.add_argument("--part", default="1/1", help="2/5: the second of five parts of all cases")
+    asked = parser.parse_args()
+    every = [c for c in cases(asked) if asked.only in _words(c)]
+    kills = asked.kills or len(every)
+    random.Random(asked.seed).shuffle(every)
+    chosen = every[:kills]
+    part, parts = map(int, asked.part.split("/"))
+    total, writing, bad, done = 0, 0, 0, 0
+    for number, case in enumerate(chosen):
+        if number % parts != part - 1:
+            continue
+        share = kills // len(chosen) + (number < kills % len(chosen))
+        draw = random.Random(f"{asked.seed} {case}")
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                report = survive(asked, case, Path(folder), share, draw)
+            except AssertionError:
+                print(_words(case), *(p.read_text()[-4000:] for p in Path(folder).glob("*.log")))
+                raise
+        total, writing = total + report["kills"], writing + report["while_writing"]
+        bad, done = bad + bool(report["differences"]), done + 1
+        print(_words(case), json.dumps(report), flush=True)
+    print(f"{total} kills, {writing} while a checkpoint was being written, {done} cases, "
+          f"{bad} differ")  # fmt: skip
+    return 1 if bad else 0
+
+
+def _words(case: tuple) -> str:
+    return " ".join(map(str, case))

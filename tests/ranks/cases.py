@@ -1,0 +1,53 @@
+"""Cases that a worker plays on all its ranks, one after another, and what came out of each."""
+
+import json
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import task
+import torch
+import torch.distributed as dist
+
+from launch import torchrun
+
+
+def play(result_of: Callable[[dict], dict], *, timeout: timedelta | None = None) -> None:
+    """A rank's whole run: `worker.py CASES.json FOLDER`; rank 0 keeps the results."""
+    cases, folder = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", timeout=timeout)
+    for number, case in enumerate(cases):
+        result = result_of(case)
+        if dist.get_rank() == 0:
+            torch.save(result, task.result_file(folder, number))
+    dist.destroy_process_group()
+
+
+def everywhere(all_cases: dict[int, list[dict]], cases: list[dict]) -> list:
+    """Parameters (ranks, number of the case) for those cases, with readable names."""
+    return [
+        pytest.param(ranks, number, id="-".join([str(ranks), *map(str, case.values())]))
+        for ranks, of_ranks in all_cases.items()
+        for number, case in enumerate(of_ranks)
+        if case in cases
+    ]
+
+
+def results(
+    make_folder: Callable[[str], Path], worker: str, all_cases: dict[int, list[dict]], **how
+) -> Callable[[int, int], dict]:
+    """(ranks, number) -> what came out; each number of ranks is started once, when asked for."""
+    folders: dict[int, Path] = {}
+
+    def of(ranks: int, number: int) -> dict:
+        if ranks not in folders:
+            folder = make_folder(f"{Path(worker).stem}-{ranks}")
+            (folder / "cases.json").write_text(json.dumps(all_cases[ranks]))
+            folders[ranks] = folder  # before the start, so that one that fails is not repeated
+            torchrun(ranks, worker, folder / "cases.json", folder, **how)
+        return torch.load(task.result_file(folders[ranks], number), weights_only=True)
+
+    return of
