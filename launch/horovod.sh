@@ -1,14 +1,20 @@
 #!/bin/bash
 # horovod.sh [HOROVODRUN OPTIONS] -- [FLAGS] - trains with Horovod; FLAGS go to train.py.
 #
-#   bash launch/horovod.sh -np 2 -- --optimizer look_layer_sam                 this machine, gloo
-#   bash launch/horovod.sh -np 16 -H a:8,b:8 --network-interfaces eth1 -- ...  two machines, by ssh
-#   bash launch/horovod.sh --mpi -np 16 -H a:8,b:8 -- ...                      the same over MPI
-#   mpirun -np 16 .venv/bin/python train.py --backend horovod ...              without horovodrun
-#   srun --mpi=pmix .venv/bin/python train.py --backend horovod ...            under SLURM, over MPI
+#   bash launch/horovod.sh --gloo -np 2 -- --optimizer look_layer_sam          this machine, gloo
+#   bash launch/horovod.sh --gloo -np 16 -H a:8,b:8 --network-interfaces eth1 -- ...    two, by ssh
+#   bash launch/horovod.sh --mpi -np 16 -H a:8,b:8 --network-interfaces eth1 -- ...     over MPI
+#
+# Without horovodrun, and under SLURM, tell train.py itself:
+#   HOSTFILE=F bash launch/mpi.sh --backend horovod ...
+#   MPI=pmix sbatch --nodes 8 launch/slurm.sbatch --backend horovod ...
+#
+# Variables: SITE, PYTHON as in cluster/README.md; all are passed on to every worker. Every machine
+# must see this folder under the same path.
+#
 # Elastic: workers may die and join while hosts.sh, run every second, prints one "host:slots" a line.
-#   bash launch/horovod.sh -np 8 --min-np 4 --max-np 16 --host-discovery-script ./hosts.sh \
-#       --network-interfaces eth1 -- --save_every 100 ...
+#   bash launch/horovod.sh --gloo -np 8 --min-np 4 --max-np 16 \
+#       --host-discovery-script ./hosts.sh --network-interfaces eth1 -- --save_every 100 ...
 # A lost worker costs the steps since the newest checkpoint, at most --save_every. Its whole host is
 # not used again. batch_size must suit every number of ranks that may come about.
 #
@@ -18,14 +24,16 @@
 # as you. Use it only where a firewall keeps strangers out of the cluster's network; mpirun has no
 # such server.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-[[ -x .venv/bin/horovodrun ]] || {
-    echo "horovod.sh: Horovod is not installed; build it: bash cluster/horovod/build.sh" >&2
-    exit 2
-}
+project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+stop() { echo "horovod.sh: $*" >&2 && exit 2; }
+horovodrun=$(dirname "${PYTHON:-$project/.venv/bin/python}")/horovodrun
+[[ -x $horovodrun ]] || stop "Horovod is not installed; build it: bash cluster/horovod/build.sh"
 
 options=()
 while (($#)) && [[ $1 != -- ]]; do options+=("$1") && shift; done
-(($#)) && shift
+((${#options[@]})) || stop "number of workers must be given, got no options; write: -np 2 -- FLAGS"
+(($#)) || stop "flags of train.py must come after --, got no -- after: ${options[*]}"
+shift
+[[ -t 1 ]] || export TERM=dumb # Open MPI gives its ranks a terminal, even where there is none
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-exec .venv/bin/horovodrun "${options[@]}" "$PWD/.venv/bin/python" "$PWD/train.py" --backend horovod "$@"
+exec "$horovodrun" "${options[@]}" bash "$project/launch/rank.sh" --backend horovod "$@"

@@ -9,6 +9,7 @@ from zero_worker import optimizer_of
 
 from dist_looksam import ConfigError, LookSAM
 from dist_looksam.backends.horovod import Horovod, check_alike
+from dist_looksam.backends.horovod_sharded import HorovodSharded
 from dist_looksam.backends.plain import Plain
 from dist_looksam.engine import Engine
 from dist_looksam.errors import RunError
@@ -61,6 +62,18 @@ def ours() -> tuple[float, int]:
     return spread(model), len({*hvd.allgather_object(engine.optimizer.steps, name="steps")})
 
 
+def beside() -> str:
+    """optimizer.step where Engine has given the optimizer this rank's slices."""
+    model = task.net()
+    optimizer = optimizer_of(CASE, model)
+    Engine(HorovodSharded(model, optimizer), loss=task.loss)
+    try:
+        optimizer.step(lambda: torch.zeros(()))
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
 def refused() -> str:
     model = task.net()
     base = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -76,6 +89,7 @@ def main() -> None:
     torch.set_num_threads(1)
     hvd.init()
     lines = [f"naive: {naive_order()}", "ours: {} {}".format(*ours()), f"refused: {refused()}"]
+    lines.append(f"beside: {beside()}")
     if hvd.rank() == 0:
         print("\n".join(lines))
     hvd.shutdown()

@@ -1,4 +1,4 @@
-"""Horovod against the truth: every optimizer, whole and sharded, at 1, 2 and 3 ranks."""
+"""Horovod against the truth: every optimizer, whole and sharded, 1 to 3 ranks, gloo and MPI."""
 
 import json
 
@@ -37,42 +37,55 @@ COARSE = [  # 16 bits on the wire, or in the arithmetic: near the truth, and cou
     *({"optimizer": "look_sam", "base": "sgd", "stage": s, "precision": "bf16"} for s in STAGES),
     *({"optimizer": "look_sam", "base": "sgd", "stage": s, "precision": "fp16"} for s in STAGES),
 ]
-CASES = {1: TABLE, 2: TABLE + VARIED + RANK_ASCENT + THEIRS + COARSE, 3: TABLE}
+CASES = {1: TABLE, 2: TABLE + COARSE + THEIRS + VARIED + RANK_ASCENT, 3: TABLE}
+# Both controllers, and over MPI both ways to start: by, ranks, how many of the cases. What is left
+# out over MPI is other arithmetic on the same messages.
+STARTS = [("gloo", r, len(CASES[r])) for r in CASES]
+STARTS += [("mpirun", 1, len(TABLE)), ("mpi", 2, len(TABLE + COARSE + THEIRS))]
+STARTS += [("mpirun", 3, len(TABLE))]
 COARSE_LIMIT = 1e-2  # a look and its reuse amplify what rounding to 8 (bf16) or 11 bits costs
 
 
 @pytest.fixture(scope="session")
 def results(tmp_path_factory):
-    """ranks -> folder of results; each number of ranks is started once, when first asked for."""
+    """(by, ranks) -> folder of results; each is started once, when first asked for."""
     done = {}
+    count = {(by, ranks): n for by, ranks, n in STARTS}
 
-    def of(ranks: int):
-        if ranks not in done:
-            folder = tmp_path_factory.mktemp(f"horovod-{ranks}")
-            (folder / "cases.json").write_text(json.dumps(CASES[ranks]))
-            horovodrun(ranks, "horovod_worker.py", folder / "cases.json", folder)
-            done[ranks] = folder
-        return done[ranks]
+    def of(by: str, ranks: int):
+        if (by, ranks) not in done:
+            folder = tmp_path_factory.mktemp(f"horovod-{by}-{ranks}")
+            cases = CASES[ranks][: count[by, ranks]]
+            (folder / "cases.json").write_text(json.dumps(cases))
+            horovodrun(ranks, "horovod_worker.py", folder / "cases.json", folder, by=by)
+            done[by, ranks] = folder
+        return done[by, ranks]
 
     return of
 
 
-def result(results, ranks: int, number: int) -> dict:
-    return torch.load(task.result_file(results(ranks), number), weights_only=True)
+def result(results, ranks: int, number: int, by: str = "gloo") -> dict:
+    return torch.load(task.result_file(results(by, ranks), number), weights_only=True)
 
 
-def names(*numbers_of_ranks: int) -> list:
+def names() -> list:
     return [
-        pytest.param(ranks, i, id=f"{ranks}ranks-" + json.dumps(case, sort_keys=True))
-        for ranks in numbers_of_ranks
-        for i, case in enumerate(CASES[ranks])
+        pytest.param(
+            by,
+            ranks,
+            i,
+            id=f"{by}-{ranks}ranks-" + json.dumps(case, sort_keys=True),
+            marks=[] if by == "gloo" else pytest.mark.needs("mpi"),
+        )
+        for by, ranks, count in STARTS
+        for i, case in enumerate(CASES[ranks][:count])
     ]
 
 
-@pytest.mark.parametrize("ranks, number", names(1, 2, 3))
-def test_horovod_trains_to_the_weights_of_the_reference(results, ranks, number):
+@pytest.mark.parametrize("by, ranks, number", names())
+def test_horovod_trains_to_the_weights_of_the_reference(results, by, ranks, number):
     case = CASES[ranks][number]
-    got = result(results, ranks, number)
+    got = result(results, ranks, number, by)
     changed = {**case.get("rule", {}), "clip": case.get("clip")}
     own = ranks if case.get("ascent") == "rank" else 0
     want = task.truth(case["optimizer"], case.get("base"), ranks=own, **changed)

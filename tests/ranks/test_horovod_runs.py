@@ -1,23 +1,32 @@
-"""Horovod as a user starts it: gloo, MPI, elastic; and the library's traps."""
+"""Horovod as a user starts it, over gloo and MPI; and the library's traps."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
-from launch import HERE, horovodrun, run
+from dist_looksam import fit
+from launch import HERE, environment, horovodrun, run
 
 pytestmark = pytest.mark.needs("horovod")
 
 TRAIN = HERE.parents[1] / "train.py"
 FLAGS = ["--data", "digits", "--optimizer", "look_layer_sam", "--steps", "12", "--batch_size", "48"]
 FLAGS += ["--save_every", "5", "--device", "cpu"]
+# One sum of two numbers is the same in any order; norms are summed in another one.
+TOLERANCE = 2e-5
 
 
 def trained(out: Path) -> tuple[dict, dict]:
     return json.loads((out / "summary.json").read_text()), load_file(out / "model.safetensors")
+
+
+def differs(weights: dict, others: dict) -> float:
+    assert weights.keys() == others.keys()
+    return max(float((weights[n] - w).abs().max()) for n, w in others.items())
 
 
 @pytest.fixture(scope="module")
@@ -35,40 +44,25 @@ def test_horovodrun_over_gloo_chooses_horovod_by_itself(gloo):
 
 
 @pytest.mark.needs("mpi")
-def test_sharded_over_mpi_ends_where_gloo_does(gloo, tmp_path):
-    command = ["mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-np", "2"]
-    command += [sys.executable, str(TRAIN), "--backend", "horovod", "--zero_stage", "1"]
-    run([*command, *FLAGS, "--out", str(tmp_path / "run")], 600, {})
-    summary, weights = trained(tmp_path / "run")
-    assert summary["world_size"] == 2 and summary["backend"] == "horovod"
-    # One sum of two numbers is the same in any order; norms are summed in another one.
-    assert max(float((weights[n] - w).abs().max()) for n, w in gloo[1].items()) < 2e-5
+def test_horovodrun_over_mpi_chooses_horovod_by_itself(gloo, tmp_path):
+    """What `horovodrun` does without --gloo; its ranks were once taken for those of mpirun."""
+    run(["horovodrun", "-np", "2", sys.executable, str(TRAIN), *FLAGS, "--out", str(tmp_path)],
+        600, {})  # fmt: skip
+    summary, weights = trained(tmp_path)
+    assert summary["backend"] == "horovod" and summary["world_size"] == 2
+    assert differs(weights, gloo[1]) < TOLERANCE
 
 
-HOSTS = """#!/bin/sh
-if [ -e {marker} ]; then echo localhost:2; else echo localhost:1; echo 127.0.0.1:1; fi
-"""
-
-
-@pytest.mark.parametrize("stage", ["0", "1"])
-def test_a_killed_worker_costs_the_steps_since_the_last_checkpoint(gloo, tmp_path, stage):
-    """One of two is killed with SIGKILL at step 7; another joins, and they end bit-equal.
-
-    On one machine a failure takes the whole host out of use, hence two names for it.
-    """
-    marker, out, hosts = tmp_path / "killed", tmp_path / "run", tmp_path / "hosts.sh"
-    hosts.write_text(HOSTS.format(marker=marker))
-    hosts.chmod(0o755)
-    command = ["horovodrun", "--gloo", "-np", "2", "--min-np", "2", "--max-np", "2"]
-    command += ["--network-interfaces", "lo", "--host-discovery-script", str(hosts)]
-    command += [sys.executable, str(HERE / "elastic_worker.py"), str(marker)]
-    said = run([*command, *FLAGS, "--zero_stage", stage, "--out", str(out)], 600, {})
-    assert marker.exists() and "step-5 at step 5" in said
-    assert (out / "ended").read_text() == "2"  # written after comparing the weights' bits
-    rows = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
-    assert [row["step"] for row in rows if "loss" in row] == list(range(12))
-    _, weights = trained(out)
-    assert max(float((weights[n] - w).abs().max()) for n, w in gloo[1].items()) < 2e-5
+@pytest.mark.needs("mpi")
+@pytest.mark.parametrize(
+    "flags, backend", [([], "ddp"), (["--backend", "horovod", "--zero_stage", "1"], "horovod")]
+)
+def test_mpirun_trains_with_horovod_only_if_told(gloo, tmp_path, flags, backend):
+    """And all end at the same weights, whole, sharded or by torch's own transport."""
+    horovodrun(2, TRAIN, *FLAGS, *flags, "--out", tmp_path, by="mpirun")
+    summary, weights = trained(tmp_path)
+    assert summary["world_size"] == 2 and summary["backend"] == backend
+    assert differs(weights, gloo[1]) < TOLERANCE
 
 
 def test_traps_of_the_library_are_not_stepped_into():
@@ -83,3 +77,51 @@ def test_traps_of_the_library_are_not_stepped_into():
     assert "different ones in" in told["found"] and "first" in told["found"]
     assert told["ours"] == "0.0 1"
     assert "hvd.DistributedOptimizer" in told["refused"]
+    assert "call engine.step(micro_batches)" in told["beside"]
+
+
+def test_ranks_that_resume_from_different_weights_stop_with_a_sentence(tmp_path):
+    """As where --out is on a disk of each node's own."""
+    for rank, seed_of_other in enumerate(("1e-3", "2e-3")):
+        flags = [*FLAGS[:-4], "--steps", "5", "--schedule", "constant", "--lr", seed_of_other]
+        flags += ["--backend", "plain", "--device", "cpu"]
+        assert fit.main([*flags, "--out", str(tmp_path / str(rank) / "run")]) == 0
+    each = f'cd "$HOROVOD_RANK" && exec {sys.executable} {TRAIN} "$@"'
+    command = ["horovodrun", "--gloo", "--network-interfaces", "lo", "-np", "2", "bash", "-c", each]
+    told = subprocess.run(
+        [*command, "-", *FLAGS, "--out", "run", "--resume", "auto"],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert told.returncode != 0
+    rows = (tmp_path / "0" / "run" / "metrics.jsonl").read_text()
+    assert rows.count('"loss"') == 5  # nothing was trained
+    said = [line for line in (told.stdout + told.stderr).splitlines() if "error: " in line]
+    assert len(said) == 1 and "ranks must hold the same weights, got different ones in" in said[0]
+
+
+@pytest.mark.parametrize("flags, says", [
+    (["--zero_stage", "2"], "shards at zero_stage 1 only, without offload, got zero_stage 2; use"),
+    (["--offload"], "shards at zero_stage 1 only, without offload, got offload; use"),
+    (["--compression", "8"], "compression must be one of none, fp16, got '8'"),
+])  # fmt: skip
+def test_what_horovod_cannot_do_is_one_sentence(tmp_path, capfd, flags, says):
+    assert (
+        fit.main(["--data", "digits", "--backend", "horovod", *flags, "--out", str(tmp_path)]) == 2
+    )
+    told = capfd.readouterr().err
+    assert told.count("\n") == 1 and says in told
+
+
+@pytest.mark.parametrize("launched", [{}, {"HOROVOD_ELASTIC": "1"}])
+def test_a_horovod_of_another_torch_is_one_sentence(tmp_path, capfd, monkeypatch, launched):
+    """It has symbols that torch lacks, and Python then says so at length."""
+    monkeypatch.setitem(sys.modules, "horovod.torch", None)
+    for name, value in launched.items():
+        monkeypatch.setenv(name, value)
+    assert fit.main(["--data", "digits", "--backend", "horovod", "--out", str(tmp_path)]) == 2
+    told = capfd.readouterr().err
+    assert told.count("\n") == 1 and "Horovod must be built for torch" in told
