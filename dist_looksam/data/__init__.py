@@ -10,6 +10,7 @@ from .embedded import digits, fashion_mnist
 from .loader import EvalLoader, TrainLoader
 from .order import Order
 from .source import Source
+from .subset import split
 
 __all__ = [
     "NAMES", "Augment", "Batch", "Data", "EvalLoader", "Order", "Source", "TrainLoader",
@@ -44,11 +45,15 @@ def load(
     image_size: int = 224,
     augment: str = "auto",
     seed: int = 0,
+    holdout: int = 0,
+    train_images: int | None = None,
 ) -> Data:
     """Opens a data set by the words of --data, --data_dir and --augment.
 
     image_size  pixels, of folder; the embedded sets keep their own size
     seed        of the augmentation
+    holdout     so many training images are left out and become the test split; 0: the real one
+    train_images  so many are used, `holdout` of them to test on; None: all
     ConfigError for an unknown name, a malformed augment, or data that is missing or malformed.
     """
     train: Source
@@ -66,4 +71,7 @@ def load(
         train, test = folder(data_dir, image_size=image_size, augment=wanted, seed=seed)
     else:
         raise ConfigError(f"--data is '{name}', which is not known; use one of {', '.join(NAMES)}.")
+    if holdout or train_images is not None:
+        train, held = split(train, holdout, train_images)
+        test = held if holdout else test
     return Data(name=name, train=train, test=test)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from . import mixing
+from .augment import Augment
 from .batch import Batch
 from .order import Order
 from .source import Source
@@ -133,11 +134,7 @@ class TrainLoader:
         ConfigError if the batch does not divide, or if pairs are mixed and micro_batch is odd.
         """
         _check_split(batch_size, micro_batch, ranks)
-        if source.augment.mixes and micro_batch % 2:
-            raise ConfigError(
-                f"micro_batch must be even when mixup or cutmix is on, got {micro_batch}; "
-                f"use {micro_batch + 1} or leave them out of --augment."
-            )
+        check_pairs(source.augment, micro_batch)
         self.source = source
         self.seed = seed
         self.batch_size, self.micro_batch = batch_size, micro_batch
@@ -201,6 +198,15 @@ class TrainLoader:
         """Ends the threads; what was fetched ahead is dropped."""
         self._fetcher.close()
         self._jobs.clear()
+
+
+def check_pairs(augment: Augment, micro_batch: int) -> None:
+    """ConfigError if samples are mixed in pairs and a micro-batch does not hold whole pairs."""
+    if augment.mixes and micro_batch % 2:
+        raise ConfigError(
+            f"micro_batch must be even when mixup or cutmix is on, got {micro_batch}; "
+            f"use {micro_batch + 1} or leave them out of --augment."
+        )
 
 
 def _check_split(batch_size: int, micro_batch: int, ranks: int) -> None:

@@ -1,9 +1,11 @@
-"""`dist-looksam curves` and `dist-looksam probe`: pictures of finished or running runs."""
+"""`dist-looksam curves`, `probe` and `report`: pictures of runs, alone and together."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from dist_looksam.arguments import Parser
+from dist_looksam.errors import ConfigError, RunError
 from dist_looksam.report import curves, probe_figures
 
 
@@ -25,3 +27,49 @@ def _draw(name: str, text: str, argv: Sequence[str], draw: Callable[[str], Itera
         for path in draw(run):
             print(path)
     return 0
+
+
+def draw_report(argv: Sequence[str]) -> int:
+    """Compare the runs of folders: tables on the terminal, files in --out. Raises ConfigError."""
+    from dist_looksam.report import comparison, reference
+
+    flags = _report_parser().parse_args(argv)
+    if not (math.isfinite(flags.points) and flags.points > 0):
+        raise ConfigError(f"points must be > 0 and finite, got {flags.points:g}; 1 is the default.")
+    files = [*([reference.PAPER] if flags.paper else []), *flags.reference]
+    out = flags.out or Path(flags.folders[0]) / "report"
+    try:
+        done = comparison.report(
+            flags.folders,
+            out=out,
+            points=flags.points,
+            references=[reference.read(file) for file in files],
+            command=["dist-looksam", "report", *argv],
+        )
+    except OSError as error:
+        raise RunError(f"the report cannot be written to {out}: {error.strerror}.") from None
+    print(done.text)
+    for path in done.paths:
+        print(path)
+    return 0
+
+
+def _report_parser() -> Parser:
+    parser = Parser(
+        prog="dist-looksam report",
+        description="Accuracy, time and cost against batch size of all runs below the folders: "
+        "scaling.png, index.html (works offline), report.md, report.csv.",
+    )
+    parser.add_argument("folders", metavar="DIR", nargs="+", help="holds runs, or a sweep")
+    parser.add_argument("--out", type=Path, help="folder of the report (the first DIR's report/)")
+    parser.add_argument(
+        "--points", type=float, default=1.0, help="%% below its own best that counts as a fall (1)"
+    )
+    parser.add_argument(
+        "--reference", metavar="FILE.yaml", action="append", default=[],
+        help="figures of others to show beside, marked second-hand",
+    )  # fmt: skip
+    parser.add_argument(
+        "--paper", action="store_true", help="the LookSAM paper's figures, second-hand"
+    )
+    return parser

@@ -14,7 +14,7 @@ Rows: TypeAlias = list[dict[str, Any]]
 INK, GREY = "#23303d", "#8b98a5"
 BLUE, ORANGE, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#b0609a"
 
-_VERSION = ".".join(alt.SCHEMA_VERSION.split(".")[:2])
+VERSION = ".".join(alt.SCHEMA_VERSION.split(".")[:2])
 _CONFIG = {
     "background": "white",
     "font": "Liberation Sans, Arial, sans-serif",
@@ -119,17 +119,18 @@ def is_wide(values: Sequence[float]) -> bool:
 
 def save_png(chart: alt.TopLevelMixin, path: Path) -> Path:
     """Write the chart at twice screen resolution."""
-    path.write_bytes(vl_convert.vegalite_to_png(_spec(chart), vl_version=_VERSION, scale=2))
+    path.write_bytes(vl_convert.vegalite_to_png(spec(chart), vl_version=VERSION, scale=2))
     return path
 
 
 def save_html(chart: alt.TopLevelMixin, path: Path) -> Path:
     """Write the chart as one page that needs no network: the scripts are inside."""
-    page = vl_convert.vegalite_to_html(_spec(chart), vl_version=_VERSION, bundle=True)
+    page = vl_convert.vegalite_to_html(spec(chart), vl_version=VERSION, bundle=True)
     path.write_text(page, encoding="utf-8")
     return path
 
 
-def _spec(chart: Any) -> dict[str, Any]:
+def spec(chart: Any) -> dict[str, Any]:
+    """The chart as Vega-Lite, in the style of all charts."""
     # Checking thousands of points against the schema takes ten times as long as drawing them.
     return chart.configure(**_CONFIG).to_dict(validate=False)

@@ -1,0 +1,181 @@
+"""`dist-looksam plan FLAGS`: what a run will hold, send and take, printed before it is started.
+
+    dist-looksam plan --model vit_b16 --optimizer look_layer_sam --batch_size 32768 --gpus 64 \\
+        --zero_stage 2 --precision bf16 --gpu h200 --network infiniband-400 --epochs 300
+
+Takes train.py's flags and --config, and its own, listed below. Data is ImageNet's shape unless
+--data says otherwise; nothing is read. With --calibrate FILE it measures this machine instead.
+"""
+
+import difflib
+import json
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from .. import config
+from ..arguments import Parser
+from ..errors import ConfigError
+from . import machines
+from .forecast import Plan, plan, to_dict
+from .machines import DEVICES, NETWORKS, Machine
+
+_NAMES = {f.name for f in fields(config.Settings)}
+_FOLDER = ["--data", "folder", "--data_dir", "(none)"]  # what is planned for unless flags differ
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="dist-looksam plan",
+        description=__doc__,
+        formatter_class=RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--gpus", type=int, default=None, help="ranks, up to 8,192; must be given")
+    add("--gpus_per_node", type=int, default=8)
+    add("--gpu", default=None, help=f"one of {', '.join(DEVICES)}; default h200")
+    add("--network", default=None, help=f"{', '.join(NETWORKS)}; default infiniband-400")
+    add("--machine", default=None, help="file of --calibrate, instead of --gpu and --network")
+    add("--mfu", type=float, default=None, help="share of the GPU's peak, instead of 0.4")
+    add("--bandwidth", type=float, default=None, help="Gbit/s of payload between two nodes")
+    add("--latency", type=float, default=None, help="microseconds a message between two nodes")
+    add("--samples", type=int, default=None, help="of the training data; ImageNet: 1,281,167")
+    add("--classes", type=int, default=None, help="default of ImageNet: 1000")
+    add("--calibrate", default=None, metavar="FILE", help="measure this machine, write FILE")
+    add("--json", action="store_true", help="print JSON")
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the plan, or calibrate. Raises ConfigError."""
+    own, rest = _parser().parse_known_args(list(argv))
+    settings = _settings(rest)
+    if own.calibrate is not None:
+        from .calibrate import calibrate
+
+        return calibrate(settings, Path(own.calibrate), classes=own.classes)
+    if own.gpus is None:
+        raise ConfigError("gpus must be given, got none; say how many ranks: --gpus 64.")
+    _check_positive(own)
+    found = plan(
+        settings,
+        gpus=own.gpus,
+        machine=_machine(own),
+        gpus_per_node=min(own.gpus_per_node, own.gpus),
+        samples=own.samples,
+        classes=own.classes,
+    )
+    print(json.dumps(to_dict(found), indent=1) if own.json else to_text(found))
+    return 0
+
+
+def _settings(flags: Sequence[str]) -> config.Settings:
+    """train.py's flags. ConfigError, with this command's own names in mind, too."""
+    try:
+        return config.parse([*_FOLDER, *flags])
+    except ConfigError:
+        own = [o for a in _parser()._actions for o in a.option_strings]
+        for word in flags:
+            near = difflib.get_close_matches(word, own, n=1, cutoff=0.8)
+            if word.startswith("--") and word[2:] not in _NAMES and near:
+                raise ConfigError(f"unknown flag, got {word}; did you mean {near[0]}?") from None
+        raise
+
+
+def _check_positive(own: Any) -> None:
+    for name in ("mfu", "bandwidth", "latency", "samples", "classes"):
+        value = getattr(own, name)
+        if value is not None and not 0 < value < float("inf"):
+            raise ConfigError(f"{name} must be > 0 and finite, got {value:g}.")
+    if own.mfu is not None and own.mfu > 1:
+        raise ConfigError(f"mfu must be in (0, 1], got {own.mfu:g}; usual are 0.3 to 0.5.")
+
+
+def _machine(own: Any) -> Machine:
+    if own.machine is None:
+        found = machines.machine(own.gpu or "h200", own.network or "infiniband-400")
+    else:
+        if own.gpu is not None or own.mfu is not None:
+            raise ConfigError("machine has its own speed, got --gpu or --mfu too; leave one out.")
+        found = machines.load(Path(own.machine))
+        if own.network is not None:
+            found = replace(found, network=machines.machine(network=own.network).network)
+    if own.mfu is not None:
+        found = replace(found, device=machines.at_share(found.device, own.mfu))
+    return machines.changed(
+        found,
+        bandwidth=None if own.bandwidth is None else own.bandwidth * 1e9 / 8,
+        latency=None if own.latency is None else own.latency * 1e-6,
+    )
+
+
+# What is printed.
+
+
+def _bytes(count: float) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.2f} {unit}"
+    return f"{count:.0f} B"
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.3f} s" if seconds >= 1 else f"{seconds * 1e3:.2f} ms"
+
+
+def to_text(found: Plan) -> str:
+    """The plan as a page."""
+    return "\n".join([*_head(found), "", *_memory(found), "", *_steps(found), "", *_end(found)])
+
+
+def _head(found: Plan) -> list[str]:
+    s = found.settings
+    stage = "" if s.zero_stage is None else f" stage {s.zero_stage}"
+    nodes = -(-found.gpus // found.gpus_per_node)
+    device = found.machine.device
+    return [
+        f"{s.optimizer} on {s.base}, {found.model} ({found.parameters:,} parameters), "
+        f"{s.backend}{stage}, {s.precision}",
+        f"batch {s.batch_size:,} = {found.micro_batch} x {found.gpus:,} ranks x "
+        f"{found.accumulation}, {found.steps:,} steps; {nodes:,} nodes of "
+        f"{min(found.gpus, found.gpus_per_node)} x {device.name}",
+    ]
+
+
+def _memory(found: Plan) -> list[str]:
+    m = found.memory.to_dict()
+    peak = m.pop("peak")
+    lines = ["memory of a rank"] + [f"  {k:<14}{_bytes(v):>12}" for k, v in m.items() if v]
+    room = found.machine.device.memory
+    share = f"  of {room / 1e9:.0f} GB" if room else ""
+    lines.append(f"  {'most at once':<14}{_bytes(peak):>12}{share}")
+    if found.largest_micro_batch:
+        lines.append(f"  largest micro_batch that fits: {found.largest_micro_batch}")
+    return lines
+
+
+def _steps(found: Plan) -> list[str]:
+    heads = ("sent by a rank", "compute", "communication", "not hidden", "update", "step")
+    lines = [f"{'step':<8}" + "".join(f"{h:>16}" for h in heads)]
+    for kind, t in found.times.items():
+        cells = (t.compute, t.communication, t.exposed, t.update, t.total)
+        name = f"mean, k={found.settings.rule.k}" if kind == "mean" else kind
+        lines.append(
+            f"{name:<10}{_bytes(found.wire[kind]):>14}" + "".join(f"{_time(c):>16}" for c in cells)
+        )
+    return lines
+
+
+def _end(found: Plan) -> list[str]:
+    device, network = found.machine.device, found.machine.network
+    per_node = found.images_per_s / max(1, found.gpus / found.gpus_per_node)
+    return [
+        f"{found.images_per_s:,.0f} images/s ({per_node:,.0f} to be read on each node), "
+        f"{found.hours:.2f} h, {found.gpu_hours:,.1f} GPU-hours",
+        "Evaluation, checkpoints and waiting for images come on top.",
+        f"speeds: {device.source}",
+        *(f"        {part}" for part in network.source.split("; ")),
+    ]

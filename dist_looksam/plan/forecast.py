@@ -1,0 +1,205 @@
+"""A plan: what a run holds, sends and takes, before it is started."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ..config import EPOCHS, Settings
+from ..data.extent import EMBEDDED, IMAGENET
+from ..data.subset import left
+from ..errors import ConfigError
+from . import machines
+from .machines import Device, Machine, Network
+from .memory import Memory, memory
+from .network import Call, Ranks, wire_bytes
+from .run import Run, check
+from .sent import sent
+from .times import Time, step_time
+from .workload import workload
+
+MOST_GPUS = 8192
+_ROOM = 0.92  # of a GPU's memory; the rest is the library's own and what its allocator cannot use
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a run will hold, send and take on each rank. Bytes, seconds, images.
+
+    micro_batch          what the plan assumes: the settings', or the largest of train.py's default
+                         that fits.
+    largest_micro_batch  that fits; None if memory is not known. 0 if none does.
+    wire                 bytes that one rank sends in a step: "base" of the base optimizer alone,
+                         "reuse" and "look" where there are such steps, "mean" over k steps.
+    times                the same keys: a `Time` each.
+    hours                of training: no evaluation, checkpoint or waiting for images is in it.
+    """
+
+    settings: Settings
+    machine: Machine
+    gpus: int
+    gpus_per_node: int
+    model: str
+    parameters: int
+    steps: int
+    micro_batch: int
+    largest_micro_batch: int | None
+    accumulation: int
+    memory: Memory
+    wire: dict[str, float]
+    times: dict[str, Time]
+    images_per_s: float
+    hours: float
+
+    @property
+    def gpu_hours(self) -> float:
+        return self.hours * self.gpus
+
+    @property
+    def step_seconds(self) -> float:
+        """Averaged over k steps."""
+        return self.times["mean"].total
+
+
+def plan(
+    settings: Settings,
+    *,
+    gpus: int,
+    machine: str | Device | Machine = "h200",
+    network: str | Network = "infiniband-400",
+    gpus_per_node: int = 8,
+    samples: int | None = None,
+    classes: int | None = None,
+    launcher: str = "torchrun",
+) -> Plan:
+    """What a run of train.py with these settings costs.
+
+    Args:
+        settings: as `config.parse` or `Settings(...)` makes them; not resolved.
+        gpus: ranks, at most 8,192. gpus_per_node: how many of them share a node.
+        machine: a Machine, or a Device or its name, to which `network` is added.
+        samples, classes: of the training data; default by settings.data, ImageNet-1k for folder.
+        launcher: as in `World`; "deepspeed" makes --backend auto ZeRO.
+
+    Raises:
+        ConfigError: the settings cannot run so, with the nearest that can.
+    """
+    if not isinstance(machine, Machine):
+        machine = machines.machine(machine, network)
+    _check_numbers(gpus, gpus_per_node)
+    shape, own_classes, samples = data_of(settings, samples)
+    work = workload(settings.model, classes or own_classes, shape)
+    resolved = settings.resolved(ranks=gpus, launcher=launcher, samples=samples)
+    check(resolved, gpus)
+    assert resolved.micro_batch is not None and resolved.steps is not None
+    ranks = Ranks(total=gpus, per_node=gpus_per_node)
+    run = Run(settings=resolved, work=work, ranks=ranks, micro_batch=resolved.micro_batch)
+    largest = largest_micro_batch(run, machine.device.memory)
+    run = _fitted(run, largest, machine.device, asked=settings.micro_batch is not None)
+    return _plan(run, machine, largest)
+
+
+def data_of(settings: Settings, known: int | None = None) -> tuple[tuple[int, int, int], int, int]:
+    """((C, H, W), classes, samples to train on) of settings.data; ImageNet-1k's for folder.
+
+    `known` samples to train on, if given. ConfigError as of `subset.left`.
+    """
+    if settings.data in EMBEDDED:
+        samples, classes, shape = EMBEDDED[settings.data]
+        return shape, classes, known or left(samples, settings.holdout, settings.train_images)
+    if settings.data not in EPOCHS:
+        raise ConfigError(
+            f"data must be one of {', '.join(EPOCHS)}, got {settings.data!r}; folder stands for "
+            f"ImageNet unless --samples and --classes say otherwise."
+        )
+    shape = (3, settings.image_size, settings.image_size)
+    return shape, IMAGENET[1], known or left(IMAGENET[0], settings.holdout, settings.train_images)
+
+
+def _check_numbers(gpus: int, per_node: int) -> None:
+    if not 1 <= gpus <= MOST_GPUS:
+        raise ConfigError(f"gpus must be in [1, {MOST_GPUS:,}], got {gpus:,}.")
+    if per_node < 1:
+        raise ConfigError(f"gpus_per_node must be >= 1, got {per_node}.")
+    if gpus > per_node and gpus % per_node:
+        near = [n for n in (gpus // per_node * per_node, -(-gpus // per_node) * per_node) if n]
+        raise ConfigError(
+            f"gpus must fill whole nodes of {per_node}, got {gpus}; "
+            f"use {' or '.join(map(str, near))}, or another --gpus_per_node."
+        )
+
+
+def largest_micro_batch(run: Run, room: float | None) -> int | None:
+    """The largest that fits and divides a rank's share of the batch; 0 if even 1 does not fit."""
+    if room is None:
+        return None
+    share = run.settings.batch_size // run.ranks.total
+    for n in _divisors(share):
+        if memory(run.at(n)).peak <= _ROOM * room:
+            return n
+    return 0
+
+
+def _divisors(n: int) -> Sequence[int]:
+    small = [d for d in range(1, int(n**0.5) + 1) if n % d == 0]
+    return sorted({*small, *(n // d for d in small)}, reverse=True)
+
+
+def _fitted(run: Run, largest: int | None, device: Device, *, asked: bool) -> Run:
+    """The run at a micro-batch that fits. ConfigError names one where the user's does not."""
+    if largest is None or run.micro_batch <= largest:
+        return run
+    need, room = memory(run).peak / 1e9, (device.memory or 0) / 1e9
+    if largest == 0:
+        need = memory(run.at(1)).peak / 1e9
+        raise ConfigError(
+            f"memory must hold micro_batch 1, which needs {need:.1f} GB of {device.name}'s "
+            f"{room:.0f} GB (8 % stay free); use a higher --zero_stage, more --gpus or "
+            f"--precision bf16."
+        )
+    if asked:
+        raise ConfigError(
+            f"micro_batch must fit {device.name}'s {room:.0f} GB (8 % stay free), got "
+            f"{run.micro_batch}, which needs {need:.1f} GB; use --micro_batch {largest}."
+        )
+    return run.at(largest)
+
+
+def _plan(run: Run, machine: Machine, largest: int | None) -> Plan:
+    s = run.settings
+    kinds = ["base", *(["reuse"] if 0 < run.looks < 1 else []), *(["look"] if run.looks else [])]
+    wire = {k: _bytes(sent(run, look=k == "look").calls(), run, machine) for k in kinds}
+    times = {k: step_time(run, machine, kind=k) for k in kinds}
+    usual, dear = "reuse" if "reuse" in kinds else "base", "look" if "look" in kinds else "base"
+    wire["mean"] = run.looks * wire[dear] + (1 - run.looks) * wire[usual]
+    times["mean"] = Time.mixed(times[dear], times[usual], run.looks)
+    assert s.steps is not None
+    return Plan(
+        settings=s,
+        machine=machine,
+        gpus=run.ranks.total,
+        gpus_per_node=run.ranks.per_node,
+        model=run.work.name,
+        parameters=run.work.parameters,
+        steps=s.steps,
+        micro_batch=run.micro_batch,
+        largest_micro_batch=largest,
+        accumulation=run.accumulation,
+        memory=memory(run),
+        wire=wire,
+        times=times,
+        images_per_s=s.batch_size / times["mean"].total,
+        hours=s.steps * times["mean"].total / 3600,
+    )
+
+
+def _bytes(calls: Sequence[Call], run: Run, machine: Machine) -> float:
+    gloo = machine.network.gloo
+    return sum(wire_bytes(call, run.ranks.total, gloo=gloo) for call in calls)
+
+
+def to_dict(found: Plan) -> dict[str, Any]:
+    """For JSON."""
+    made = asdict(found)
+    made["memory"] = found.memory.to_dict()
+    made["times"] = {k: t.to_dict() for k, t in found.times.items()}
+    return {**made, "gpu_hours": found.gpu_hours, "step_seconds": found.step_seconds}

@@ -1,0 +1,199 @@
+"""What a plan is made for: GPUs, networks and measured machines, with where each number is from.
+
+Speeds of the tables are a data sheet's peak times a fraction that is assumed, not measured; a file
+that `dist-looksam plan --calibrate` wrote has measured ones, and `load` reads it.
+"""
+
+import difflib
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..errors import ConfigError
+
+GB = 1e9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """What computes, one per rank.
+
+    flops             precision -> floating point operations a second that training reaches.
+    pass_seconds      of a forward and backward beyond its operations: launches, Python.
+    memory            bytes; None: not looked at.
+    memory_bandwidth  bytes a second that an optimizer step reaches, reading and writing.
+    streams           DeepSpeed can send while it computes; not on a CPU.
+    source            where the numbers are from, for the user.
+    """
+
+    name: str
+    flops: dict[str, float]
+    memory: float | None
+    memory_bandwidth: float
+    pass_seconds: float = 0.0
+    streams: bool = True
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """An alpha-beta model: a message of b bytes takes latency + b / bandwidth.
+
+    latency          seconds a message between nodes.
+    bandwidth        bytes a second of one node, each way, all its cables together.
+    inner_latency    the same inside a node, per GPU.
+    inner_bandwidth
+    gloo             gloo sends a reduce-scatter as an all-reduce; NCCL has trees for latency.
+    """
+
+    name: str
+    latency: float
+    bandwidth: float
+    inner_latency: float = 4e-6
+    inner_bandwidth: float = 360 * GB
+    gloo: bool = False
+    source: str
+
+
+_MFU = 0.4  # the middle of 30 to 50 %, which ViT trainings in bf16 reach; nothing here measured it
+_BYTES = 0.7  # share of a data sheet's memory bandwidth that foreach kernels reach, assumed
+_SHEET = "NVIDIA's data sheet, dense; {:.0%} of its operations and {:.0%} of its bytes assumed"
+
+
+def _gpu(name: str, bf16: float, fp32: float, memory: float, bandwidth: float) -> Device:
+    """From a data sheet: TFLOP/s of bf16 and fp32 (no TF32), GB, GB/s."""
+    flops = {"bf16": bf16 * 1e12 * _MFU, "fp16": bf16 * 1e12 * _MFU, "fp32": fp32 * 1e12 * _MFU}
+    return Device(
+        name=name,
+        flops=flops,
+        memory=memory * GB,
+        memory_bandwidth=bandwidth * GB * _BYTES,
+        source=f"{name}: " + _SHEET.format(_MFU, _BYTES),
+    )
+
+
+DEVICES = {
+    d.name: d
+    for d in (
+        _gpu("h200", 989, 67, 141, 4800),
+        _gpu("h100", 989, 67, 80, 3350),
+        _gpu("a100", 312, 19.5, 80, 2039),
+        _gpu("a100-40", 312, 19.5, 40, 1555),
+        _gpu("v100", 125, 15.7, 32, 900),
+    )
+}
+
+
+def _fabric(name: str, gbit: float, latency: float, what: str) -> Network:
+    """A node's cables together in Gbit/s, of which 80 % are assumed to be reached."""
+    return Network(
+        name=name,
+        latency=latency,
+        bandwidth=0.8 * gbit / 8 * GB,
+        source=f"{name}: {what}; 80 % of it and {latency * 1e6:g} us a message assumed; "
+        f"inside a node NVLink, 360 GB/s and 4 us assumed",
+    )
+
+
+NETWORKS = {
+    n.name: n
+    for n in (
+        _fabric("infiniband-400", 8 * 400, 5e-6, "8 x 400 Gbit/s a node"),
+        _fabric("infiniband-200", 8 * 200, 5e-6, "8 x 200 Gbit/s a node"),
+        _fabric("infiniband-100", 4 * 100, 6e-6, "4 x 100 Gbit/s a node"),
+        _fabric("ethernet-100", 100, 20e-6, "one cable of 100 Gbit/s a node"),
+        _fabric("ethernet-25", 25, 30e-6, "one cable of 25 Gbit/s a node"),
+        _fabric("ethernet-10", 10, 40e-6, "one cable of 10 Gbit/s a node"),
+        _fabric("ethernet-1", 1, 60e-6, "one cable of 1 Gbit/s a node"),
+    )
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """A device and the network between."""
+
+    device: Device
+    network: Network
+
+
+def machine(device: str | Device = "h200", network: str | Network = "infiniband-400") -> Machine:
+    """From the tables, by name. ConfigError lists the names."""
+    return Machine(
+        device=_named("gpu", device, DEVICES), network=_named("network", network, NETWORKS)
+    )
+
+
+def _named(what: str, value: Any, table: dict[str, Any]) -> Any:
+    if not isinstance(value, str):
+        return value
+    if value.lower() in table:  # NVIDIA writes A100
+        return table[value.lower()]
+    near = difflib.get_close_matches(value.lower(), table, n=1)
+    raise ConfigError(
+        f"{what} must be one of {', '.join(table)}, got {value!r}"
+        + (f"; did you mean {near[0]}?" if near else "; or measure yours with --calibrate FILE.")
+    )
+
+
+def save(found: Machine, path: Path) -> None:
+    """Write the machine as YAML. ConfigError if that cannot be."""
+    try:
+        path.write_text(yaml.safe_dump(asdict(found), sort_keys=False), encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"calibrate must name a file that can be written, got {path} ({error.strerror})."
+        ) from None
+
+
+def load(path: Path) -> Machine:
+    """A machine that `save` wrote, or a person did. ConfigError if it is not one."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"machine must be a file of --calibrate, got {path} ({error.strerror})."
+        ) from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"machine must be YAML, got {path} with {error}.") from None
+    parts = content if isinstance(content, dict) else {}
+    made: dict[str, Any] = {}
+    for name, kind in (("device", Device), ("network", Network)):
+        values = parts.get(name)
+        wanted = [f.name for f in fields(kind)]
+        if not isinstance(values, dict) or not set(values) <= set(wanted):
+            raise ConfigError(
+                f"machine must have a {name} with {', '.join(wanted)}, got {path} with "
+                f"{values if not isinstance(values, dict) else ', '.join(map(str, values))}."
+            )
+        try:
+            made[name] = kind(**values)
+        except TypeError:
+            missing = ", ".join(w for w in wanted if w not in values)
+            raise ConfigError(f"{name} of machine {path} lacks some of {missing}.") from None
+    return Machine(**made)
+
+
+def at_share(device: Device, share: float) -> Device:
+    """A device of the table at another share of its peak."""
+    flops = {precision: rate / _MFU * share for precision, rate in device.flops.items()}
+    source = device.source.replace(
+        f"{_MFU:.0%} of its operations", f"{share:.0%} of its operations"
+    )
+    return replace(device, flops=flops, source=source)
+
+
+def changed(
+    found: Machine, *, latency: float | None = None, bandwidth: float | None = None
+) -> Machine:
+    """The machine with another latency (seconds) or bandwidth (bytes a second) between nodes."""
+    network = found.network
+    if latency is not None:
+        source = f"{network.source}; {latency * 1e6:g} us a message as asked"
+        network = replace(network, latency=latency, source=source)
+    if bandwidth is not None:
+        source = f"{network.source}; {bandwidth * 8e-9:g} Gbit/s between nodes as asked"
+        network = replace(network, bandwidth=bandwidth, source=source)
+    return replace(found, network=network)

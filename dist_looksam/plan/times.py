@@ -1,0 +1,101 @@
+"""How long a step takes: passes, the communication that does not hide under them, the update."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from .machines import Machine
+from .network import Call, seconds
+from .run import Run
+from .sent import Sent, sent
+
+# Tensors of a shard's size that an update reads or writes, 4 bytes an entry: counted in the code
+# of torch's fused kernels (adamw, sgd), of optim/base.py (lamb, lars), and of optim/sharpness.py.
+UPDATE = {"adamw": 7, "sgd": 5, "lamb": 30, "lars": 16}
+_REUSE = 9  # three dot products, and g += size g_v
+_LOOK = 22  # eps and its norms; copies of w and g, w back; three dot products, g_v and its norm
+
+
+@dataclass(frozen=True, kw_only=True)
+class Time:
+    """Seconds of a step. Communication that hides under computing is not in `exposed`."""
+
+    compute: float
+    communication: float
+    exposed: float
+    update: float
+
+    @property
+    def total(self) -> float:
+        return self.compute + self.exposed + self.update
+
+    def to_dict(self) -> dict[str, float]:
+        return {**asdict(self), "total": self.total}
+
+    @classmethod
+    def mixed(cls, look: "Time", other: "Time", share: float) -> "Time":
+        """The average of steps of which `share` look."""
+        a, b = asdict(look), asdict(other)
+        return cls(**{k: share * a[k] + (1 - share) * b[k] for k in a})
+
+
+def step_time(run: Run, machine: Machine, *, kind: str) -> Time:
+    """Of a "base" step, which has no rule around it, a "reuse" step, or a "look"."""
+    device, s = machine.device, sent(run, look=kind == "look")
+    flops = 3 * run.work.flops * run.micro_batch
+    one = device.pass_seconds + flops / device.flops[run.settings.precision]
+    forward = one / 3
+    whole, shown = _pass(run, s, machine, forward, one - forward)
+    # One small all-reduce more: train.py asks all ranks whether to stop.
+    extra = {"base": 0, "reuse": _REUSE if run.row.keeps else 2, "look": _LOOK}[kind]
+    moved = 4 * run.shard * (UPDATE[run.base] + extra)
+    few = (s.small + 1) * seconds(_FEW, run.ranks, machine.network)
+    return Time(
+        compute=s.passes * s.accumulation * one,
+        communication=s.passes * whole + few,
+        exposed=s.passes * shown + few,
+        update=moved / device.memory_bandwidth,
+    )
+
+
+_FEW = Call(kind="all_reduce", elements=8, size=8)
+
+
+def _pass(
+    run: Run, s: Sent, machine: Machine, forward: float, backward: float
+) -> tuple[float, float]:
+    """(all, exposed) seconds of communication of one pass over all micro-batches, and publish."""
+
+    def each(calls: Sequence[Call]) -> list[float]:
+        return [
+            seconds(call, run.ranks, machine.network) / call.times
+            for call in calls
+            for _ in range(call.times)
+        ]
+
+    gathers, gradients, publish = each(s.gathers), each(s.gradients), sum(each(s.publish))
+    again = each(s.again)
+    whole = s.accumulation * sum(gathers + again) + s.reduces * sum(gradients) + publish
+    sharded = run.fsdp or run.stage is not None
+    hides = not sharded or ((run.fsdp or run.overlaps) and machine.device.streams)
+    if not hides:
+        return whole, whole
+    fetched = 0.0
+    if gathers:  # the first at once, the others while forward computes
+        fetched = gathers[0] + max(0.0, sum(gathers[1:]) - forward)
+    sizes = [call.elements for call in s.gradients for _ in range(call.times)]
+    late = behind(gradients, sizes, max(0.0, backward - sum(again)))  # one network for both
+    late += max(0.0, sum(again) - backward)
+    return whole, s.accumulation * fetched + s.reduces * late + publish
+
+
+def behind(seconds_each: Sequence[float], sizes: Sequence[int], backward: float) -> float:
+    """How long after a backward's end its last bucket has arrived.
+
+    Buckets fill in the order of backward, whose time goes with the layers' sizes, and are sent one
+    after another.
+    """
+    done = at = 0.0
+    for took, size in zip(seconds_each, sizes, strict=True):
+        at += backward * size / sum(sizes)
+        done = max(done, at) + took
+    return max(0.0, done - backward)

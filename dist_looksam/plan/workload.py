@@ -1,0 +1,124 @@
+"""What one model is to a plan: its layers, operations, and the activations of an image."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import nn
+
+from .. import models
+from ..backends import units
+from ..models.vit import ViT
+from ..optim import table
+
+BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """A model on images of one shape.
+
+    groups      sizes of the layers, in the optimizer's param groups: decayed matrices, the rest.
+    order       sizes of the layers as forward meets them.
+    units       (rows, entries of a row) of the layers in each of FSDP2's units, in the order of
+                forward; the last is all that is in no other.
+    flops       of the forward of one image; a backward costs twice that.
+    saved       numbers that autograd keeps of one image: (of the arithmetic's precision, of the
+                residual stream's, of fp32).
+    working     numbers that backward needs beside them, of the arithmetic's precision.
+    pixels      numbers of one image.
+    """
+
+    name: str
+    groups: tuple[tuple[int, ...], ...]
+    order: tuple[int, ...]
+    units: tuple[tuple[tuple[int, int], ...], ...]
+    flops: int
+    saved: tuple[int, int, int]
+    working: int
+    pixels: int
+
+    @property
+    def parameters(self) -> int:
+        return sum(self.order)
+
+    @property
+    def layers(self) -> int:
+        return len(self.order)
+
+    def activations(self, images: int, *, arithmetic: int, residual: int) -> int:
+        """Bytes of a micro-batch's forward and backward; sizes are of one number."""
+        own, stream, fp32 = self.saved
+        each = own * arithmetic + stream * residual + 4 * fp32
+        return images * (each + self.working * arithmetic + self.pixels * arithmetic)
+
+
+@lru_cache(maxsize=64)
+def workload(model: str, num_classes: int, image_shape: tuple[int, int, int]) -> Workload:
+    """By train.py's names; no memory is taken for our own models. Raises as `models.create`."""
+    name = models.resolve(model, image_shape)
+    with torch.device("meta"):
+        net = models.create(name, num_classes=num_classes, image_shape=image_shape)
+    saved, working = _vit(net, num_classes) if isinstance(net, ViT) else counted(net, image_shape)
+    groups = tuple(
+        tuple(p.numel() for p in group["params"]) for group in table.groups(net, weight_decay=1.0)
+    )
+    channels, height, width = image_shape
+    return Workload(
+        name=name,
+        groups=groups,
+        order=tuple(p.numel() for p in net.parameters() if p.requires_grad),
+        units=_units(net),
+        flops=models.flops_per_image(net, image_shape),
+        saved=saved,
+        working=working,
+        pixels=channels * height * width,
+    )
+
+
+def _units(net: nn.Module) -> tuple[tuple[tuple[int, int], ...], ...]:
+    parts = [[p for p in part.parameters() if p.requires_grad] for part in units.units(net)]
+    inside = {id(p) for part in parts for p in part}
+    parts.append([p for p in net.parameters() if p.requires_grad and id(p) not in inside])
+    return tuple(tuple((len(p), p.numel() // len(p)) for p in part) for part in parts)
+
+
+def _vit(net: ViT, num_classes: int) -> tuple[tuple[int, int, int], int]:
+    """What autograd keeps of one image, by formula; tests hold it against what is allocated.
+
+    A block keeps its norms' outputs, q, k, v, the attention's output, the MLP's inner layer before
+    and after GELU: 14 x tokens x dim in the arithmetic's precision; twice the residual stream; and
+    in fp32 the attention's log-sums and the norms' means and deviations.
+    """
+    size, tokens = net.size, net.num_tokens
+    stream = tokens * size.dim
+    own = 14 * stream * size.depth + tokens * net.patch_embed.in_features + 2 * size.dim
+    fp32 = size.depth * tokens * (size.heads + 4) + 2 * tokens + 2 * num_classes
+    return (own, (2 * size.depth + 1) * stream, fp32), 5 * stream
+
+
+def counted(net: nn.Module, image_shape: tuple[int, int, int]) -> tuple[tuple[int, int, int], int]:
+    """The same for any model, counted on one image less than two, on the CPU."""
+    real = net.to_empty(device="cpu")
+    for p in real.parameters():
+        nn.init.normal_(p, std=0.02)
+    kept = [_kept(real, image_shape, images) for images in (2, 3)]
+    own = (kept[1] - kept[0]) // 4
+    return (own, 0, 0), own // 20
+
+
+def _kept(net: nn.Module, image_shape: tuple[int, int, int], images: int) -> int:
+    """Bytes of the distinct tensors that autograd keeps, without parameters."""
+    own = {p.untyped_storage().data_ptr() for p in net.parameters()}
+    sizes: dict[int, int] = {}
+
+    def pack(t: torch.Tensor) -> torch.Tensor:
+        place = t.untyped_storage().data_ptr()
+        if place not in own:
+            sizes[place] = t.untyped_storage().nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        out = net(torch.zeros(images, *image_shape))
+    del out
+    return sum(sizes.values())

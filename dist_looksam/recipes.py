@@ -1,0 +1,88 @@
+"""`dist-looksam recipes`: the settings in launch/recipes/, listed and checked in one process."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import config, dryrun
+from .arguments import Parser
+from .errors import ConfigError
+
+FOLDER = Path(__file__).parents[1] / "launch" / "recipes"
+_COLUMNS = ("recipe", "steps", "warm-up", "lr", "rho", "precision", "passes", "GPUs", "GPU-hours")
+
+
+def found() -> list[Path]:
+    """Every recipe, by model, method and batch. ConfigError where there is none."""
+    paths = sorted(FOLDER.glob("*.yaml"), key=_order)
+    if not paths:
+        raise ConfigError(
+            f"recipes must be in {FOLDER}, got none there; run this from a checkout of the project."
+        )
+    return paths
+
+
+def _order(path: Path) -> tuple[str, int]:
+    name, _, batch = path.stem.rpartition("-")
+    return name, int(batch.removesuffix("k")) if batch.removesuffix("k").isdigit() else 0
+
+
+def checked(path: Path, ranks: int | None = None) -> dryrun.Outcome:
+    """What a file comes to, at `ranks` or its own number of ranks. ConfigError if it is wrong."""
+    settings = config.parse(["--config", str(path)])
+    return dryrun.check(settings, ranks=ranks or settings.ranks or 1, opened=False)
+
+
+def _row(path: Path, outcome: dryrun.Outcome) -> tuple[str, ...]:
+    s = outcome.settings
+    hours = f"{outcome.plan.gpu_hours:.3g}" if outcome.plan else "-"
+    rho = f"{s.rho:g}" if s.rule.ascent else "-"
+    return (
+        path.stem, f"{outcome.steps:,}", f"{s.warmup_steps:,}", f"{outcome.lr:.2g}", rho,
+        s.precision, f"{outcome.passes:,}", str(outcome.ranks), hours,
+    )  # fmt: skip
+
+
+def _table(rows: list[tuple[str, ...]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            f"{cell:>{width}}" if i else f"{cell:<{width}}"
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+
+
+def _check(paths: Sequence[Path], ranks: int | None) -> int:
+    lines, wrong = [], 0
+    for path in paths:
+        try:
+            outcome = checked(path, ranks)
+        except ConfigError as error:
+            wrong += 1
+            lines.append(f"wrong  {path.name}: {error}")
+        else:
+            told = f"{outcome.steps:,} steps at lr {outcome.lr:.2g}, {outcome.passes:,} passes"
+            lines.append(f"good   {path.name}: {told}")
+    print("\n".join([*lines, f"{len(paths)} recipes, {wrong} wrong"]))
+    return 2 if wrong else 0
+
+
+def main(argv: Sequence[str]) -> int:
+    """List the recipes, or check them or other files. 2 if one is wrong."""
+    parser = Parser(prog="dist-looksam recipes", description=__doc__)
+    parser.add_argument("action", nargs="?", choices=("list", "check"), default="list")
+    parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="default: all recipes")
+    parser.add_argument("--ranks", type=int, help="GPUs to check for; default: as the file says")
+    asked = parser.parse_intermixed_args(list(argv))  # for check --ranks 8 FILE
+    if asked.ranks is not None and asked.ranks < 1:
+        raise ConfigError(f"ranks must be >= 1, got {asked.ranks}.")
+    paths = asked.files or found()
+    if asked.action == "check":
+        return _check(paths, asked.ranks)
+    lines = _table([_COLUMNS, *(_row(path, checked(path, asked.ranks)) for path in paths)])
+    lines.append(
+        "GPU-hours on H200 at 40% of the peak are planned, not measured: launch/recipes/README.md"
+    )
+    print("\n".join(lines))  # in one piece, for `| head`
+    return 0

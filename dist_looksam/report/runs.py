@@ -1,0 +1,234 @@
+"""Runs as a report sees them: found in folders, read from what they and a sweep left there.
+
+A run is a folder with config.yaml (or a sweep's point.json), metrics.jsonl and, when it is done,
+summary.json. A sweep's own folder has sweep.yaml, its grid, and choices.json, what tuning chose.
+"""
+
+import json
+import math
+import os
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dist_looksam import metrics, rundir
+from dist_looksam.errors import ConfigError, RunError
+from dist_looksam.optim.table import METHODS
+
+FINISHED, UNFINISHED, DIVERGED = "finished", "unfinished", "diverged"
+FINAL, TUNE, SUPERSEDED = "final", "tune", "superseded"  # the last: of settings a sweep dropped
+_SKIPPED_SHARE = 0.1  # of a run's steps; more is told
+_TAKEN = ("trials", "score")  # of choices.json: what is not a setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One run directory. What it does not say is None."""
+
+    folder: str  # as the user would type it
+    label: str
+    method: str
+    base: str
+    stage: str
+    batch: int
+    seed: int
+    state: str  # finished, unfinished, or diverged: done, but its last loss was not finite
+    world_size: int | None = None
+    top1: float | None = None  # a fraction
+    steps: int | None = None
+    seconds: float | None = None
+    images_per_s: float | None = None
+    passes: int | None = None
+    gv_ratio: float | None = None  # median over the looks of the run
+    skipped: int = 0  # steps
+    tuned: dict[str, Any] = field(default_factory=dict)  # settings that tuning tried or chose
+    config: dict[str, Any] = field(default_factory=dict)
+    started: float = 0.0
+    host: str | None = None
+
+    def setting(self, name: str) -> Any:
+        """What was tuned, else what config.yaml resolved; None where the method has no such."""
+        row = METHODS[self.method]
+        has = {"rho": row.ascent, "k": row.settable_k, "alpha": row.keeps, "reuse": row.keeps}
+        if not has.get(name, True):
+            return None
+        return self.tuned.get(name, self.config.get(name))
+
+    @property
+    def final(self) -> bool:
+        """Neither a trial nor of settings that a sweep has dropped."""
+        return self.stage == FINAL
+
+    @property
+    def holdout(self) -> int:
+        """Training images that accuracy was taken on; 0: the test images."""
+        return int(self.config.get("holdout") or 0)
+
+    @property
+    def counts(self) -> bool:
+        """Whether it has an accuracy that a mean can be taken over."""
+        return self.state != UNFINISHED and self.top1 is not None
+
+    @property
+    def trouble(self) -> str:
+        """What a reader of this run's accuracy must know; empty where all went well."""
+        if self.state == DIVERGED:
+            return "its last loss was not finite" if self.top1 is not None else "has no accuracy"
+        if self.steps and self.skipped > _SKIPPED_SHARE * self.steps:
+            return f"{self.skipped:,} of {self.steps:,} steps were skipped"
+        return ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What a sweep chose for one (label, batch), from how many trials, with which score."""
+
+    flags: dict[str, Any]
+    trials: int | None
+    score: float | None
+    path: str  # of choices.json
+
+
+@dataclass(kw_only=True)
+class Found:
+    """All that was found below the folders of a report."""
+
+    runs: list[Run] = field(default_factory=list)
+    choices: dict[tuple[str, int], Choice] = field(default_factory=dict)
+    grids: dict[str, str] = field(default_factory=dict)  # sweep.yaml's path -> its text
+    notes: list[str] = field(default_factory=list)
+
+
+def find(folders: Sequence[str]) -> Found:
+    """Every run and sweep below `folders`. Raises ConfigError where there is no run at all."""
+    found = Found()
+    seen: set[str] = set()
+    for root in folders:
+        if not Path(root).is_dir():
+            raise ConfigError(f"a report needs folders that hold runs, got {root}: no such folder.")
+        for folder in _walk(root, seen):
+            _take(folder, found)
+    if not found.runs:
+        raise ConfigError(
+            f"a report needs folders that hold runs (config.yaml, metrics.jsonl, summary.json), "
+            f"got {', '.join(map(str, folders))} with none in it; give what train.py --out or "
+            f"dist-looksam sweep wrote."
+        )
+    return found
+
+
+def _walk(root: str, seen: set[str]) -> Iterator[Path]:
+    """Folders that hold a run or a sweep, each once, also through links."""
+    for folder, below, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        is_run = "config.yaml" in files or "point.json" in files
+        hidden = {name for name in below if name.startswith(".")}
+        below[:] = [] if is_run or real in seen else sorted(set(below) - hidden)
+        if real not in seen and (is_run or {"sweep.yaml", "choices.json"} & set(files)):
+            yield Path(folder)
+        seen.add(real)
+
+
+def _take(folder: Path, found: Found) -> None:
+    if (folder / "config.yaml").exists() or (folder / "point.json").exists():
+        try:
+            found.runs.append(_read(folder))
+        except (ValueError, TypeError, KeyError, OSError, yaml.YAMLError, RunError) as error:
+            text = " ".join(str(error).split())
+            found.notes.append(f"{folder} could not be read and is left out: {text}")
+        return
+    if (folder / "sweep.yaml").exists():
+        found.grids[str(folder / "sweep.yaml")] = (folder / "sweep.yaml").read_text()
+    if (folder / "choices.json").exists():
+        chosen = _choices(folder / "choices.json", found.notes)
+        found.notes += _chosen_twice(found.choices, chosen)
+        found.choices |= chosen
+
+
+def _chosen_twice(
+    before: dict[tuple[str, int], Choice], chosen: dict[tuple[str, int], Choice]
+) -> list[str]:
+    """A sentence for each pair of sweeps that tuned the same label at the same batch."""
+    twice: dict[tuple[str, str], list[tuple[str, int]]] = {}
+    for at in sorted(before.keys() & chosen.keys()):
+        twice.setdefault((before[at].path, chosen[at].path), []).append(at)
+    notes = []
+    for (old, new), where in twice.items():
+        label, batch = where[0]
+        more = f" and {len(where) - 1} more" if len(where) > 1 else ""
+        notes.append(
+            f"{old} and {new} both chose for {label}, batch {batch:,}{more}: what the latter chose "
+            f"is shown, and the trials and runs of both are taken together. Give different labels, "
+            f"or make a report of each."
+        )
+    return notes
+
+
+def _choices(path: Path, notes: list[str]) -> dict[tuple[str, int], Choice]:
+    chosen = {}
+    try:
+        for label, batches in json.loads(path.read_text()).items():
+            for batch, row in batches.items():
+                flags = {name: value for name, value in row.items() if name not in _TAKEN}
+                chosen[label, int(batch)] = Choice(
+                    flags=flags,
+                    trials=row.get("trials"),
+                    score=row.get("score"),
+                    path=str(path),
+                )
+    except (ValueError, AttributeError) as error:
+        notes.append(f"{path} could not be read and is left out: {error}")
+    return chosen
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return (yaml.load(path.read_text(), loader) or {}) if path.exists() else {}
+
+
+def _read(folder: Path) -> Run:
+    config, point = _yaml(folder / "config.yaml"), _json(folder / "point.json")
+    end, job = _json(folder / "summary.json"), rundir.job(folder)
+    method = point.get("method") or end.get("optimizer") or config["optimizer"]
+    if method not in METHODS:
+        raise ValueError(f"optimizer must be one of {', '.join(METHODS)}, got {method!r}")
+    base = config.get("base") or METHODS[method].base
+    own = method if base == METHODS[method].base else f"{method} on {base}"
+    steps = metrics.read(folder / "metrics.jsonl")[0] if end else []
+    top1 = _finite(end.get("top1"))
+    lost = bool(end) and (top1 is None or bool(steps and steps[-1]["loss"] is None))
+    looks = [row["gv_ratio"] for row in steps if row["look"] and row["gv_ratio"] is not None]
+    return Run(
+        folder=str(folder),
+        label=str(point.get("label") or own),
+        method=method,
+        base=base,
+        stage=point.get("stage", FINAL),
+        batch=int(point.get("batch_size") or config["batch_size"]),
+        seed=int(point["seed"] if "seed" in point else config["seed"]),
+        state=UNFINISHED if not end else DIVERGED if lost else FINISHED,
+        world_size=end.get("world_size") or job.get("ranks"),
+        top1=top1,
+        steps=end.get("steps"),
+        seconds=_finite(end.get("seconds")),
+        images_per_s=_finite(end.get("images_per_s")),
+        passes=end.get("forward_backward_passes"),
+        gv_ratio=statistics.median(looks) if looks else None,
+        skipped=sum(bool(row["skipped"]) for row in steps),
+        tuned=point.get("tuned", point.get("flags")) or {},
+        config={**(point.get("flags") or {}), **config},
+        started=float(job.get("started") or 0.0),
+        host=job.get("host"),
+    )
+
+
+def _finite(value: Any) -> float | None:
+    return float(value) if value is not None and math.isfinite(value) else None

@@ -1,0 +1,385 @@
+"""What a set of runs says: means and spread per method and batch, costs, where accuracy falls.
+
+A *cell* is one method label at one batch. Its spread is the sample standard deviation over seeds,
+unknown for a single seed. Two cells differ *clearly* where their means are further apart than the
+standard deviation of the difference of one run of each, sqrt(sd_a^2 + sd_b^2); a mean that leads
+by less is called within spread. Fewer than three seeds of either are too few to judge: two are
+equal by chance, and then have no spread at all.
+"""
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from dist_looksam.optim.table import METHODS
+from dist_looksam.report.runs import SUPERSEDED, UNFINISHED, Found, Run
+
+FEWEST = 3  # seeds, of which a spread says anything
+# Settings that say where and how a run goes, not what it computes; the seed is what runs of a cell
+# differ by. Ranks, backend and ZeRO stage give the same weights.
+_LOCAL = {
+    "seed", "out", "resume", "save_every", "keep", "requeue", "eval_every", "probe_every", "device",
+    "timeout", "dry_run", "ranks", "local_rank", "workers", "data_dir", "micro_batch", "backend",
+    "zero_stage", "offload",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Amount:
+    """A mean over n runs and its sample standard deviation; None where n is 1."""
+
+    mean: float
+    sd: float | None
+    n: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Amount":
+        """Of at least one value."""
+        sd = statistics.stdev(values) if len(values) > 1 else None
+        return cls(statistics.fmean(values), sd, len(values))
+
+    def over(self, other: "Amount") -> "Amount":
+        """The ratio, its spread to first order."""
+        ratio, sd = self.mean / other.mean, None
+        if self.sd is not None and other.sd is not None:
+            sd = ratio * math.hypot(self.sd / self.mean, other.sd / other.mean)
+        return Amount(ratio, sd, min(self.n, other.n))
+
+    def minus(self, other: "Amount") -> "Amount":
+        """The difference, with the spread of the difference of one run of each."""
+        sd = None
+        if self.sd is not None and other.sd is not None:
+            sd = math.hypot(self.sd, other.sd)
+        return Amount(self.mean - other.mean, sd, min(self.n, other.n))
+
+    def times(self, factor: float) -> "Amount":
+        """In another unit."""
+        return Amount(factor * self.mean, None if self.sd is None else factor * self.sd, self.n)
+
+    @property
+    def judged(self) -> bool:
+        """Whether there are seeds enough, and any spread, to say what is clear."""
+        return self.n >= FEWEST and bool(self.sd)
+
+    @property
+    def clear(self) -> bool:
+        """Of a difference: whether it is larger than its spread, which must be known."""
+        return self.judged and self.sd is not None and abs(self.mean) > self.sd
+
+
+@dataclass(frozen=True, kw_only=True)
+class Label:
+    """One line of the report: what it runs, and what it is compared with."""
+
+    name: str
+    method: str
+    base: str
+    k: int | None = None  # of methods that look every k-th step
+    base_label: str | None = None  # the line of its base alone; itself where it is one
+    sam_label: str | None = None  # the line that looks at every step, for methods with a k
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """The finished final runs of one label at one batch, each seed once."""
+
+    runs: tuple[Run, ...]
+
+    @property
+    def top1(self) -> Amount:
+        """Accuracy, a fraction."""
+        return Amount.of(self.values)
+
+    @property
+    def values(self) -> list[float]:
+        """Accuracy of each run."""
+        return [run.top1 for run in self.runs if run.top1 is not None]
+
+    @property
+    def troubled(self) -> bool:
+        """Whether one of its runs diverged or skipped many steps."""
+        return any(run.trouble for run in self.runs)
+
+    def amount(self, name: str, *, per_step: bool = False) -> Amount | None:
+        """Of a number that runs report; None where none does."""
+        known = [(getattr(run, name), run.steps or 1) for run in self.runs]
+        values = [x / n if per_step else x for x, n in known if x is not None]
+        return Amount.of(values) if values else None
+
+    def on(self, ranks: int | None) -> "Cell | None":
+        """Its runs on so many ranks: times of other numbers of ranks are not comparable."""
+        runs = tuple(run for run in self.runs if run.world_size == ranks)
+        return Cell(runs=runs) if runs else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hold:
+    """How far one label keeps within `points` of its own best mean as the batch grows."""
+
+    best_at: int
+    best: Amount
+    up_to: int  # the largest batch before a fall
+    falls_at: int | None = None
+    fall: Amount | None = None  # best minus the mean there, > 0; None: no run there has an accuracy
+    missing: tuple[int, ...] = ()  # batches before up_to at which no run of it has finished
+
+
+@dataclass(kw_only=True)
+class Study:
+    """Everything that tables, charts and words are made from."""
+
+    labels: list[Label]
+    batches: list[int]
+    cells: dict[tuple[str, int], Cell]
+    finals: list[Run]  # finished final runs, also those that means leave out
+    lost: set[tuple[str, int]]  # cells with a finished run that has no accuracy at all
+    unfinished: list[Run]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def tried(self) -> list[int]:
+        """Batches of any final run, also where none counts, rising."""
+        lost = {batch for _, batch in self.lost}
+        return sorted({*self.batches, *lost, *(r.batch for r in self.unfinished if r.final)})
+
+    def of(self, label: str | None, batch: int) -> Cell | None:
+        """The cell, or None."""
+        return self.cells.get((label, batch)) if label else None
+
+    def along(self, label: str) -> list[tuple[int, Cell]]:
+        """(batch, cell) of one label, batches rising."""
+        return [(b, self.cells[label, b]) for b in self.batches if (label, b) in self.cells]
+
+    def difference(self, label: str, other: str | None, batch: int) -> Amount | None:
+        """Accuracy of `label` minus that of `other`; None where one was not run."""
+        a, b = self.of(label, batch), self.of(other, batch)
+        return a.top1.minus(b.top1) if a and b else None
+
+    def cost(self, label: Label, batch: int, name: str) -> Amount | None:
+        """`name` per step over that of the base, from runs on the same number of ranks."""
+        mine, base = self.of(label.name, batch), self.of(label.base_label, batch)
+        if not mine or not base:
+            return None
+        shared = {r.world_size for r in mine.runs} & {r.world_size for r in base.runs}
+        for ranks in sorted(shared, key=lambda n: n or 0):
+            a, b = mine.on(ranks), base.on(ranks)
+            over = a.amount(name, per_step=True) if a else None
+            under = b.amount(name, per_step=True) if b else None
+            if over and under and under.mean > 0:
+                return over.over(under)
+        return None
+
+    def best(self, batch: int) -> list[str]:
+        """Labels at `batch`, the highest mean first."""
+        here = [x.name for x in self.labels if (x.name, batch) in self.cells]
+        return sorted(here, key=lambda name: -self.cells[name, batch].top1.mean)
+
+    def leader(self, batch: int) -> str | None:
+        """The best label, where it leads the second by more than the spread.
+
+        None where a run of it was lost: the mean of those that are left is too good.
+        """
+        order = self.best(batch)
+        if len(order) < 2 or (order[0], batch) in self.lost:
+            return None
+        lead = self.difference(order[0], order[1], batch)
+        return order[0] if lead and lead.clear else None
+
+    def hold(self, label: str, points: float) -> Hold | None:
+        """From its best batch upwards, until the mean is more than `points` % below the best.
+
+        A batch at which all its runs ended without an accuracy is a fall; one that others were run
+        at and it was not, or not to the end, is `missing`.
+        """
+        line = self.along(label)
+        if not line:
+            return None
+        best_at, best = max(line, key=lambda row: row[1].top1.mean)
+        up_to, missing = best_at, []
+        falls_at, fall = None, None
+        for batch in (b for b in self.tried if b > best_at):
+            cell = self.of(label, batch)
+            if cell is None and (label, batch) not in self.lost:
+                missing.append(batch)
+                continue
+            fall = best.top1.minus(cell.top1) if cell else None
+            if fall is None or 100 * fall.mean > points:
+                falls_at = batch
+                break
+            up_to = batch
+        return Hold(
+            best_at=best_at,
+            best=best.top1,
+            up_to=up_to,
+            falls_at=falls_at,
+            fall=fall if falls_at is not None else None,
+            missing=tuple(b for b in missing if b < up_to),
+        )
+
+
+def study(found: Found) -> Study:
+    """Group what was found; `notes` tells of everything that a reader must know."""
+    notes = list(found.notes)
+    finals = _of_one_kind([run for run in found.runs if run.final], notes)
+    cells = _cells([run for run in finals if run.counts], notes)
+    labels = _labels([run for cell in cells.values() for run in cell.runs])
+    unfinished = [r for r in found.runs if r.state == UNFINISHED and r.stage != SUPERSEDED]
+    if dropped := sum(run.stage == SUPERSEDED for run in found.runs):
+        what = "run" if dropped == 1 else "runs"
+        notes.append(f"Left out: {dropped} {what} of settings that the sweep has dropped.")
+    if unfinished:
+        which = ", ".join(_named(run) for run in unfinished[:6])
+        more = f" and {len(unfinished) - 6} more" if len(unfinished) > 6 else ""
+        one = len(unfinished) == 1
+        notes.append(
+            f"{len(unfinished)} run{'' if one else 's'} of {len(found.runs)} "
+            f"{'is' if one else 'are'} not finished and {'does' if one else 'do'} not count: "
+            f"{which}{more}."
+        )
+    notes += _troubles(finals) + _unlike(labels, cells) + _mixed(cells)
+    return Study(
+        labels=labels,
+        batches=sorted({batch for _, batch in cells}),
+        cells=cells,
+        finals=[run for run in finals if run.counts],
+        lost={(r.label, r.batch) for r in finals if r.state != UNFINISHED and r.top1 is None},
+        unfinished=unfinished,
+        notes=notes,
+    )
+
+
+def _of_one_kind(finals: list[Run], notes: list[str]) -> list[Run]:
+    """Without runs that were evaluated on held-out training images, if others saw the test images.
+
+    Those have the looks of trials: the two accuracies are of different images.
+    """
+    held = [run for run in finals if run.holdout]
+    if not held:
+        return finals
+    if any(run.counts and not run.holdout for run in finals):
+        one = len(held) == 1
+        notes.append(
+            f"Left out: {len(held)} final {'run' if one else 'runs'} evaluated on held-out "
+            f"training images, where others saw the test images: "
+            f"{_named(held[0])}{'' if one else f' and {len(held) - 1} more'}."
+        )
+        return [run for run in finals if not run.holdout]
+    sizes = " or ".join(f"{n:,}" for n in sorted({run.holdout for run in held}))
+    notes.append(f"Accuracy is of {sizes} held-out training images, not of the test images.")
+    return finals
+
+
+def _named(run: Run) -> str:
+    return f"{run.label}, batch {run.batch:,}, seed {run.seed}"
+
+
+def _cells(runs: list[Run], notes: list[str]) -> dict[tuple[str, int], Cell]:
+    """Each (label, batch, seed) counts once for accuracy: fewest ranks, then the latest start."""
+    once: dict[tuple[str, int, int], list[Run]] = {}
+    for run in runs:
+        once.setdefault((run.label, run.batch, run.seed), []).append(run)
+    cells: dict[tuple[str, int], list[Run]] = {}
+    for (label, batch, _), same in sorted(once.items()):
+        same.sort(key=lambda run: (run.world_size or 0, -run.started, run.folder))
+        cells.setdefault((label, batch), []).append(same[0])
+        twins = [run.folder for run in same[1:] if run.world_size == same[0].world_size]
+        if twins:
+            notes.append(
+                f"{_named(same[0])} was run {len(twins) + 1} times; the latest counts, "
+                f"{same[0].folder}, and not {', '.join(twins)}."
+            )
+    return {at: Cell(runs=tuple(runs)) for at, runs in cells.items()}
+
+
+def _labels(runs: list[Run]) -> list[Label]:
+    order = list(METHODS)
+    first: dict[str, Run] = {}
+    for run in runs:
+        first.setdefault(run.label, run)
+    names = sorted(first, key=lambda name: (order.index(first[name].method), name))
+
+    def line(method: str | None, base: str) -> str | None:
+        same = [n for n in names if first[n].method == method and first[n].base == base]
+        return method if method in same else same[0] if len(same) == 1 else None
+
+    found = []
+    for name in names:
+        run = first[name]
+        row = METHODS[run.method]
+        sams = [m for m, r in METHODS.items() if r.ascent == row.ascent and not r.settable_k]
+        is_base = run.method == run.base
+        found.append(
+            Label(
+                name=name,
+                method=run.method,
+                base=run.base,
+                k=run.setting("k") if row.settable_k else None,
+                base_label=name if is_base else line(run.base, run.base),
+                sam_label=line(sams[0], run.base) if row.settable_k else None,
+            )
+        )
+    return found
+
+
+def _troubles(finals: list[Run]) -> list[str]:
+    notes = []
+    for run in finals:
+        if run.trouble and run.top1 is None:
+            notes.append(f"{_named(run)} {run.trouble} and does not count in any mean.")
+        elif run.trouble:
+            notes.append(f"{_named(run)} counts, but {run.trouble}.")
+    return notes
+
+
+def _unlike(labels: list[Label], cells: dict[tuple[str, int], Cell]) -> list[str]:
+    """Settings that make a comparison unfair or a mean meaningless where they differ."""
+    runs = [run for cell in cells.values() for run in cell.runs]
+    notes = []
+    for name in ("data", "model", "precision", "augment", "train_images", "holdout"):
+        values = sorted({str(run.config.get(name)) for run in runs})
+        if len(values) > 1:
+            notes.append(f"The runs differ in {name}: {', '.join(values)}.")
+    for batch in sorted({batch for _, batch in cells}):
+        steps: dict[int | None, list[str]] = {}
+        for label in labels:
+            cell = cells.get((label.name, batch))
+            for count in {run.steps for run in cell.runs} if cell else ():
+                steps.setdefault(count, []).append(label.name)
+        if len(steps) > 1:
+            told = "; ".join(f"{', '.join(who)}: {n:,}" for n, who in steps.items() if n)
+            notes.append(f"At batch {batch:,} the methods took different numbers of steps: {told}.")
+    hosts = sorted({run.host for run in runs if run.host})
+    if len(hosts) > 1:
+        notes.append(
+            f"The runs were timed on {len(hosts)} machines: compare seconds only where they are "
+            f"alike."
+        )
+    return notes
+
+
+def _mixed(cells: dict[tuple[str, int], Cell]) -> list[str]:
+    """Cells whose runs differ in more than the seed: their spread is not that of seeds."""
+    notes = []
+    for (label, batch), cell in cells.items():
+        names = sorted({name for run in cell.runs for name in run.config} - _LOCAL)
+        told = []
+        for name in names:
+            seeds: dict[str, list[int]] = {}
+            for run in cell.runs:
+                seeds.setdefault(_said(run.setting(name)), []).append(run.seed)
+            if len(seeds) > 1:
+                each = [f"{v} (seed {', '.join(map(str, who))})" for v, who in seeds.items()]
+                told.append(f"{name} {' and '.join(each)}")
+        if told:
+            notes.append(
+                f"{label}, batch {batch:,}: mean and spread are over runs of different settings: "
+                f"{'; '.join(told)}."
+            )
+    return notes
+
+
+def _said(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return "not set" if value is None else str(value)

@@ -1,0 +1,144 @@
+"""`dist-looksam sweep FILE.yaml`: runs a grid of methods, batch sizes and seeds; goes on if killed.
+
+    dist-looksam sweep launch/sweeps/fashion_mnist.yaml --jobs 2
+    dist-looksam sweep FILE.yaml --devices 0,1,2,3 --jobs 4      one GPU each
+    dist-looksam sweep FILE.yaml --slurm -- --nodes 2 --time 60  as a job array; sbatch's options
+
+Call it again and it goes on; points that are done are not run again.
+"""
+
+import fcntl
+import shutil
+import sys
+import time
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO
+
+from ..arguments import Parser
+from ..errors import ConfigError, RunError
+from . import array, grid, local
+from .grid import Point
+from .ledger import Ledger
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run a sweep to its end, or send it to SLURM. Exit code 1 where points failed."""
+    argv = list(argv)
+    at = argv.index("--") if "--" in argv else len(argv)
+    flags = _parser().parse_args(argv[:at])
+    if argv[at + 1 :] and not flags.slurm:
+        raise ConfigError("what stands behind -- is for sbatch; add --slurm or leave it out.")
+    for name in ("jobs", "ranks"):
+        if getattr(flags, name) < 1:
+            raise ConfigError(f"{name} must be >= 1, got {getattr(flags, name)}.")
+    devices = [d for d in flags.devices.split(",") if d]
+    if devices and len(devices) < flags.jobs * flags.ranks:
+        raise ConfigError(
+            f"devices must name one GPU for each rank of each job, {flags.jobs} x {flags.ranks}, "
+            f"got {len(devices)}; name more, or use fewer jobs."
+        )
+    sweep = grid.read(flags.file)
+    out = (flags.out or Path("runs") / flags.file.stem).absolute()
+    ledger = Ledger(sweep, out)
+    if flags.dry_run:
+        return _list(ledger)
+    out.mkdir(parents=True, exist_ok=True)
+    if flags.file.resolve() != (out / "sweep.yaml").resolve():
+        shutil.copyfile(flags.file, out / "sweep.yaml")
+    with _alone(out):
+        if flags.slurm:
+            again = [str(out / "sweep.yaml"), "--out", str(out), "--slurm"]
+            again += ["--at_once", str(flags.at_once), "--", *argv[at + 1 :]]
+            options = argv[at + 1 :]
+            said = array.submit(ledger, again=again, at_once=flags.at_once, options=options)
+            print(said, ledger.table(), sep="\n\n")
+            return 0
+        return _run(ledger, local.Place(jobs=flags.jobs, ranks=flags.ranks, devices=devices))
+
+
+def _parser() -> Parser:
+    raw = RawDescriptionHelpFormatter
+    parser = Parser(prog="dist-looksam sweep", description=__doc__, formatter_class=raw)
+    parser.add_argument("file", type=Path, help="YAML file; see launch/sweeps/")
+    parser.add_argument("--out", type=Path, help="folder of the sweep (runs/ and the file's name)")
+    parser.add_argument("--jobs", type=int, default=1, help="points at a time on this machine (1)")
+    parser.add_argument("--ranks", type=int, default=1, help="ranks of each point here (1)")
+    parser.add_argument("--devices", default="", help="GPUs to share among the jobs, like 0,1,2,3")
+    parser.add_argument("--slurm", action="store_true", help="as a SLURM job array")
+    parser.add_argument("--at_once", type=int, default=0, help="elements at a time; 0: all")
+    parser.add_argument("--dry_run", action="store_true", help="list the points and leave")
+    return parser
+
+
+def _alone(out: Path) -> IO[str]:
+    """A lock on the folder, held until it is closed or this process ends."""
+    file = (out / ".lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise RunError(
+            f"another sweep works in {out}; wait for it, or name another --out"
+        ) from None
+    return file
+
+
+def _list(ledger: Ledger) -> int:
+    due, done = ledger.due()
+    for point in due:
+        print(point.name, " ".join(point.argv()))
+    unknown = ledger.grid.total - len(due) - len(done)
+    waits = f", {unknown} are known once their trials are done" if unknown else ""
+    print(f"{ledger.grid.total} points: {len(done)} are done, {len(due)} can run now{waits}")
+    return 0
+
+
+class _Told:
+    """A line per ended point, with what is left and for how long."""
+
+    def __init__(self, ledger: Ledger, jobs: int) -> None:
+        self.ledger, self.jobs = ledger, jobs
+        self.spent = self.work = 0.0
+
+    def ended(self, point: Point, seconds: float, code: int) -> None:
+        summary = self.ledger.summary(point)
+        done = len(self.ledger.due()[1])
+        self.spent += seconds
+        self.work += point.weight
+        result = f"top1 {summary['top1']:.2%}" if summary and not code else f"FAILED (exit {code})"
+        tuned = "".join(f" {k}={v:g}" for k, v in point.tuned.items())
+        total = self.ledger.grid.total
+        hours = self.spent / self.work * self._left() / self.jobs / 3600
+        print(
+            f"[{done}/{total}] {point.name}{tuned if point.stage == 'final' else ''}: {result}, "
+            f"{seconds:.0f} s, ETA {int(hours)}:{int(hours * 60) % 60:02d} h",
+            flush=True,
+        )
+
+    def _left(self) -> float:
+        """Weight of the points that are not done; those not yet known count as average."""
+        due, done = self.ledger.due()
+        known = [p.weight for p in due + done]
+        unknown = self.ledger.grid.total - len(known)
+        return sum(p.weight for p in due) + unknown * sum(known) / len(known)
+
+
+def _run(ledger: Ledger, place: local.Place) -> int:
+    due, done = ledger.due()
+    print(f"{ledger.grid.total} points, {len(done)} done before; {ledger.out}", flush=True)
+    told, began = _Told(ledger, place.jobs), time.monotonic()
+    try:
+        failed = local.run(ledger, place, lambda note: print(note, flush=True), told.ended)
+    except local.Stopped:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    print(ledger.table(), end="")
+    print(f"{len(due) and time.monotonic() - began:.0f} s; {ledger.out / 'table.md'}")
+    if failed:
+        names = ", ".join(p.name for p in failed[:3])
+        raise RunError(
+            f"{len(failed)} points failed: {names}; see {ledger.log(failed[0])}, then call again."
+        )
+    return 0

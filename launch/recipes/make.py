@@ -1,0 +1,257 @@
+"""Writes the recipes, so that every number stands once: here, with its source.
+
+    python launch/recipes/make.py      # rewrites *.yaml and README.md beside this file
+
+Change a number here, run it, look at the difference. A test holds the files equal to this.
+"""
+
+from dataclasses import dataclass
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+from dist_looksam import dryrun
+from dist_looksam.config import Settings
+
+HERE = Path(__file__).parent
+METHODS = ("adamw", "lamb", "sam", "look_sam", "layer_sam", "look_layer_sam")
+BATCHES = (4096, 8192, 16384, 32768, 65536)
+GPUS_OF_NODE = 8
+FIRST = 4096  # the batch that learning rates and warm-up belong to
+
+# What the short names in brackets stand for. "Second-hand": read about, its tables not seen.
+SOURCES = {
+    "chen": "Chen et al., arXiv:2106.01548: SAM on ViTs; second-hand",
+    "gsam": "big_vision, configs/proj/gsam/vit_i1k_gsam_no_aug.py: read; falls linearly",
+    "look": "Liu et al., arXiv:2203.02714: LookSAM, Look-LayerSAM; second-hand",
+    "vit": "Dosovitskiy et al., arXiv:2010.11929: ViT-B/16 from scratch on ImageNet",
+    "lamb": "You et al., arXiv:1904.00962: lr as the square root of the batch",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A network, where it runs, and the radii that go with its size."""
+
+    title: str
+    nodes: int
+    most: int  # samples per forward
+    norm: float  # ||w|| of its initial weights, seed 0; a test measures it
+    rho: float  # of model scope: [chen]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    """A base optimizer at batch 4,096."""
+
+    lr: float
+    weight_decay: float
+    source: str
+
+
+MODELS = {
+    "vit_s16": Model(title="ViT-S/16", nodes=2, most=1024, norm=207.8, rho=0.1),
+    "vit_b16": Model(title="ViT-B/16", nodes=8, most=512, norm=293.5, rho=0.2),
+}
+BASES = {
+    "adamw": Base(lr=0.003, weight_decay=0.3, source="[chen] [gsam]"),
+    "lamb": Base(lr=0.01, weight_decay=0.1, source="[look]"),
+}
+BASE_OF = {"adamw": "adamw", "sam": "adamw", "look_sam": "adamw"}  # the others: lamb
+EPOCHS, WARMUP, CLIP, K, ALPHA = 300, 10_000, 1.0, 5, 0.7
+SAVE_EVERY, KEEP = 2000, 2  # at batch 4,096
+
+MARK = "<!-- from here on make.py writes -->"
+COLUMNS = (
+    "recipe", "steps", "warm-up", "lr", "decay", "rho", "precision", "passes", "GPUs", "hours",
+    "GPU-hours",
+)  # fmt: skip
+
+Line = tuple[str, Any, str]  # setting, value, what a reader should know of it
+
+
+def name_of(model: str, method: str, batch: int) -> str:
+    return f"{model}-{method}-{batch // 1024}k"
+
+
+def _rho(model: Model, method: str) -> Line:
+    if "layer" not in method:
+        return "rho", model.rho, "[chen]; the same at every batch: extrapolated, tune"
+    rule = (
+        f"no source: as long as [chen]'s {model.rho:g} at the start, / ||w|| {model.norm:g}; tune"
+    )
+    return "rho", round(model.rho / model.norm, 4), rule
+
+
+def _sharpness(model: Model, method: str) -> list[Line]:
+    if "sam" not in method:
+        return []
+    lines = [_rho(model, method)]
+    if "look" in method:
+        lines += [
+            ("k", K, "[look]"),
+            ("alpha", ALPHA, "[look]"),
+            ("reuse", "paper", "[look]; on our small data only `natural` trained: try both"),
+        ]
+    return lines
+
+
+def lines_of(model: str, method: str, batch: int) -> list[Line]:
+    """The settings of a recipe, in the order in which they are written."""
+    of, base = MODELS[model], BASE_OF.get(method, "lamb")
+    start, ranks, times = BASES[base], of.nodes * GPUS_OF_NODE, batch // FIRST
+    there = "" if times == 1 else f", {start.lr * sqrt(times):.3g} here"
+    guess = "; of an unknown batch: tune" if base == "lamb" else ""
+    spread = "[gsam]" if times == 1 else "10,000 at 4,096 [gsam], as many images: extrapolated"
+    half = "sam" in method
+    return [
+        ("model", model, ""),
+        ("data", "folder", ""),
+        ("data_dir", "/data/imagenet", "yours: --data_dir"),
+        ("image_size", 224, ""),
+        ("augment", "crop,flip", "[chen] [gsam]"),
+        ("epochs", EPOCHS, "[chen] [gsam]"),
+        ("batch_size", batch, ""),
+        ("micro_batch", min(of.most, batch // ranks), "per GPU and forward; changes no result"),
+        ("ranks", ranks, "that --dry_run checks for"),
+        ("optimizer", method, ""),
+        ("base", base, ""),
+        ("lr", start.lr, f"at 4,096 {start.source}{there}{guess}"),
+        ("lr_scaling", "sqrt", "[lamb]; for other batches and methods extrapolated: tune"),
+        ("lr_base_batch", FIRST, ""),
+        ("warmup_steps", WARMUP // times, spread),
+        ("schedule", "cosine", "[vit]"),
+        ("weight_decay", start.weight_decay, start.source),
+        ("clip", CLIP, "[chen] [gsam] [look]"),
+        *_sharpness(of, method),
+        ("precision", "fp16" if half else "bf16", "see above" if half else ""),
+        ("backend", "zero", ""),
+        ("zero_stage", 1, "sends gradients once a step, however many micro-batches"),
+        ("save_every", SAVE_EVERY // times, "about every 6 epochs"),
+        ("keep", KEEP, "checkpoints; 0 keeps all"),
+    ]
+
+
+def outcome_of(lines: list[Line]) -> dryrun.Outcome:
+    settings = Settings(**{name: value for name, value, _ in lines})
+    assert settings.ranks is not None
+    return dryrun.check(settings, ranks=settings.ranks, opened=False)
+
+
+def _commands(name: str, nodes: int) -> list[str]:
+    file = f"--config launch/recipes/{name}.yaml"
+    rest = f"      --data_dir /data/imagenet --out runs/{name}"
+    tasks = f"--ntasks-per-node {GPUS_OF_NODE} --gpus-per-node {GPUS_OF_NODE} --cpus-per-task 12"
+    return [
+        f"  deepspeed --hostfile cluster/hostfile --num_nodes {nodes} train.py \\",
+        f"      {file} \\",
+        f"{rest} --resume auto",
+        "",
+        f"  sbatch --nodes {nodes} {tasks} launch/slurm.sbatch \\",
+        f"      {file} \\",
+        rest,
+        "",
+        f"  python train.py {file} --dry_run",
+    ]
+
+
+def _precision(model: Model, method: str) -> list[str]:
+    if "sam" not in method:
+        return []
+    scope = "layer" if "layer" in method else "model"
+    return [
+        "",
+        f"fp16, not bf16, which rounds most of a perturbation of this rho ({scope} scope) away.",
+        "ZeRO keeps fp32 masters, but forward sees 16 bits (README.md beside this file).",
+        "train.py measures it on looks and warns; --precision fp32 loses nothing and is slow.",
+    ]
+
+
+def _header(
+    name: str, model: Model, method: str, outcome: dryrun.Outcome, lines: list[Line]
+) -> str:
+    used = [s for s in SOURCES if any(f"[{s}]" in said for _, _, said in lines)]
+    assert outcome.plan is not None, outcome.unplanned
+    per_node = outcome.plan.images_per_s / model.nodes
+    text = [
+        f"{model.title}, {method}, batch {outcome.settings.batch_size:,}, {EPOCHS} epochs of "
+        "ImageNet-1k. Not trained by us.",
+        "Written by make.py, which has every number once: change it there, or by flags.",
+        "",
+        *_commands(name, model.nodes),
+        "",
+        f"{outcome.steps:,} steps, {outcome.passes:,} passes. Cost, computed (dist-looksam plan) "
+        "and not measured:",
+        dryrun.cost(outcome) + ",",
+        f"if each of {model.nodes} nodes reads and decodes {per_node:,.0f} images/s.",
+        *_precision(model, method),
+        "",
+        "Sources (second-hand: its tables were not seen):",
+        *(f"  [{s}] {SOURCES[s]}" for s in used),
+    ]
+    return "\n".join(f"# {line}".rstrip() for line in text)
+
+
+def recipe(model: str, method: str, batch: int) -> str:
+    """The text of one file."""
+    name, lines = name_of(model, method, batch), lines_of(model, method, batch)
+    header = _header(name, MODELS[model], method, outcome_of(lines), lines)
+    body = []
+    for setting, value, said in lines:
+        line = f"{setting}: {value}"
+        body.append(f"{line:<26}# {said}" if said else line)
+    return header + "\n\n" + "\n".join(body) + "\n"
+
+
+def files() -> dict[str, str]:
+    """Name and text of every recipe, and of the index."""
+    made = {
+        name_of(model, method, batch) + ".yaml": recipe(model, method, batch)
+        for model in MODELS
+        for method in METHODS
+        for batch in BATCHES
+    }
+    return {**made, "README.md": index()}
+
+
+def _row(model: str, method: str, batch: int) -> str:
+    outcome = outcome_of(lines_of(model, method, batch))
+    s, name = outcome.settings, name_of(model, method, batch)
+    assert outcome.plan is not None, outcome.unplanned
+    hours = outcome.plan.hours
+    cells = (
+        f"[{name}]({name}.yaml)", f"{outcome.steps:,}", f"{s.warmup_steps:,}", f"{outcome.lr:.2g}",
+        f"{s.weight_decay:g}", f"{s.rho:g}" if s.rule.ascent else "-", s.precision,
+        f"{outcome.passes:,}", f"{outcome.ranks}", f"{hours:.2g}", f"{hours * outcome.ranks:.3g}",
+    )  # fmt: skip
+    return f"| {' | '.join(cells)} |"
+
+
+def index() -> str:
+    """README.md: its text as it is, the table and the sources after the mark."""
+    table = [
+        _row(model, method, batch) for model in MODELS for method in METHODS for batch in BATCHES
+    ]
+    sources = [f"- [{name}] {said}." for name, said in SOURCES.items()]
+    text = (HERE / "README.md").read_text(encoding="utf-8").split(MARK)[0]
+    return "\n".join(
+        [
+            text + MARK,
+            "",
+            f"| {' | '.join(COLUMNS)} |",
+            "|---" * len(COLUMNS) + "|",
+            *table,
+            "",
+            *sources,
+            "",
+        ]
+    )
+
+
+def main() -> None:
+    for name, text in files().items():
+        (HERE / name).write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

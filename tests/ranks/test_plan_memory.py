@@ -1,0 +1,99 @@
+"""`dist-looksam plan` knows what real ranks hold and send: backends' own counters, what malloc has
+given out, torch's profiler, and the kernel's counter of a network interface."""
+
+import json
+import sys
+from dataclasses import replace
+
+import pytest
+import task
+import torch
+
+from dist_looksam import config
+from dist_looksam.plan import machine, plan
+from dist_looksam.plan.network import Call, wire_bytes
+from launch import HERE, run
+
+pytestmark = pytest.mark.needs("deepspeed", "slurm")  # the latter: may make a network of its own
+
+RANKS, CLASSES, WITHIN = 2, 100, 0.10
+MODELS = {"vit_28": ([1, 28, 28], 32, 1e5), "vit_ti16": ([3, 64, 64], 8, 1e6)}  # shape, images,
+WAYS = {  # and a bucket of DeepSpeed's that is smaller than the model, or it would hide the rest
+    "ddp": ["--backend", "ddp"],
+    "1": ["--zero_stage", "1"],
+    "2": ["--zero_stage", "2"],
+    "3": ["--zero_stage", "3"],
+    "2-bf16": ["--zero_stage", "2", "--precision", "bf16"],
+    "fsdp2": ["--backend", "fsdp2"],
+    "fsdp2-bf16": ["--backend", "fsdp2", "--precision", "bf16"],
+}
+CASES = [("vit_28", "ddp"), *((m, w) for m in MODELS for w in "123"), ("vit_ti16", "2-bf16")]
+CASES += [("vit_28", "fsdp2"), ("vit_ti16", "fsdp2"), ("vit_ti16", "fsdp2-bf16")]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """(model, way) -> (what every rank measured, the plan)."""
+    folder = tmp_path_factory.mktemp("plan-memory")
+    cases = [case(folder, *names) for names in CASES]
+    warm = case(folder, "vit_28", "1")  # libraries are loaded in it
+    (folder / "cases.json").write_text(json.dumps([warm, *cases]))
+    own_network = ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    start += ["--nproc_per_node", str(RANKS), str(HERE / "plan_worker.py")]
+    run([*own_network, *start, str(folder / "cases.json"), str(folder)], 900, {})
+    return {
+        names: (torch.load(task.result_file(folder, i), weights_only=True), planned(c))
+        for i, (names, c) in enumerate(zip(CASES, cases, strict=True), 1)
+    }
+
+
+def case(folder, model: str, way: str) -> dict:
+    shape, images, bucket = MODELS[model]
+    argv = ["--model", model, "--optimizer", "look_layer_sam", "--k", "2", *WAYS[way]]
+    argv += ["--batch_size", str(RANKS * 2 * images), "--micro_batch", str(images)]
+    if "--zero_stage" in WAYS[way]:
+        zero = {"reduce_bucket_size": int(bucket), "stage3_prefetch_bucket_size": int(bucket)}
+        (folder / f"{model}.json").write_text(json.dumps({"zero_optimization": zero}))
+        argv += ["--deepspeed_config", str(folder / f"{model}.json")]
+    return {"argv": argv, "shape": shape, "classes": CLASSES}
+
+
+def planned(case: dict):
+    channels, size, _ = case["shape"]
+    data = ["--data", "folder", "--data_dir", "x", "--image_size", str(size)]
+    settings = config.parse([*case["argv"], *(data if channels == 3 else [])])
+    gpus = machine("h200")
+    on_gloo = replace(gpus, network=replace(gpus.network, gloo=True))
+    found = plan(settings, gpus=RANKS, classes=CLASSES, machine=on_gloo)
+    assert found.micro_batch == settings.micro_batch
+    return found
+
+
+@pytest.mark.parametrize("names", CASES, ids="-".join)
+def test_memory_is_what_was_planned(results, names):
+    ranks, plan = results[names]
+    for rank in ranks:
+        for row, size in rank["memory"].items():
+            assert getattr(plan.memory, row) == pytest.approx(size, rel=0.01, abs=200), row
+        print(names, "peak", rank["peak"], plan.memory.peak, plan.memory.peak / rank["peak"] - 1)
+        assert plan.memory.peak == pytest.approx(rank["peak"], rel=WITHIN)
+
+
+@pytest.mark.parametrize("kind", ["reuse", "look"])
+@pytest.mark.parametrize("names", CASES, ids="-".join)
+def test_wire_bytes_are_what_was_planned(results, names, kind):
+    """Among them stage 3's reduce-scatter, of which gloo makes an all-reduce."""
+    ranks, plan = results[names]
+    wanted = plan.wire[kind]
+    low = 2 if plan.settings.precision == "bf16" else 4
+    sizes = {"reduce_scatter": 4} if plan.settings.backend == "fsdp2" else {}
+    for rank in ranks:
+        calls = [
+            Call(kind=k, elements=n, size=sizes.get(k, low), times=t)
+            for k, n, t in rank["sent"][kind]
+        ]
+        counted = sum(wire_bytes(c, RANKS, gloo=True) for c in calls)
+        assert wanted == pytest.approx(counted, rel=WITHIN)
+        print(names, kind, "wire", rank["wire"][kind] / RANKS, wanted)
+        assert wanted == pytest.approx(rank["wire"][kind] / RANKS, rel=WITHIN)

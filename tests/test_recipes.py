@@ -1,0 +1,176 @@
+"""launch/recipes/: all pass the dry run, say what they rest on, and train when scaled down."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dist_looksam import config, dryrun, recipes
+from dist_looksam.fit import main
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "launch" / "recipes"
+FILES = sorted(FOLDER.glob("*.yaml"))
+METHODS = ("adamw", "lamb", "sam", "look_sam", "layer_sam", "look_layer_sam")
+# batch: steps of 300 epochs of 1,281,167 images, warm-up, lr from 3e-3 and from 1e-2. By hand.
+ARITHMETIC = {
+    4: (93_835, 10_000, 0.0030, 0.0100),
+    8: (46_918, 5_000, 0.0042, 0.0141),
+    16: (23_459, 2_500, 0.0060, 0.0200),
+    32: (11_729, 1_250, 0.0085, 0.0283),
+    64: (5_865, 625, 0.0120, 0.0400),
+}
+
+
+@pytest.fixture(scope="module")
+def make():
+    """launch/recipes/make.py as a module."""
+    spec = importlib.util.spec_from_file_location("make_recipes", FOLDER / "make.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_there_is_a_recipe_for_every_model_method_and_batch():
+    wanted = {f"{m}-{o}-{b}k" for m in ("vit_s16", "vit_b16") for o in METHODS for b in ARITHMETIC}
+    assert {p.stem for p in FILES} == wanted
+
+
+def test_every_recipe_passes_the_check(capsys):
+    assert recipes.main(["check"]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told[-1] == "60 recipes, 0 wrong"
+    assert [re.split(r"[ :]+", line)[1] for line in told[:-1]] == [p.name for p in recipes.found()]
+
+
+def test_the_files_are_what_make_py_writes(make):
+    """So that a number stands once: change it in make.py, not in 60 files."""
+    made = make.files()
+    assert set(made) == {p.name for p in FILES} | {"README.md"}
+    for name, text in made.items():
+        assert (FOLDER / name).read_text() == text, f"{name}: run python launch/recipes/make.py"
+
+
+@pytest.mark.parametrize("batch", ARITHMETIC)
+def test_steps_warm_up_and_lr_are_the_arithmetic_done_by_hand(batch):
+    steps, warmup, adamw, lamb = ARITHMETIC[batch]
+    for path in FILES:
+        if path.stem.endswith(f"-{batch}k"):
+            found = recipes.checked(path)
+            base = {"adamw": adamw, "lamb": lamb}[found.settings.base]
+            assert (found.steps, found.settings.warmup_steps) == (steps, warmup), path
+            assert found.lr == pytest.approx(base, abs=5e-5), path
+            assert found.settings.batch_size == batch * 1024 and found.settings.clip == 1.0
+
+
+def test_the_cost_is_that_of_the_operations_and_a_little_for_the_rest():
+    """12 blocks of attention and MLP on 196 patches are 34.9 GFLOP; 3.6 of them an image at k = 5.
+    By hand; sending and updating come on top, less than a tenth at 512 images a GPU."""
+    found = recipes.checked(FOLDER / "vit_b16-look_layer_sam-32k.yaml")
+    tokens, dim = 14 * 14, 768
+    block = 24 * tokens * dim * dim + 4 * tokens * tokens * dim
+    ends = 2 * (tokens * 768 * dim + dim * 1000)
+    per_image = 3 * (12 * block + ends) * 1.2
+    for share in (0.3, 0.4, 0.5):
+        hours = 300 * 1_281_167 * per_image / (64 * share * 989e12) / 3600
+        assert hours < found.plans[share].hours < 1.1 * hours
+    sam = recipes.checked(FOLDER / "vit_b16-sam-32k.yaml")
+    base = recipes.checked(FOLDER / "vit_b16-adamw-32k.yaml")
+    assert sam.passes == 2 * base.passes
+    assert sam.plan.hours == pytest.approx(2 * base.plan.hours, rel=0.02)
+
+
+def test_every_recipe_fits_an_h200_as_planned():
+    for path in FILES:
+        found = recipes.checked(path)
+        assert found.plan is not None and dryrun.notes(found) == [], path
+        assert found.plan.memory.peak < 0.5 * 141e9  # the plan's own error is a tenth
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_the_commands_in_a_header_can_be_typed(path):
+    """Their flags are known to train.py, and name this file."""
+    header = [line[1:].strip() for line in path.read_text().splitlines() if line[:1] == "#"]
+    commands = re.findall(
+        r"(?:train\.py|slurm\.sbatch) (--[^;]*?);", ";".join(header).replace("\\;", "")
+    )
+    assert len(commands) == 3
+    for command in commands:
+        settings = config.parse(command.split())
+        assert str(path.relative_to(ROOT)) in command
+        assert settings.dry_run or (settings.data_dir, settings.out) == (
+            "/data/imagenet",
+            f"runs/{path.stem}",
+        )
+
+
+def test_a_recipe_says_nothing_against_what_slurm_sbatch_puts_before_it():
+    """--config wins over flags before it: with `out` in a recipe a job would look for its
+    summary.json in the wrong folder, and requeue for ever."""
+    for path in FILES:
+        assert not {"out", "resume", "seed", "requeue"} & set(yaml.safe_load(path.read_text()))
+    first = ["--out", "runs/slurm-7", "--resume", "auto", "--config", str(FILES[0])]
+    settings = config.parse(first)
+    assert (settings.out, settings.resume) == ("runs/slurm-7", "auto")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_every_number_has_a_source_or_a_rule_that_is_explained(path):
+    text = path.read_text()
+    head, body = text.split("\n\n")
+    for name in re.findall(r"\[(\w+)\]", body):
+        assert f"[{name}] " in head
+    for setting in ("epochs", "lr", "lr_scaling", "warmup_steps", "weight_decay", "clip", "rho"):
+        line = re.search(rf"^{setting}:.*$", body, re.M)
+        if line or setting != "rho":
+            assert line and re.search(r"# .*(\[\w+\]|no source)", line[0]), setting
+    assert "computed (dist-looksam plan) and not measured" in head
+
+
+def test_the_list_shows_every_recipe(capsys):
+    assert recipes.main([]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert rows[0][:4] == ["recipe", "steps", "warm-up", "lr"] and len(rows) == 62
+    assert ["vit_b16-look_layer_sam-64k", "5,865", "625", "0.04", "0.0007"] in [r[:5] for r in rows]
+
+
+def test_other_files_and_other_ranks_are_checked(tmp_path, capsys):
+    wrong = tmp_path / "mine.yaml"
+    wrong.write_text("optimizer: adam\n")
+    good = str(FOLDER / "vit_b16-sam-4k.yaml")
+    assert (
+        recipes.main(["check", "--ranks", "32", good, str(wrong), str(tmp_path / "no.yaml")]) == 2
+    )
+    told = capsys.readouterr().out.splitlines()
+    assert told[0].startswith("good   vit_b16-sam-4k.yaml")
+    assert told[1].startswith("wrong  mine.yaml: optimizer must be one of")
+    assert "not found" in told[2] and told[3] == "3 recipes, 2 wrong"
+    assert recipes.main(["check", good, "--ranks", "48"]) == 2
+    assert "use 3072 or 6144" in capsys.readouterr().out
+
+
+def test_a_recipe_scaled_down_trains_as_its_dry_run_said(tmp_path, capsys):
+    """Everything that is not overridden reaches the run: rho, k, reuse, clip, scaled lr."""
+    path, out = FOLDER / "vit_s16-look_layer_sam-4k.yaml", tmp_path / "run"
+    flags = ["--config", str(path), "--data", "digits", "--data_dir", "none", "--model", "vit_8",
+             "--batch_size", "64", "--micro_batch", "32", "--steps", "6", "--warmup_steps", "1",
+             "--precision", "fp32", "--backend", "plain", "--out", str(out)]  # fmt: skip
+    assert main([*flags, "--ranks", "1", "--dry_run"]) == 0
+    assert not out.exists()
+    told = capsys.readouterr().out
+    assert "6 steps" in told and "8, 2 of them for looks" in told
+    assert main(flags) == 0
+    summary = json.loads((out / "summary.json").read_text())
+    assert (summary["steps"], summary["forward_backward_passes"]) == (6, 8)
+    written = yaml.safe_load((out / "config.yaml").read_text())
+    asked = yaml.safe_load(path.read_text())
+    for name in ("optimizer", "base", "rho", "alpha", "k", "reuse", "clip", "weight_decay", "lr"):
+        assert written[name] == asked[name], name
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert max(r["lr"] for r in rows if "lr" in r) == pytest.approx(0.01 * (64 / 4096) ** 0.5)
+    assert all(r["update_norm"] <= 1.0001 for r in rows if "update_norm" in r)
+    assert "ranks" not in written and "dry_run" not in written
