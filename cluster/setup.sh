@@ -13,12 +13,12 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 root=$PWD
 TORCH=${TORCH:-torch==2.13.0}
 DEEPSPEED=deepspeed==0.19.8
-EXTRAS=deepspeed,mpi,jpeg,dev,tensorboard,peers
+EXTRAS=deepspeed,mpi,jpeg,dev,tensorboard,wandb,peers
 HOROVOD_NEEDS=(setuptools packaging numpy cloudpickle psutil pyyaml cffi)
 DATA_PACKAGES=(dataset-fashion-mnist)
-TEST_PACKAGES=(g++ make cmake python3-dev openmpi-bin libopenmpi-dev libpmix2
+TEST_PACKAGES=(g++ make cmake python3-dev openmpi-bin libopenmpi-dev libpmix2 mpich
     slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge
-    openssh-server openssh-client pdsh iproute2 iputils-ping procps)
+    openssh-server openssh-client pdsh iproute2 iputils-ping procps chromium)
 stamp=.venv/.set_up                # written last: the hash of what .venv/ was made from
 unfinished=.cache/venv-unfinished  # there while pip works: .venv/ is then not believed. Outside it,
                                    # because an interrupted `rm -rf .venv` may take the mark first.
@@ -148,7 +148,7 @@ set_up_python() {
 }
 
 debian "the Fashion-MNIST images (without them: --data digits)" "${DATA_PACKAGES[@]}"
-[[ -z $all ]] || debian "the tests of Horovod, MPI and SLURM" "${TEST_PACKAGES[@]}"
+[[ -z $all ]] || debian "the tests of Horovod, MPI, SLURM and web pages" "${TEST_PACKAGES[@]}"
 set_up_python
 if [[ $all ]]; then
     wait # for the wheel, if it is being built

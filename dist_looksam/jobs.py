@@ -26,14 +26,21 @@ from .errors import ConfigError, RunError
 QUIET_SECONDS = 120  # a run elsewhere that wrote nothing for so long is taken for dead
 COLUMNS = (
     "run", "job", "state", "nodes", "step", "top1", "images/s", "eta", "checkpoint", "requeues",
+    "reason",
 )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class Queued:
-    """A job as SLURM tells it: `state` like RUNNING, `nodes` a host list, its file of output."""
+    """A job as SLURM tells it: `state` like RUNNING, `nodes` a host list, its file of output.
+
+    `reason`: why it waits or failed, in SLURM's word. `preempted`: another job takes or took its
+    nodes; the job is told while it still runs.
+    """
 
     state: str
+    reason: str = "None"
+    preempted: bool = False
     nodes: str = ""
     restarts: int = 0
     name: str = ""
@@ -52,6 +59,8 @@ def slurm_job(number: str) -> Queued | None:
         return None
     return Queued(
         state=found["JobState"],
+        reason=found.get("Reason", "None"),
+        preempted=":" in found.get("PreemptTime", ""),
         nodes=found.get("NodeList", "").replace("(null)", ""),
         restarts=int(found.get("Restarts", 0)),
         name=found.get("JobName", ""),
@@ -63,10 +72,10 @@ def waiting() -> dict[str, Queued]:
     """The caller's jobs in squeue, by number; empty without SLURM."""
     if not shutil.which("squeue"):
         return {}
-    command = ["squeue", "--me", "-h", "-o", "%i|%T|%N|%j"]
+    command = ["squeue", "--me", "-h", "-o", "%i|%T|%N|%r|%j"]
     said = subprocess.run(command, capture_output=True, text=True, check=False).stdout
-    rows = [line.strip().split("|") for line in said.splitlines() if line.count("|") == 3]
-    return {number: Queued(state=s, nodes=n, name=name) for number, s, n, name in rows}
+    rows = [line.strip().split("|", 4) for line in said.splitlines() if line.count("|") >= 4]
+    return {i: Queued(state=s, nodes=n, reason=r, name=name) for i, s, n, r, name in rows}
 
 
 def runs_in(folder: Path) -> list[Path]:
@@ -88,14 +97,28 @@ def _alive(job: dict[str, Any], run: Path) -> bool:
     return time.time() - max(newest, float(job.get("started", 0))) < QUIET_SECONDS
 
 
+def _word(queued: Queued, restarts: int) -> str:
+    """SLURM's state as a word of the table. `restarts`: how often the run had been requeued when it
+    last started."""
+    if queued.state in ("PENDING", "REQUEUED", "COMPLETING") and queued.restarts > restarts:
+        return "requeued"
+    if queued.state in ("RUNNING", "COMPLETED") and queued.preempted:
+        return "preempted"
+    if queued.state == "COMPLETED":
+        return "stopped"  # no summary: it was told to stop
+    return {"PENDING": "waiting"}.get(queued.state, queued.state.lower().replace("_", " "))
+
+
+def _reason(queued: Queued | None) -> str:
+    return "-" if queued is None or queued.reason == "None" else queued.reason
+
+
 def state_of(run: Path, job: dict[str, Any], queued: Queued | None) -> str:
-    """running, finished, waiting (in SLURM's queue), stopped, or SLURM's own word."""
+    """running, finished, waiting and requeued (in SLURM's queue), stopped, or SLURM's own word."""
     if (run / "summary.json").exists():
         return "finished"
     if queued is not None:
-        words = {"RUNNING": "running", "COMPLETING": "running", "PENDING": "waiting"}
-        words |= {"COMPLETED": "stopped", "REQUEUED": "waiting"}
-        return words.get(queued.state, queued.state.lower().replace("_", " "))
+        return _word(queued, int(job.get("slurm_restarts", 0)))
     return "running" if not job.get("slurm_job_id") and _alive(job, run) else "stopped"
 
 
@@ -119,6 +142,7 @@ def row_of(run: Path) -> dict[str, str]:
     row = dict.fromkeys(COLUMNS, "-")
     row |= {"run": str(run), "state": state, "step": f"{done}/{total or '?'}"}
     row["job"] = number or "-"
+    row["reason"] = _reason(queued)
     row["nodes"] = (queued.nodes if queued else "") or ",".join(job.get("hosts", [])) or "-"
     if evaluations:
         row["top1"] = f"{evaluations[-1]['eval_top1']:.2%}"
@@ -134,25 +158,26 @@ def row_of(run: Path) -> dict[str, str]:
 
 def table(folder: Path) -> list[dict[str, str]]:
     """A row for each run in `folder`, then one for each of the caller's jobs that has none yet."""
-    rows = [row_of(run) for run in runs_in(folder)]
+    rows = [row_of(run) for run in runs_in(folder)]  # none where it is not there
     known = {row["job"] for row in rows}
     for number, queued in waiting().items():
         if number not in known:
             row = dict.fromkeys(COLUMNS, "-") | {"run": f"({queued.name})", "job": number}
-            rows.append(row | {"state": queued.state.lower(), "nodes": queued.nodes or "-"})
+            row |= {"state": _word(queued, 0), "nodes": queued.nodes or "-"}
+            rows.append(row | {"reason": _reason(queued)})
     return rows
 
 
 def show_jobs(argv: Sequence[str]) -> int:
     """Print the table, or JSON with --json."""
     parser = Parser(prog="dist-looksam jobs", description=__doc__)
-    parser.add_argument("folder", nargs="?", default="runs", help="where the runs are (runs)")
+    parser.add_argument("folder", nargs="?", help="where the runs are (runs)")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     flags = parser.parse_args(argv)
-    folder = Path(flags.folder)
-    if not folder.is_dir():
-        raise ConfigError(f"jobs needs a folder of runs, got {folder}; name the folder of --out.")
+    folder = Path(flags.folder or "runs")
     rows = table(folder)
+    if not folder.is_dir() and (flags.folder or not rows):  # the first job may be in the queue
+        raise ConfigError(f"jobs needs a folder of runs, got {folder}; name the folder of --out.")
     if flags.json:
         print(*(json.dumps(row) for row in rows), sep="\n")
         return 0
@@ -171,20 +196,22 @@ def _run_named(name: str) -> Path:
 
 
 def show_log(argv: Sequence[str]) -> int:
-    """Print the last lines of what a run's SLURM job wrote."""
+    """Print the last lines of what a run's SLURM job wrote, else of its own log.txt."""
     parser = Parser(prog="dist-looksam logs", description=show_log.__doc__)
     parser.add_argument("run", help="run directory")
     parser.add_argument("--lines", type=int, default=40, help="how many of the last lines (40)")
     flags = parser.parse_args(argv)
-    job = rundir.job(_run_named(flags.run))
+    run = _run_named(flags.run)
+    job = rundir.job(run)
     path = job.get("output")
     number = job.get("slurm_job_id")
     queued = slurm_job(number) if number else None
     path = queued.output if queued and queued.output else path
     if not path or not Path(path).is_file():
+        path = run / rundir.LOG
+    if not Path(path).is_file():
         raise ConfigError(
-            f"logs needs the output of a SLURM job, got none for {flags.run} (launcher "
-            f"{job.get('launcher', 'unknown')}); look where its launcher printed."
+            f"logs needs the output of a SLURM job or {path}, got neither; has rank 0 begun?"
         )
     lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
     print(*lines[-flags.lines :], sep="\n")

@@ -5,20 +5,24 @@
 #   HOSTFILE=cluster/hostfile NODES=4 launch/deepspeed.sh ...     # the first 4 machines
 #   launch/deepspeed.sh ...                                       # this machine only
 #
-# This is `deepspeed --hostfile F --num_nodes N train.py ...` with a free port and the variables that
-# pdsh needs. Variables reach other nodes only by a file .deepspeed_env of NAME=VALUE lines, in this
-# folder or the home folder: put there what cluster/sites/ would export. PYTHON as in cluster/README.md.
+# This is `deepspeed --hostfile F --num_nodes N train.py ...` with a free port, after a look whether
+# all machines answer (SSH_CHECK=no: without). Variables reach other nodes only by a file
+# .deepspeed_env of NAME=VALUE lines, in this folder or the home folder: put there what cluster/sites/
+# would export. PYTHON as in cluster/README.md.
 set -euo pipefail
 project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-stop() { echo "deepspeed.sh: $*" >&2 && exit 2; }
+. "$project/launch/checks.sh"
 python=${PYTHON:-$project/.venv/bin/python}
 where=()
+counted NODES "${NODES:-1}"
 if [[ ${HOSTFILE:-} ]]; then
-    [[ -s $HOSTFILE ]] || stop "HOSTFILE must name a file like cluster/hostfile.example, got '$HOSTFILE'"
+    hostfile "$HOSTFILE"
     command -v pdsh >/dev/null || stop "pdsh is not here; install it, or use launch/mpi.sh"
-    hosts=$(grep -cvE '^ *(#|$)' "$HOSTFILE")
-    ((${NODES:-1} <= hosts)) || stop "NODES must be <= the $hosts machines of $HOSTFILE, got $NODES"
-    where=(--hostfile "$HOSTFILE" --num_nodes "${NODES:-$hosts}" --force_multi)
+    readarray -t all < <(machines "$HOSTFILE")
+    nodes=${NODES:-${#all[@]}}
+    ((nodes <= ${#all[@]})) || stop "NODES must be <= the ${#all[@]} machines of $HOSTFILE, got $nodes"
+    reached "${all[@]:0:nodes}"
+    where=(--hostfile "$HOSTFILE" --num_nodes "$nodes" --force_multi)
 elif ((${NODES:-1} > 1)); then
     stop "NODES=$NODES needs HOSTFILE, a file like cluster/hostfile.example"
 fi

@@ -5,30 +5,33 @@
 #   HOSTFILE=cluster/hostfile RANKS=16 launch/mpi.sh ...                  # the first 16
 #
 # MPI only starts the ranks; gradients go by torch's own transports. Every node must see this folder
-# under the same path. Variables: SITE, PYTHON as in cluster/README.md; MPI_FLAGS, more for mpirun.
+# under the same path. Variables: SITE, PYTHON as in cluster/README.md; MPIRUN, its name or path where
+# it is not mpirun (Debian's mpirun.mpich); MPI_FLAGS, more for it; SSH_CHECK=no, not to look first
+# whether all machines answer.
 set -euo pipefail
 project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-stop() { echo "mpi.sh: $*" >&2 && exit 2; }
-command -v mpirun >/dev/null || stop "mpirun is not here; install Open MPI or MPICH, or use launch/torchrun.sh"
-[[ -s ${HOSTFILE:-} ]] || stop "HOSTFILE must name a file like cluster/hostfile.example, got '${HOSTFILE:-}'"
-
-slots=$(awk '!/^ *(#|$)/ {n = 1; for (i = 2; i <= NF; i++) if (sub(/^slots=/, "", $i)) n = $i; s += n}
-    END {print s + 0}' "$HOSTFILE")
-MASTER_ADDR=${MASTER_ADDR:-$(awk '!/^ *(#|$)/ {print $1; exit}' "$HOSTFILE")}
-MASTER_PORT=${MASTER_PORT:-$((20000 + RANDOM % 10000))} # rank 0 says so where it is taken
+. "$project/launch/checks.sh"
+MPIRUN=${MPIRUN:-mpirun}
+command -v "$MPIRUN" >/dev/null || stop "$MPIRUN is not here; install Open MPI or MPICH, or use launch/torchrun.sh"
+hostfile "${HOSTFILE:-}"
+slots=$(slots "$HOSTFILE")
 ranks=${RANKS:-$slots}
+counted RANKS "$ranks"
 ((ranks <= slots)) || stop "RANKS must be <= the $slots slots of $HOSTFILE, got $ranks"
+readarray -t all < <(machines "$HOSTFILE")
+readarray -t others < <(printf '%s\n' "${all[@]}" | grep -vxE "localhost|127.0.0.1|$(hostname)")
+reached "${others[@]}"
+MASTER_ADDR=${MASTER_ADDR:-${all[0]}}
+MASTER_PORT=${MASTER_PORT:-$((20000 + RANDOM % 10000))} # rank 0 says so where it is taken
 read -ra more <<<"${MPI_FLAGS:-}"
 
 [[ -t 1 ]] || export TERM=dumb # Open MPI gives its ranks a terminal, even where there is none
 export MASTER_ADDR MASTER_PORT SITE=${SITE:-} PYTHON=${PYTHON:-}
-if mpirun --version 2>&1 | grep -q "Open MPI"; then
-    exec mpirun --hostfile "$HOSTFILE" -np "$ranks" --bind-to none \
+if "$MPIRUN" --version 2>&1 | grep -q "Open MPI"; then
+    exec "$MPIRUN" --hostfile "$HOSTFILE" -np "$ranks" --bind-to none \
         -x TERM -x MASTER_ADDR -x MASTER_PORT -x SITE -x PYTHON "${more[@]}" \
         bash "$project/launch/rank.sh" "$@"
 fi
-machines=$(mktemp)
-trap 'rm -f "$machines"' EXIT
-sed -E 's/^([^ #]+) +slots=([0-9]+).*/\1:\2/' "$HOSTFILE" >"$machines"
-mpirun -f "$machines" -n "$ranks" -prepend-rank -genvlist MASTER_ADDR,MASTER_PORT,SITE,PYTHON \
-    "${more[@]}" bash "$project/launch/rank.sh" "$@"
+hosts=$(with_slots "$HOSTFILE" | paste -sd ,)
+exec "$MPIRUN" -hosts "$hosts" -n "$ranks" -prepend-rank \
+    -genvlist MASTER_ADDR,MASTER_PORT,SITE,PYTHON "${more[@]}" bash "$project/launch/rank.sh" "$@"

@@ -4,6 +4,7 @@
 # SITE is sourced before; it may set PYTHON and RUN (see cluster/README.md).
 set -euo pipefail
 project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+trap '' USR1 USR2 # a scheduler's warning must not end a rank that is still starting
 RUN=()
 [[ -z ${SITE:-} ]] || . "$SITE"
 exec "${RUN[@]}" "${PYTHON:-$project/.venv/bin/python}" "$project/train.py" "$@"

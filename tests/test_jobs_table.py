@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 
 from dist_looksam import jobs, rundir
-from dist_looksam.errors import ConfigError
+from dist_looksam.errors import ConfigError, RunError
 from dist_looksam.world import World
 
 ROOT = Path(__file__).parents[1]
+ARRAY = {"SLURM_JOB_ID": "1", "SLURM_ARRAY_JOB_ID": "1", "SLURM_ARRAY_TASK_ID": "99"}
+FIRST = ARRAY | {"SLURM_ARRAY_TASK_ID": "1"}
+UNREACHABLE = {"NODES": "8", "MASTER_ADDR": "192.0.2.1", "MASTER_WAIT": "1"}
 
 
 @pytest.fixture
@@ -65,6 +68,47 @@ def test_another_process_with_the_old_number_is_not_the_run(run):
         other.wait()
 
 
+QUEUED = [  # scontrol's fields, how often the run had been requeued at its start, the table's word
+    ("JobState=PENDING Restarts=0", 0, "waiting"),
+    ("JobState=PENDING Restarts=2", 1, "requeued"),
+    ("JobState=COMPLETING Restarts=1", 0, "requeued"),
+    ("JobState=COMPLETING Restarts=1", 1, "completing"),
+    ("JobState=RUNNING Restarts=1", 0, "running"),
+    ("JobState=RUNNING PreemptTime=2026-11-24T06:41:12", 0, "preempted"),
+    ("JobState=RUNNING PreemptTime=None", 0, "running"),
+    ("JobState=PREEMPTED PreemptTime=2026-11-24T06:41:12", 0, "preempted"),
+    ("JobState=COMPLETED PreemptTime=2026-11-24T06:41:12", 0, "preempted"),
+    ("JobState=COMPLETED PreemptTime=None", 0, "stopped"),
+    ("JobState=FAILED", 0, "failed"),
+    ("JobState=NODE_FAIL", 0, "node fail"),
+    ("JobState=CANCELLED", 0, "cancelled"),
+    ("JobState=TIMEOUT", 0, "timeout"),
+    ("", 0, "stopped"),  # SLURM has forgotten it
+]
+
+
+@pytest.mark.parametrize(("fields", "restarts", "word"), QUEUED)
+def test_what_slurm_says_of_a_job_is_one_word_of_the_table(run, fields, restarts, word):
+    """The same words from a real SLURM are in cluster/test_states.py."""
+    program = Path(os.environ["PATH"]) / "scontrol"
+    program.parent.mkdir()
+    said = f"JobId=7 JobName=x {fields} NodeList=node[1-2]" if fields else ""
+    program.write_text(f"#!/bin/sh\necho '{said}'\n")
+    program.chmod(0o755)
+    rundir.record(run, World(), ["here"])
+    job = {"slurm_job_id": "7", "slurm_restarts": restarts}
+    (run / "job.json").write_text(json.dumps(rundir.job(run) | job))
+    assert jobs.row_of(run)["state"] == word
+
+
+def test_an_element_of_an_array_is_not_called_by_the_number_of_the_array(run, monkeypatch):
+    """One element has the array's number: cancelling that run would have cancelled all of them."""
+    for name, value in ARRAY.items():
+        monkeypatch.setenv(name, value)
+    rundir.record(run, World(), ["here"])
+    assert rundir.job(run)["slurm_job_id"] == "1_99"
+
+
 def test_no_such_folder_or_run_is_one_sentence(tmp_path):
     with pytest.raises(ConfigError, match="needs a folder of runs"):
         jobs.show_jobs([str(tmp_path / "none")])
@@ -75,19 +119,38 @@ def test_no_such_folder_or_run_is_one_sentence(tmp_path):
 @pytest.mark.parametrize(
     ("script", "env", "words"),
     [
-        ("slurm.sbatch", {}, "is submitted: sbatch --nodes 8"),
+        ("slurm.sbatch", {}, "this is submitted: sbatch --nodes 8"),
+        ("slurm.sbatch", {"SLURM_JOB_ID": "1"}, "must be launch/slurm.sbatch of the project"),
+        ("slurm.sbatch", ARRAY | {"SWEEP": "no/such/file"}, "SWEEP must name a file"),
+        ("slurm.sbatch", ARRAY | {"SWEEP": "cluster/hostfile.example"}, "must have a line 99"),
+        ("slurm.sbatch", FIRST | {"SWEEP": "TMP/blank"}, "must have a line 1 "),
+        ("slurm.sbatch", FIRST | {"SWEEP": "TMP/quote"}, "each quote closed, got --k 3 --out 'a b"),
         ("mpi.sh", {"HOSTFILE": ""}, "HOSTFILE must name a file"),
+        ("mpi.sh", {"HOSTFILE": "LICENSE", "RANKS": "0"}, "RANKS must be a whole number from 1"),
         ("mpi.sh", {"HOSTFILE": "cluster/hostfile.example", "RANKS": "99"}, "<= the 16 slots"),
+        ("mpi.sh", {"HOSTFILE": "cluster/hostfile.example"}, "no answer from node1 node2; try ssh"),
         ("deepspeed.sh", {"HOSTFILE": "no/such/file"}, "HOSTFILE must name a file"),
+        ("deepspeed.sh", {"HOSTFILE": "TMP/odd"}, "must be like 'node1 slots=8'"),
+        ("deepspeed.sh", {"HOSTFILE": "cluster/hostfile.example"}, "no answer from node1 node2"),
         ("deepspeed.sh", {"NODES": "8"}, "NODES=8 needs HOSTFILE"),
+        ("deepspeed.sh", {"NODES": "two"}, "NODES must be a whole number from 1"),
         ("deepspeed.sh", {"HOSTFILE": "cluster/hostfile.example", "NODES": "8"}, "<= the 2 mach"),
         ("torchrun.sh", {"NODES": "8"}, "NODES=8 needs MASTER_ADDR"),
+        ("torchrun.sh", {"RANKS": "-1"}, "RANKS must be a whole number from 1"),
+        ("torchrun.sh", {"MASTER_ADDR": "node1"}, "MASTER_ADDR=node1 needs NODES"),
+        ("torchrun.sh", {"NODES": "8", "MASTER_ADDR": "no.such.host"}, "which is unknown here"),
+        ("torchrun.sh", {"NODES": "8", "SLURM_STEP_NUM_NODES": "2"}, "NODES must be the 2 nodes"),
+        ("torchrun.sh", UNREACHABLE, "must answer within 1 s, got nothing from 192.0.2.1:29500"),
     ],
 )
 def test_a_launch_script_says_what_is_missing_in_one_sentence(script, env, words, tmp_path):
-    for name in ("mpirun", "pdsh"):  # not to depend on what this machine has
+    for name in ("mpirun", "pdsh", "scontrol", "ssh"):  # not to depend on what this machine has
         (tmp_path / name).write_text("#!/bin/sh\nexit 99\n")
         (tmp_path / name).chmod(0o755)
+    (tmp_path / "odd").write_text("node1 slots=all\n")
+    (tmp_path / "blank").write_text(" \n")
+    (tmp_path / "quote").write_text("--k 3 --out 'a b\n")
+    env = {name: value.replace("TMP", str(tmp_path)) for name, value in env.items()}
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "MASTER", "NODES"))}
     done = subprocess.run(
         ["bash", f"launch/{script}"],
@@ -98,3 +161,24 @@ def test_a_launch_script_says_what_is_missing_in_one_sentence(script, env, words
         timeout=30,
     )
     assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_logs_of_a_run_without_slurm_are_those_of_its_directory(run, capsys):
+    with pytest.raises(ConfigError, match=r"a SLURM job or .*log\.txt, got neither"):
+        jobs.show_log([str(run)])
+    (run / "log.txt").write_text("one\ntwo\nthree\n")
+    assert jobs.show_log([str(run), "--lines", "2"]) == 0
+    assert capsys.readouterr().out == "two\nthree\n"
+
+
+def test_the_log_says_what_ended_the_run_but_not_why_another_may_not_begin(run):
+    (run / "log.txt").write_text("step 1/10\n")
+    for error, rank in (
+        (RunError("lost rank 1"), 0),
+        (RunError("not me"), 1),
+        (ConfigError("x"), 0),
+    ):
+        with pytest.raises(type(error)), rundir.told(run, rank):
+            raise error
+    first, second = (run / "log.txt").read_text().splitlines()
+    assert first == "step 1/10" and second.endswith(" error: lost rank 1")

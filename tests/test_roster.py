@@ -3,9 +3,13 @@
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
+
+from dist_looksam.world import World
+from dist_looksam.world.roster import Roster
 
 RANK = """
 import os, sys, time
@@ -45,14 +49,14 @@ def free_port() -> int:
 
 @pytest.fixture
 def ranks(tmp_path):
-    """start(ranks that come, of how many, how) -> processes; all are ended at the end."""
+    """start(ranks that come, or their number, of how many, how) -> processes; ended at the end."""
     program = tmp_path / "rank.py"
     program.write_text(RANK)
     started = []
 
-    def start(come: int, size: int, how: str, timeout: float = 6, port: int | None = None):
+    def start(come, size: int, how: str, timeout: float = 6, port: int | None = None):
         port = port or free_port()
-        for rank in range(come):
+        for rank in range(come) if isinstance(come, int) else come:
             names = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "MASTER_PORT": port}
             env = {k: str(v) for k, v in names.items()} | {"MASTER_ADDR": "127.0.0.1"}
             env |= {"PATH": "/usr/bin:/bin", "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
@@ -111,6 +115,14 @@ def test_too_few_ranks_is_one_sentence(ranks):
     assert "2 ranks must meet" in said and "rank 1" in said and said.count("\n") == 1
 
 
+def test_a_rank_that_finds_no_rank_0_says_so_in_one_line(ranks):
+    """torch's store said it in sixty, with the frames of its C++ stack, before our sentence."""
+    (only,) = ranks([1], 2, "few", timeout=3)
+    said = only.communicate(timeout=90)[1]
+    assert "cannot reach rank 0 at 127.0.0.1" in said and said.count("\n") == 1
+    assert only.returncode == 1
+
+
 def test_a_taken_port_is_one_sentence(ranks):
     with socket.socket() as other:
         other.bind(("", 0))
@@ -119,3 +131,26 @@ def test_a_taken_port_is_one_sentence(ranks):
         said = errors(only)
     assert "port must be free" in said and "MASTER_PORT" in said
     assert only.returncode == 2
+
+
+def test_no_thread_is_left_in_the_store_when_the_ranks_part():
+    """One rank in some twenty ended with `terminate called without an active exception` after its
+    work was done and saved: its job had failed, and was not requeued."""
+    roster = Roster(World(master_port=free_port()), timeout=1)
+    inside = threading.Event()
+
+    class Slow:
+        def set(self, key, value):
+            inside.set()
+            time.sleep(1)
+
+        def multi_get(self, keys):
+            return [b"0"]
+
+        def check(self, keys):
+            return False
+
+    roster._line = Slow()
+    with roster:
+        assert inside.wait(10)
+    assert not [t.name for t in threading.enumerate() if t.name in ("_beat", "_watch")]

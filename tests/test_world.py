@@ -62,6 +62,12 @@ HOROVOD = {
     "HOROVOD_GLOO_RENDEZVOUS_ADDR": "10.0.0.1",
     "HOROVOD_GLOO_RENDEZVOUS_PORT": "555",
 }
+HOROVODRUN_MPI = OPENMPI | {
+    "OMPI_MCA_pml": "ob1",
+    "OMPI_MCA_btl": "^openib",
+    "OMPI_MCA_btl_tcp_if_include": "eth0,eth1",
+    "NCCL_SOCKET_IFNAME": "eth0,eth1",
+}
 EACH = {
     "torchrun": TORCHRUN,
     "deepspeed": DEEPSPEED,
@@ -141,6 +147,16 @@ def test_the_innermost_launcher_is_believed_inside_srun(inner):
     outer = SLURM | {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_NTASKS": "2"}
     w = World.from_env(outer | EACH[inner])
     assert (w.launcher, w.rank, w.size) == (inner, 5, 8)
+
+
+def test_horovodrun_over_mpi_is_known_by_what_it_tells_mpirun():
+    """It sets no HOROVOD_ variable, so that `--backend auto` once was ddp under it."""
+    w = World.from_env(HOROVODRUN_MPI)
+    assert (w.launcher, w.rank, w.size, w.local_size) == ("horovod", 5, 8, 4)
+    for name in set(HOROVODRUN_MPI) - set(OPENMPI):
+        assert World.from_env(without(HOROVODRUN_MPI, name)).launcher == "openmpi"
+    assert World.from_env(HOROVODRUN_MPI | {"NCCL_SOCKET_IFNAME": "ib0"}).launcher == "openmpi"
+    assert World.from_env(HOROVODRUN_MPI | TORCHRUN).launcher == "torchrun"
 
 
 def test_torchrun_inside_mpirun_is_believed():

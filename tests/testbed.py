@@ -1,16 +1,31 @@
 """cluster/testbed/ from Python: hosts, jobs and faults."""
 
+import json
 import os
 import re
 import subprocess
+import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-SCRIPTS = Path(__file__).parents[1] / "cluster" / "testbed"
-OVER = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL"}
+ROOT = Path(__file__).parents[1]
+SCRIPTS = ROOT / "cluster" / "testbed"
+SITE = {"SITE": f"{ROOT}/cluster/sites/testbed.sh", "PYTHON": sys.executable}
+OVER = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL"}
+
+
+def until(
+    told: Callable[[], object], seconds: float, words: Callable[[], str] = lambda: "nothing"
+) -> None:
+    """Ask until the answer is true; after `seconds` a failure that says `words`."""
+    end = time.monotonic() + seconds
+    while not told():
+        assert time.monotonic() < end, f"after {seconds} s: {words()}"
+        time.sleep(0.2)
 
 
 @dataclass(frozen=True)
@@ -69,10 +84,49 @@ class Cluster:
         said = self.on("head", "sbatch", "--parsable", *arguments, cwd=cwd, env=env)
         return said.split()[-1].split(";")[0]
 
+    def train(
+        self,
+        *flags: str,
+        cwd: Path,
+        nodes: int,
+        options: tuple[str, ...] = (),
+        out: str = "runs/r",
+        env: dict[str, str] | None = None,
+    ) -> str:
+        """launch/slurm.sbatch, submitted on the head with `options` of sbatch; the job's number."""
+        script = f"{ROOT}/launch/slurm.sbatch"
+        return self.submit(
+            f"--nodes={nodes}", *options, script, *flags, "--out", out,
+            cwd=cwd, env=SITE | (env or {}),
+        )  # fmt: skip
+
+    def shown(self, folder: Path, job: str) -> dict[str, str]:
+        """The job's row in `dist-looksam jobs`, called on the head in `folder`; {} for none."""
+        command = [sys.executable, "-m", "dist_looksam.cli", "jobs", "--json"]
+        said = self.on("head", *command, cwd=folder, env={"PYTHONPATH": str(ROOT)})
+        rows = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+        return next((row for row in rows if row["job"] == job), {})
+
+    def shown_as(self, state: str, folder: Path, job: str, *, timeout: float) -> dict[str, str]:
+        """The job's row as soon as the table says `state`."""
+        rows: list[dict[str, str]] = [{}]
+
+        def there() -> bool:
+            rows[0] = self.shown(folder, job)
+            return rows[0].get("state") == state
+
+        until(there, timeout, lambda: f"job {job} is {rows[0]}, not {state}")
+        return rows[0]
+
+    def told(self, job: str, field: str) -> str:
+        """One field of `scontrol show job`, like Restarts; "" where there is none."""
+        said = self.on("head", "scontrol", "-o", "show", "job", job)
+        found = re.search(rf"\b{field}=(\S+)", said)
+        return found[1] if found else ""
+
     def state(self, job: str) -> str:
         """PENDING, RUNNING, ... or one of OVER."""
-        found = re.search(r"JobState=(\w+)", self.on("head", "scontrol", "-o", "show", "job", job))
-        return found[1] if found else "UNKNOWN"
+        return self.told(job, "JobState") or "UNKNOWN"
 
     def wait(self, job: str, *, until: set[str] = OVER, timeout: float = 120) -> str:
         """The first of the states `until` that the job is in. (`sbatch --wait` is seconds late.)"""

@@ -4,7 +4,7 @@ set -uo pipefail
 . "$(dirname "$0")/checks.sh"
 has torch || die "needs a Python with torch: PY=/path/to/python"
 ((NODES >= 3)) || die "needs 3 nodes"
-work=$STATE/work/faults
+work=$STATE/scratch/faults
 install -d "$work"
 cd "$work" || exit
 

@@ -2,7 +2,7 @@
 # smoke.sh - does the running testbed do what the tests ask of a cluster? Half a minute.
 set -uo pipefail
 . "$(dirname "$0")/checks.sh"
-work=$STATE/work/smoke
+work=$STATE/scratch/smoke
 rm -rf "$work"
 install -d "$work"
 cd "$work" || exit

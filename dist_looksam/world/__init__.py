@@ -4,6 +4,6 @@
 all-reduce.
 """
 
-from dist_looksam.world.launchers import World
+from dist_looksam.world.launchers import World, slurm_job
 
-__all__ = ["World"]
+__all__ = ["World", "slurm_job"]

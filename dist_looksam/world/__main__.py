@@ -1,13 +1,18 @@
 """`python -m dist_looksam.world`: what each rank sees, whether they can add, and how fast."""
 
+import os
 import socket
 import sys
 import time
 from collections.abc import Sequence
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 from dist_looksam.arguments import Parser, guarded
 from dist_looksam.world import World
+
+if TYPE_CHECKING:
+    import torch
 
 
 def main(argv: Sequence[str]) -> int:
@@ -16,26 +21,65 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--local_rank", "--local-rank", type=int, default=None)
     parser.add_argument("--megabytes", type=float, default=16.0, help="size of the all-reduce")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument("--timeout", type=float, default=60.0, help="seconds to wait (60)")
     flags = parser.parse_args(argv)
     world = World.from_env(local_rank=flags.local_rank)
     print(world, flush=True)
-    return 0 if world.size == 1 else _all_reduce(world, flags.device, flags.megabytes)
+    if world.size == 1:
+        print("one rank: no launcher's variables were found, there is nothing to add")
+        return 0
+    from dist_looksam.world.roster import LostRank
+
+    try:
+        return _all_reduce(world, flags.device, flags.megabytes, flags.timeout)
+    except LostRank as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        os._exit(1)  # a destructor of the transport may wait for the lost rank
 
 
-def _all_reduce(world: World, device: str, megabytes: float) -> int:
-    """Add rank + 1 over the ranks, then time an all-reduce of `megabytes` MB of fp32."""
+def _all_reduce(world: World, device: str, megabytes: float, timeout: float) -> int:
+    """Meet, add rank + 1 over the ranks, then time an all-reduce of `megabytes` MB of fp32.
+
+    Raises LostRank where a rank does not come or is lost; ConfigError where the port is taken.
+    """
     import torch
     import torch.distributed as dist
 
+    from dist_looksam.world.roster import Roster
+
     gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
-    place = torch.device("cuda", world.local_rank) if gpu else torch.device("cpu")
+    place = torch.device("cpu")
+    if gpu:  # launchers may show each rank one device
+        place = torch.device("cuda", world.local_rank % torch.cuda.device_count())
+        torch.cuda.set_device(place)
+    roster = Roster(world, timeout=timeout)
     dist.init_process_group(
         "nccl" if gpu else "gloo",
-        init_method=world.url,
+        store=dist.PrefixStore("group", roster.store),
         rank=world.rank,
         world_size=world.size,
-        timeout=timedelta(minutes=2),
+        timeout=timedelta(seconds=timeout),
     )
+    with roster:
+        right, seats, best = _measured(world, place, megabytes)
+    dist.destroy_process_group()
+    if world.rank == 0:
+        traffic = megabytes / 1e3 * 2 * (world.size - 1) / world.size
+        print(f"all-reduce over {world.size} ranks: {'right' if right else 'WRONG SUM'}")
+        print(
+            f"{megabytes:g} MB on {place.type} in {1e3 * best:.2f} ms, "
+            f"{traffic / best:.2f} GB/s per rank (best of 5)"
+        )
+        if seats < world.size:
+            print("two ranks have the same host and local rank: they would share one device")
+    return 0 if right and seats == world.size else 1
+
+
+def _measured(world: World, place: "torch.device", megabytes: float) -> tuple[bool, int, float]:
+    """Whether the sum was right; how many seats (host, local rank) differ; seconds, best of 5."""
+    import torch
+    import torch.distributed as dist
+
     total = torch.tensor([world.rank + 1.0], device=place)
     dist.all_reduce(total)
     right = float(total) == world.size * (world.size + 1) / 2
@@ -49,18 +93,7 @@ def _all_reduce(world: World, device: str, megabytes: float) -> int:
         dist.all_reduce(payload)
         float(payload[0])  # waits for the device
         seconds.append(time.perf_counter() - start)
-    best = min(seconds[1:])
-    dist.destroy_process_group()
-    if world.rank == 0:
-        traffic = megabytes / 1e3 * 2 * (world.size - 1) / world.size
-        print(f"all-reduce over {world.size} ranks: {'right' if right else 'WRONG SUM'}")
-        print(
-            f"{megabytes:g} MB on {place.type} in {1e3 * best:.2f} ms, "
-            f"{traffic / best:.2f} GB/s per rank (best of 5)"
-        )
-        if len(set(seats)) < world.size:
-            print("two ranks have the same host and local rank: they would share one device")
-    return 0 if right and len(set(seats)) == world.size else 1
+    return right, len(set(seats)), min(seconds[1:])
 
 
 if __name__ == "__main__":

@@ -49,8 +49,8 @@ class World:
     """This process among the others. All ranks agree on size, master_addr and master_port.
 
     `local_rank` counts within `node`, `local_size` is the number of ranks there. `launcher` is one
-    of torchrun, deepspeed, horovod, openmpi, mpich, slurm, env (RANK and WORLD_SIZE set by hand)
-    and single.
+    of torchrun, deepspeed, horovod (over gloo, or over Open MPI), openmpi, mpich, slurm, env (RANK
+    and WORLD_SIZE set by hand) and single.
     """
 
     rank: int = 0
@@ -88,7 +88,7 @@ class World:
             node=claim.rank // local_size if claim.node is None else claim.node,
             master_addr=addr,
             master_port=port,
-            launcher=claim.launcher,
+            launcher="horovod" if _by_horovodrun(claim, env) else claim.launcher,
         )
 
     @property
@@ -152,6 +152,22 @@ def _claim(launcher: str, env: Mapping[str, str]) -> _Claim | None:
         local_rank=local_rank,
         local_size=local_size,
         node=node,
+    )
+
+
+def _by_horovodrun(claim: _Claim, env: Mapping[str, str]) -> bool:
+    """True if Open MPI was called by horovodrun, which leaves no variable of its own then.
+
+    It always calls mpirun with these settings, and gives both transports one list of interfaces.
+    Under another MPI it leaves nothing to know it by.
+    """
+    interfaces = env.get("OMPI_MCA_btl_tcp_if_include")
+    return (
+        claim.launcher == "openmpi"
+        and env.get("OMPI_MCA_pml") == "ob1"
+        and env.get("OMPI_MCA_btl") == "^openib"
+        and interfaces is not None
+        and interfaces == env.get("NCCL_SOCKET_IFNAME")
     )
 
 
@@ -291,6 +307,16 @@ def _agreed_by_mpi(claim: _Claim) -> tuple[str, int]:
         f"MASTER_ADDR must name the host of rank 0 where ranks are on several nodes, got none and "
         f"{reason}: pass -x MASTER_ADDR=HOST (MPICH: -genv MASTER_ADDR HOST) or pip install mpi4py."
     )
+
+
+def slurm_job(env: Mapping[str, str] | None = None) -> str | None:
+    """This process's SLURM job, as scontrol and scancel want it; None outside SLURM.
+
+    An array's element has a number of its own, too, but one element's is that of the whole array.
+    """
+    env = os.environ if env is None else env
+    array, element = env.get("SLURM_ARRAY_JOB_ID"), env.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{element}" if array and element else env.get("SLURM_JOB_ID")
 
 
 def _free_port() -> int:

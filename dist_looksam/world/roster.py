@@ -60,8 +60,12 @@ class Roster:
         self._heard = time.monotonic()
         self._verdict = ""
         self._over = threading.Event()
-        for work in (self._beat, self._watch):
-            threading.Thread(target=work, daemon=True, name=work.__name__).start()
+        self._threads = [
+            threading.Thread(target=work, daemon=True, name=work.__name__)
+            for work in (self._beat, self._watch)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def _connect(self, timeout: float, *, keeper: bool = False) -> dist.TCPStore:
         return dist.TCPStore(
@@ -77,6 +81,8 @@ class Roster:
         agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         keeper = world.rank == 0 and not agent
         try:
+            if not keeper:
+                self._await_keeper()
             return self._connect(self.timeout, keeper=keeper)
         except RuntimeError as error:
             if keeper and ("EADDRINUSE" in str(error) or "already in use" in str(error)):
@@ -89,6 +95,19 @@ class Roster:
                 f"{world.master_addr}:{world.master_port} within {self.timeout:g} s; see that rank "
                 f"0 started, the name resolves and no firewall is between."
             ) from None
+
+    def _await_keeper(self) -> None:
+        """Until rank 0 listens. (The store's own waiting fills the screen when it is in vain.)"""
+        end = time.monotonic() + self.timeout
+        while True:
+            try:
+                where = self.world.master_addr, self.world.master_port
+                socket.create_connection(where, timeout=self.timeout).close()
+                return
+            except OSError as error:
+                if time.monotonic() > end:
+                    raise RuntimeError(f"no answer: {error}") from None
+                time.sleep(0.1)
 
     def _meet(self) -> list[str]:
         """Host names in the order of ranks."""
@@ -164,7 +183,7 @@ class Roster:
         trace: TracebackType | None,
     ) -> None:
         if error is None or self.world.size == 1:
-            self._over.set()
+            self._leave()
             return
         text = str(error)
         wire = isinstance(error, dist.DistError) or (
@@ -175,12 +194,18 @@ class Roster:
         asking = threading.Thread(target=self._ask, args=(reason, found), daemon=True)
         asking.start()
         asking.join(4 * _BLINK + 3 * self._interval)
-        self._over.set()
+        self._leave()
         if wire:
             first = text.strip().splitlines()[0]
             raise LostRank(found[0] if found else self._verdict or self._no_store()) from (
                 RuntimeError(first)
             )
+
+    def _leave(self) -> None:
+        """Python aborts at its end where a thread is inside the store's C++ then."""
+        self._over.set()
+        for thread in self._threads:
+            thread.join(_BLINK)
 
     def _ask(self, reason: str, found: list[str]) -> None:
         """Leave a word in the store, see who is silent without one, and wait for the others."""

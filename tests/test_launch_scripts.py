@@ -1,0 +1,98 @@
+"""What the launch scripts start and do afterwards; programs that note their arguments stand for
+SLURM's and MPI's. With real ones: tests/cluster/."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = ROOT / "launch" / "slurm.sbatch"
+TOOK = "2030-01-01T00:00:00"
+
+
+def call(script: str, folder: Path, programs: dict[str, str], **env: str):
+    """The script, finished, with `programs` (name: lines of shell) ahead of this machine's."""
+    for name, lines in programs.items():
+        (folder / name).write_text(f"#!/bin/bash\n{lines}\n")
+        (folder / name).chmod(0o755)
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "MASTER", "NODES"))}
+    return subprocess.run(
+        ["bash", str(ROOT / "launch" / script), "--steps", "5"],
+        cwd=folder,
+        env=kept | {"PATH": f"{folder}:/usr/bin:/bin"} | env,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+
+
+def job(folder: Path, srun: str, *, took: str = "None", state: str = "RUNNING", again: str = "1",
+        **env: str):  # fmt: skip
+    """slurm.sbatch in a job whose `srun` is these lines, and what `scontrol` was told to requeue.
+
+    took: PreemptTime; again: Requeue.
+    """
+    fields = f"JobId=1 JobState={state} Requeue={again} PreemptTime={took} Command={SCRIPT}"
+    scontrol = f'[[ $1 == requeue ]] && echo "$2" >>requeued || echo "{fields} StdOut=o"'
+    programs = {"srun": srun, "scontrol": scontrol}
+    done = call("slurm.sbatch", folder, programs, SLURM_JOB_ID="1", **env)
+    told = folder / "requeued"
+    return done, told.read_text().split() if told.exists() else []
+
+
+@pytest.mark.parametrize(("code", "how", "requeued"), [
+    (0, {"took": TOOK}, True),
+    (143, {"took": TOOK}, True),
+    (143, {}, False),  # somebody ended the ranks
+    (143, {"took": TOOK, "state": "CANCELLED"}, False),
+    (143, {"took": TOOK, "again": "0"}, False),  # sbatch --no-requeue
+    (1, {"took": TOOK}, True),  # what a starting rank had called, or waits for, is gone
+    (1, {}, False),
+    (2, {"took": TOOK}, False),
+    (0, {}, False),
+])  # fmt: skip
+def test_a_pre_empted_job_is_requeued_also_while_its_ranks_start(code, how, requeued, tmp_path):
+    """A rank that imports, reads data or builds its model does not catch SIGTERM yet. It ended with
+    143, and the job was over instead of back in the queue."""
+    end = "kill -TERM $$" if code == 143 else f"exit {code}"
+    done, told = job(tmp_path, end, **how)
+    assert done.returncode == code, done.stderr
+    assert told == ["1"] * requeued
+    assert ("back into the queue" in done.stdout) == requeued
+
+
+def test_a_job_that_had_finished_is_not_requeued(tmp_path):
+    lines = "mkdir -p runs/slurm-1; touch runs/slurm-1/summary.json; exit 143"
+    assert job(tmp_path, lines, took=TOOK)[1] == []
+
+
+@pytest.mark.parametrize(("line", "words"), [
+    ("--lr 1e-3  --k\t3", ["--lr", "1e-3", "--k", "3"]),
+    ("""--out 'a  b' --data "it's" --model a\\ b""",
+     ["--out", "a  b", "--data", "it's", "--model", "a b"]),
+    ("--help %s -- %d\\\\n", ["--help", "%s", "--", "%d\\n"]),
+    ("'' --resume ''", ["", "--resume", ""]),
+])  # fmt: skip
+def test_a_line_of_a_sweep_is_read_as_in_a_command_line(line, words, tmp_path):
+    (tmp_path / "lines").write_text(f"--seed 0\n{line}\n--seed 9\n")
+    element = {"SLURM_ARRAY_JOB_ID": "1", "SLURM_ARRAY_TASK_ID": "2", "SWEEP": "lines"}
+    done, _ = job(tmp_path, 'printf "<%s>\n" "$@"', **element)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.split("<5>\n")[1]  # after --steps 5
+    assert said == "".join(f"<{word}>\n" for word in words)
+
+
+@pytest.mark.parametrize("mpi", ["mpirun (Open MPI) 4.1.4", "HYDRA build details:"])
+def test_a_hostfile_may_have_tabs(mpi, tmp_path):
+    """`node1<TAB>slots=8`, as many write it, was refused as a wrong line."""
+    text = "# ours\n\t\nnode1\tslots=8\n node2 \t slots=4\tmax_slots=8\n\t# node3 slots=8\nnode4\n"
+    (tmp_path / "hosts").write_text(text)
+    mpirun = f"""[[ $1 != --version ]] || {{ echo '{mpi}'; exit; }}; echo "$*" """
+    env = {"HOSTFILE": "hosts", "SSH_CHECK": "no"}
+    done = call("mpi.sh", tmp_path, {"mpirun": mpirun}, **env)
+    assert done.returncode == 0, done.stderr
+    assert " 13 " in done.stdout.splitlines()[0]
+    if "HYDRA" in mpi:
+        assert " node1:8,node2:4,node4:1 " in done.stdout
