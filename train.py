@@ -1,8 +1,11 @@
 """Train a Vision Transformer with SAM, LookSAM or Look-LayerSAM; `--help` lists the settings."""
 
+import faulthandler
 import sys
 
 from dist_looksam.fit import main
+from dist_looksam.leave import leave
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    faulthandler.enable()  # a crash in a library says where Python was, on every rank
+    leave(main(sys.argv[1:]))

@@ -1,6 +1,7 @@
 """Command lines: argparse whose mistakes are one sentence, and errors turned into exit codes."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -19,7 +20,12 @@ class Parser(argparse.ArgumentParser):
 def guarded(command: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:
     """command(argv), its errors as one line on stderr. 0 done, 1 failed, 2 wrong settings."""
     try:
-        return command(argv) or 0
+        code = command(argv) or 0
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2

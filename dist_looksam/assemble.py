@@ -1,5 +1,6 @@
 """From settings to what trains: device, process group, model, optimizer, engine."""
 
+import importlib
 import importlib.util
 import os
 from datetime import timedelta
@@ -9,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from . import models
+from . import models, trackers
 from .backends import zero_config
 from .backends.backend import Backend
 from .backends.ddp import DDP
@@ -26,20 +27,53 @@ from .world.roster import Roster
 
 
 def check(settings: Settings, ranks: int) -> None:
-    """ConfigError for what the backend cannot do, or lacks, before anything starts."""
+    """ConfigError for what the backend cannot do, or lacks here, before anything starts."""
+    trackers.check(settings.track)
+    if missing := lacking(settings):
+        raise ConfigError(missing)
+    allowed(settings, ranks)
+
+
+def lacking(settings: Settings) -> str | None:
+    """The sentence that names a library which the backend needs and this machine has not got."""
     library, how = {
         "zero": ("deepspeed", "pip install 'deepspeed>=0.19,<0.20'"),
         "horovod": ("horovod", "bash cluster/horovod/build.sh"),
     }.get(settings.backend, ("", ""))
-    if library and importlib.util.find_spec(library) is None:
+    if settings.backend == "fsdp2":
+        return _lacking_torch(settings)
+    if not library or importlib.util.find_spec(library) is not None:
+        return None
+    return (
+        f"backend {settings.backend} needs {library}, which is not installed; "
+        f"install it ({how}) or use --backend ddp."
+    )
+
+
+def _lacking_torch(settings: Settings) -> str | None:
+    """fully_shard came with torch 2.6; gloo, which CPUs talk by, learnt to average in 2.8."""
+    on_cpu = settings.device == "cpu" or not torch.cuda.is_available()
+    needed, where = ((2, 8), " on CPUs") if on_cpu else ((2, 6), "")
+    if tuple(int(n) for n in torch.__version__.split(".")[:2]) >= needed:
+        return None
+    return (
+        f"backend fsdp2 needs torch >= {needed[0]}.{needed[1]}{where}, got {torch.__version__}; "
+        f"install a newer one or use --backend ddp."
+    )
+
+
+def allowed(settings: Settings, ranks: int) -> None:
+    """ConfigError for settings that the backend cannot train with, on any machine."""
+    if settings.backend == "fsdp2" and settings.ascent == "rank":
         raise ConfigError(
-            f"backend {settings.backend} needs {library}, which is not installed; "
-            f"install it ({how}) or use --backend ddp."
+            "ascent rank needs whole gradients on every rank, got backend fsdp2; "
+            "use --backend ddp, or --ascent global."
         )
     if settings.backend == "horovod" and (settings.zero_stage in (2, 3) or settings.offload):
+        got = "offload" if settings.offload else f"zero_stage {settings.zero_stage}"
         raise ConfigError(
-            f"backend horovod shards at zero_stage 1 only, got zero_stage {settings.zero_stage}"
-            f"{' with offload' if settings.offload else ''}; use --zero_stage 1 or --backend zero."
+            f"backend horovod shards at zero_stage 1 only, without offload, got {got}; "
+            f"use --zero_stage 1 or --backend zero."
         )
     if settings.backend != "horovod" and settings.compression != "none":
         raise ConfigError(
@@ -56,9 +90,26 @@ def check(settings: Settings, ranks: int) -> None:
             )
 
 
+def _load_horovod() -> None:
+    """ConfigError if Horovod cannot be loaded, which is so after torch was changed."""
+    try:
+        importlib.import_module("horovod.torch")
+    except ImportError as error:
+        raise ConfigError(
+            f"Horovod must be built for torch {torch.__version__}, got one that does not load "
+            f"({str(error).splitlines()[0]}); build it again: bash cluster/horovod/build.sh."
+        ) from error
+
+
 def elastic(settings: Settings) -> bool:
-    """True if workers may come and go: horovodrun was given a range of numbers of them."""
-    return settings.backend in ("auto", "horovod") and os.environ.get("HOROVOD_ELASTIC") == "1"
+    """True if workers may come and go: horovodrun was given a range of numbers of them.
+
+    ConfigError if Horovod cannot be loaded then.
+    """
+    asked = settings.backend in ("auto", "horovod") and os.environ.get("HOROVOD_ELASTIC") == "1"
+    if asked:
+        _load_horovod()
+    return asked
 
 
 def device_of(settings: Settings, world: World) -> torch.device:
@@ -82,6 +133,7 @@ def device_of(settings: Settings, world: World) -> torch.device:
 def join(settings: Settings, world: World, device: torch.device) -> Roster | None:
     """Meet the other ranks and make the process group; None where the backend needs neither."""
     if settings.backend == "horovod":
+        _load_horovod()
         from .backends import horovod
 
         horovod.start(world.size)
@@ -166,7 +218,14 @@ def _backend(settings: Settings, model: nn.Module, device: torch.device) -> Back
         return _zero(settings, model, device)
     if settings.backend == "horovod":
         return _horovod(settings, model.to(device))
-    raise ConfigError(f"backend {settings.backend} is not in this version; use --backend ddp.")
+    return _fsdp2(settings, model, device)
+
+
+def _fsdp2(settings: Settings, model: nn.Module, device: torch.device) -> Backend:
+    from .backends import fsdp2, fsdp2_units
+
+    fsdp2_units.shard(model, device, precision=settings.precision)
+    return fsdp2.FSDP2(model, optimizer_of(settings, model), precision=settings.precision)
 
 
 def _zero(settings: Settings, model: nn.Module, device: torch.device) -> Backend:

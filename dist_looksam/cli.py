@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from . import __version__
 from .arguments import guarded
 from .errors import ConfigError
+from .leave import leave
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,11 +23,15 @@ class Command:
 
 COMMANDS = {
     "train": Command(module="fit", text="train a model; the same as train.py"),
+    "recipes": Command(module="recipes", text="list, or check, the recipes for ImageNet at 4k-64k"),
     "curves": Command(module="report.commands", function="draw_curves", text="draw curves.png"),
     "probe": Command(module="report.commands", function="draw_probe", text="draw the probed looks"),
-    "checkpoint": Command(module="checkpoint.commands", text="ls, verify or export checkpoints"),
+    "report": Command(module="report.commands", function="draw_report", text="compare many runs"),
+    "checkpoint": Command(module="checkpoint.commands", text="ls, verify, export, universal"),
     "bench": Command(module="bench", text="time every optimizer against its base"),
+    "sweep": Command(module="sweep.commands", text="run a grid of methods, batch sizes and seeds"),
     "cost": Command(module="cost", text="count what a step sends and what a rank holds"),
+    "plan": Command(module="plan.commands", text="what a run will hold, send and take"),
     "jobs": Command(module="jobs", function="show_jobs", text="the runs of a folder, and SLURM's"),
     "logs": Command(module="jobs", function="show_log", text="what a run printed"),
     "cancel": Command(module="jobs", function="cancel", text="stop a run and its SLURM job"),
@@ -65,9 +70,14 @@ def _dispatch(argv: Sequence[str]) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a subcommand. Exit code: 0 done, 1 it failed, 2 the arguments are wrong."""
-    return guarded(_dispatch, sys.argv[1:] if argv is None else argv)
+    """Run a subcommand. Exit code: 0 done, 1 it failed, 2 the arguments are wrong.
+
+    Without `argv` it is the program itself: it takes sys.argv and does not return.
+    """
+    if argv is None:
+        leave(guarded(_dispatch, sys.argv[1:]))
+    return guarded(_dispatch, argv)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

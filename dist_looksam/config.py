@@ -20,6 +20,7 @@ from .errors import ConfigError
 from .maths.schedule import SCALINGS, SCHEDULES
 from .optim.rule import LAYER_ASCENTS, REUSES, SCOPES, check_alpha, check_choice, check_rho
 from .optim.table import BASES, LR, METHODS, RHO, WEIGHT_DECAY, base_of, method, rule_of
+from .trackers import TRACKERS
 
 BACKENDS = ("auto", "plain", "ddp", "zero", "horovod", "fsdp2")
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -60,6 +61,7 @@ class Settings:
     epochs: float | None = flag(None, "length in passes over the data", float)
     steps: int | None = flag(None, "length in optimizer steps, instead of epochs", int)
     warmup_steps: int | None = flag(None, "linear warm-up; default a twentieth", int)
+    warmup_epochs: float | None = flag(None, "the same in passes over the data", float)
     schedule: str = flag("cosine", f"after warm-up: {', '.join(SCHEDULES)}", str)
     model: str = flag("auto", "vit_ti16, vit_s16, vit_b16, ..., or a timm name", str)
     drop_path: float = flag(0.0, "rate of dropped residual branches in the last block", float)
@@ -67,6 +69,8 @@ class Settings:
     data: str = flag("fashion_mnist", "fashion_mnist, digits, or folder", str)
     data_dir: str | None = flag(None, "folder with train/CLASS/* and val/CLASS/*", str)
     image_size: int = flag(224, "pixels, of folder data", int)
+    train_images: int | None = flag(None, "training images to use; default all there are", int)
+    holdout: int = flag(0, "so many of them to evaluate on, instead of the test images", int)
     augment: str = flag("auto", "auto, none, or of crop,flip,randaugment,mixup,cutmix", str)
     workers: int | None = flag(None, "threads that decode images; default one per core", int)
     backend: str = flag("auto", f"one of {', '.join(BACKENDS)}", str)
@@ -82,9 +86,12 @@ class Settings:
     keep: int = flag(0, "newest checkpoints to keep; 0: all", int)
     requeue: bool = flag(False, "on SIGUSR1/2 under SLURM, queue the job again", bool)
     eval_every: int = flag(0, "steps between evaluations; 0: once per epoch", int)
+    track: str = flag("none", f"metrics elsewhere, too: {', '.join(TRACKERS)}", str)
     probe_every: int = flag(0, "looks between probes of g_s, g_h, g_v; 0: none", int)
     device: str = flag("auto", f"one of {', '.join(DEVICES)}", str)
     timeout: float = flag(600.0, "seconds to wait for a silent rank before ending", float)
+    dry_run: bool = flag(False, "check the settings, say what they mean, train nothing", bool)
+    ranks: int | None = flag(None, "that --dry_run checks for; default those started", int)
     local_rank: int | None = flag(None, "given by launchers", int)
 
     def __post_init__(self) -> None:
@@ -97,6 +104,7 @@ class Settings:
             ("precision", PRECISIONS),
             ("compression", COMPRESSIONS),
             ("device", DEVICES),
+            ("track", TRACKERS),
         ):
             check_choice(name, getattr(self, name), allowed)
         assert self.rule  # made here for its checks
@@ -109,11 +117,16 @@ class Settings:
                 f"either epochs or steps must be given, got epochs {self.epochs:g} and steps "
                 f"{self.steps}; leave one out."
             )
+        if self.warmup_epochs is not None and self.warmup_steps is not None:
+            raise ConfigError(
+                f"either warmup_epochs or warmup_steps must be given, got {self.warmup_epochs:g} "
+                f"and {self.warmup_steps}; leave one out."
+            )
         if self.backend in ("plain", "ddp", "fsdp2") and (
             self.zero_stage is not None or self.offload
         ):
             raise ConfigError(
-                f"zero_stage and offload are of the backends zero and horovod, got backend "
+                f"zero_stage is of the backends zero and horovod, offload of zero, got backend "
                 f"{self.backend}; leave them out or use --backend zero."
             )
         if self.data == "folder" and self.data_dir is None:
@@ -123,7 +136,8 @@ class Settings:
         at_least = {
             "batch_size": 1, "micro_batch": 1, "steps": 1, "warmup_steps": 0, "lr_base_batch": 1,
             "image_size": 1, "workers": 0, "save_every": 0, "eval_every": 0, "probe_every": 0,
-            "keep": 0, "seed": 0, "lr": 0, "weight_decay": 0, "eps": 0,
+            "keep": 0, "seed": 0, "holdout": 0, "warmup_epochs": 0, "lr": 0, "weight_decay": 0,
+            "eps": 0, "ranks": 1, "train_images": 1,
         }  # fmt: skip
         for name, least in at_least.items():
             value = getattr(self, name)
@@ -181,13 +195,27 @@ class Settings:
             micro_batch=self._micro_batch(ranks),
             epochs=None,
             steps=steps,
-            warmup_steps=steps // 20 if self.warmup_steps is None else self.warmup_steps,
+            warmup_steps=self._warmup(steps, samples),
+            warmup_epochs=None,
+            dry_run=False,
+            ranks=None,
             local_rank=None,
         )
 
     @property
     def _epochs(self) -> float:
         return EPOCHS.get(self.data, 10.0) if self.epochs is None else self.epochs
+
+    def _warmup(self, steps: int, samples: int) -> int:
+        warmup = steps // 20 if self.warmup_steps is None else self.warmup_steps
+        if self.warmup_epochs is not None:
+            warmup = round(self.warmup_epochs * samples / self.batch_size)
+        if warmup >= steps:
+            raise ConfigError(
+                f"warm-up must be shorter than the run's {steps} steps, got {warmup}; "
+                f"use --warmup_steps {steps // 20} or train longer."
+            )
+        return warmup
 
     def _backend(self, ranks: int, launcher: str) -> str:
         if self.backend == "auto":
@@ -220,15 +248,23 @@ class Settings:
     def to_yaml(self) -> str:
         """The settings as a file that `--config` takes."""
         values = asdict(self)
-        del values["local_rank"]
+        for name in ("dry_run", "ranks", "local_rank"):
+            del values[name]
         values["betas"] = list(self.betas)
         return yaml.safe_dump(values, sort_keys=False)
+
+
+DEFAULTS = {f.name: f.default for f in fields(Settings)}
+_OTHERS = ("plain", "ddp", "fsdp2", "horovod")
+# Settings of ZeRO, and the backends that do not know them.
+_OF_ZERO = {"zero_stage": _OTHERS[:3], "offload": _OTHERS, "deepspeed_config": _OTHERS}
 
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="train.py",
         exit_on_error=False,
+        allow_abbrev=False,  # `_flags_first` knows flags by their whole names
         description="Train a Vision Transformer with SAM, LookSAM or Look-LayerSAM.",
     )
     parser.add_argument("--config", action="config", help="YAML file of settings")
@@ -300,6 +336,31 @@ def _sentence(error: ArgumentError) -> str:
     return text
 
 
+def _flags_first(values: dict[str, Any], argv: Sequence[str]) -> dict[str, Any]:
+    """`values` without what the file of --config says against a flag: the flag wins.
+
+    Two settings of which a run can have one: --steps 5 ends a recipe of 300 epochs after 5 steps,
+    --backend ddp takes it off ZeRO, --zero_stage 2 a file of ddp to it. Where both are flags, or
+    both in the file, `Settings` objects.
+    """
+    flags = {a.split("=")[0].removeprefix("--") for a in argv if a.startswith("--")}
+    if "ranks" in flags and not values["dry_run"]:
+        raise ConfigError(
+            f"--ranks is what --dry_run checks for, got --ranks {values['ranks']} without it; "
+            "leave it out: a run's ranks are those that its launcher starts."
+        )
+    if "config" not in flags:
+        return values
+    lengths = (("steps", "epochs"), ("warmup_steps", "warmup_epochs"))
+    dropped = {b for pair in lengths for a, b in (pair, pair[::-1]) if a in flags}
+    clash = {name for name, others in _OF_ZERO.items() if values["backend"] in others}
+    if "backend" in flags:
+        dropped |= clash
+    elif any(str(values[n]).lower() not in ("none", "null", "false") for n in clash & flags):
+        values = values | {"backend": "zero"}
+    return values | {name: DEFAULTS[name] for name in dropped - flags}
+
+
 def parse(argv: Sequence[str]) -> Settings:
     """Flags to settings. `--help` and `--print_config` print and leave with SystemExit(0).
 
@@ -315,6 +376,7 @@ def parse(argv: Sequence[str]) -> Settings:
     except ArgumentError as error:
         raise ConfigError(_sentence(error)) from error
     values.pop("config", None)
+    values = _flags_first(values, argv)
     typed: dict[str, Any] = {}
     for f in fields(Settings):
         value = values[f.name]

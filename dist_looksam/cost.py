@@ -13,6 +13,7 @@ from typing import Any
 import torch.distributed as dist
 
 from . import assemble, config
+from .arguments import Parser
 from .config import Settings
 from .data import Data, TrainLoader, load
 from .engine import Engine
@@ -21,14 +22,12 @@ from .world import World
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the cost of what the flags ask for. `--json FILE` also writes it there."""
-    argv = list(argv)
-    path = None
-    if "--json" in argv:
-        at = argv.index("--json")
-        path = Path(argv[at + 1])
-        del argv[at : at + 2]
-    settings = config.parse(argv)
+    """Count what a step sends and what a rank holds, for any flags of train.py, over real ranks."""
+    usage = "dist-looksam cost [--json FILE] FLAGS_OF_TRAIN"
+    parser = Parser("dist-looksam cost", usage, description=main.__doc__, allow_abbrev=False)
+    parser.add_argument("--json", type=Path, help="a file to write the numbers to, too")
+    own, flags = parser.parse_known_args(argv)
+    settings = config.parse(flags)
     world = World.from_env(local_rank=settings.local_rank)
     data = load(settings.data, settings.data_dir, image_size=settings.image_size)
     settings = settings.resolved(ranks=world.size, launcher=world.launcher, samples=len(data.train))
@@ -38,8 +37,8 @@ def main(argv: Sequence[str]) -> int:
     rows = measure(settings, data, device)
     if world.rank == 0:
         _print(settings, world.size, rows)
-        if path is not None:
-            path.write_text(json.dumps(rows))
+        if own.json is not None:
+            own.json.write_text(json.dumps(rows))
     if dist.is_initialized():
         dist.destroy_process_group()
     return 0

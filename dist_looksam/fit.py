@@ -3,12 +3,14 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +20,13 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor
 
-from . import assemble, checkpoint, config, models, report, resume, rundir
-from .advice import Advice
+from . import assemble, checkpoint, config, dryrun, models, report, resume, rundir, trackers
+from .advice import Advice, without_effect
 from .config import Settings
 from .data import Data, EvalLoader, TrainLoader, load
 from .engine import Report
 from .errors import ConfigError, RunError
-from .interrupt import Interrupt, requeue
+from .interrupt import REQUEUES, WATCHED, Interrupt, requeue
 from .maths.schedule import factor
 from .metrics import MetricsLog
 from .probe import ProbeLog
@@ -41,7 +43,9 @@ def main(argv: Sequence[str]) -> int:
     try:
         settings = config.parse(argv)
         world = World.from_env(local_rank=settings.local_rank)
-        if assemble.elastic(settings):
+        if settings.dry_run:
+            dryrun.main(settings, world)
+        elif assemble.elastic(settings):
             from .backends import horovod_elastic
 
             horovod_elastic.run(run, settings, world)
@@ -92,23 +96,30 @@ def run(
     Raises:
         ConfigError: before anything is trained. RunError: the run cannot go on.
     """
+    # Else MKL rounds a product by where in memory its tensors lie, and a resumed run would differ.
+    os.environ.setdefault("MKL_CBWR", "AUTO")
     data = load(
         settings.data,
         settings.data_dir,
         image_size=settings.image_size,
         augment=settings.augment,
         seed=settings.seed,
+        holdout=settings.holdout,
+        train_images=settings.train_images,
     )
     settings = settings.resolved(ranks=world.size, launcher=world.launcher, samples=len(data.train))
     assemble.check(settings, world.size)
     device = assemble.device_of(settings, world)
     roster = assemble.join(settings, world, device)
     hosts = roster.hosts if roster else [socket.gethostname()]
-    with roster or nullcontext():
-        fit = Fit(settings, data, device, commit)
-        if fit.first:
-            rundir.record(fit.out, world, hosts)
-        return fit.run()
+    with rundir.told(Path(settings.out), world.rank), roster or nullcontext():
+        try:
+            fit = Fit(settings, data, device, commit)
+            if fit.first:
+                rundir.record(fit.out, world, hosts)
+            return fit.run()
+        finally:
+            rundir.release(Path(settings.out))
 
 
 class Fit:
@@ -152,9 +163,13 @@ class Fit:
         self.top1: float | None = None
         self.evaluated: int | None = None  # steps done at the newest evaluation; on every rank
         self._asked: tuple[int | None, Tensor] | None = None
+        self.caught: list[signal.Signals] = []  # by any rank
         reader, self.notes = resume.prepare(self.backend, settings, data)
         if self.first:
             config.write(settings, self.out / "config.yaml")
+        self.tracker: trackers.Tracker | None = None
+        if settings.track != "none":
+            resume.shared(self.backend, self._track)
         self.probe = None
         if settings.probe_every:
             path = self.out / "probe.jsonl" if self.first else None
@@ -164,6 +179,9 @@ class Fit:
         if reader is not None:
             self._load(reader)
         self.writer = checkpoint.Writer(self.backend, self.out / "checkpoints", keep=settings.keep)
+
+    def _track(self) -> None:
+        self.tracker = trackers.start(self.settings.track, self.out, asdict(self.settings))
 
     def _load(self, reader: checkpoint.Reader) -> None:
         backend, extra = self.backend, reader.manifest["extra"]
@@ -189,12 +207,15 @@ class Fit:
         path = self.out / "metrics.jsonl" if self.first else None
         try:
             with (
-                MetricsLog(path, resume_step=self.start or None) as log,
-                Progress(self.steps, start=self.start, shown=self.first) as progress,
+                MetricsLog(path, resume_step=self.start or None, tracker=self.tracker) as log,
+                Progress(
+                    self.steps, start=self.start, shown=self.first, log=self.out / rundir.LOG
+                ) as progress,
                 Interrupt() as self.interrupt,
             ):
                 self.log, self.progress = log, progress
                 self.advice = Advice(progress.note)
+                self.notes += without_effect(self.settings)
                 for note in [*self.notes, self._greeting()]:
                     progress.note(note)
                 for step in range(self.start, self.steps):
@@ -258,7 +279,7 @@ class Fit:
         if done.look:
             self.advice.look(done.step, seen)
         self.advice.line(self.log.last)
-        last = self.log.last or {}
+        last = (self.log.flush() if done.step + 1 == self.steps else self.log.last) or {}
         self.progress.update(
             done.step + 1,
             epoch=self.train.epoch_of(done.step + 1),
@@ -283,8 +304,9 @@ class Fit:
     # that no step waits for it. The mean is above 0 where any rank has raised the flag.
 
     def _tell(self) -> None:
-        writer, caught = self.writer, self.interrupt.caught is not None
-        flags = (caught, self.interrupt.requeues, writer.failed, not writer.written)
+        writer = self.writer
+        signals = (self.interrupt.caught == s for s in WATCHED)
+        flags = (*signals, writer.failed, not writer.written)
         mine = torch.tensor(flags, dtype=torch.float32, device=self.device)
         self._asked = (writer.pending, self.backend.mean(mine))
 
@@ -292,12 +314,13 @@ class Fit:
         if self._asked is None:
             return False
         (pending, flags), self._asked = self._asked, None
-        stop, self.requeues, failed, writing = (flags > 0).tolist()
+        *signals, failed, writing = (flags > 0).tolist()
+        self.caught = [s for s, raised in zip(WATCHED, signals, strict=True) if raised]
         if failed:
             self.writer.wait()  # raises what went wrong
         elif pending is not None and not writing:
             self.writer.commit(pending)
-        return stop
+        return bool(self.caught)
 
     def _stop(self, done: int) -> None:
         """All ranks have finished the same step: one checkpoint, and out."""
@@ -305,11 +328,11 @@ class Fit:
             self._save(done)
         self.writer.wait()
         if self.first:
-            caught = self.interrupt.caught or signal.SIGTERM  # another rank may have caught it
+            names = " and ".join(s.name for s in self.caught)
             self.progress.note(
-                f"{caught.name} after step {done - 1}: saved step-{done}; --resume auto goes on"
+                f"{names} after step {done}: saved step-{done}; --resume auto goes on"
             )
-        if self.requeues and resume.requeue_asked(self.settings):
+        if {*self.caught} & {*REQUEUES} and resume.requeue_asked(self.settings):
             note = resume.shared(self.backend, requeue)
             if note:
                 self.progress.note(note)
@@ -370,6 +393,7 @@ class Fit:
         if self.first:
             assert weights is not None
             save_file(weights, self.out / "model.safetensors")
+            shutil.copymode(self.out / "config.yaml", self.out / "model.safetensors")  # was 0600
             report.curves(self.out)
             (self.out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
             self.progress.note(f"top1 {self.top1:.2%}; curves: {self.out / 'curves.png'}")

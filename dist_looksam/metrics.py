@@ -13,7 +13,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from dist_looksam.errors import RunError
+from .errors import RunError
+from .trackers import Tracker
 
 FIELDS = (
     "step",
@@ -48,7 +49,8 @@ class MetricsLog:
     `resume_step` is the next step to train: lines of this and later steps, evaluations of more
     steps, and a half-written last line are removed, atomically; None starts an empty file. Call
     `flush` before writing a checkpoint, so that a killed run's file reaches as far as it.
-    `path` None writes nothing: what the other ranks use.
+    `path` None writes nothing: what the other ranks use. `tracker` gets what the file gets, and is
+    closed at the end.
     Raises RunError for a file with a damaged line other than the last.
     """
 
@@ -59,12 +61,14 @@ class MetricsLog:
         resume_step: int | None = None,
         every: int = 50,
         seconds: float = 5.0,
+        tracker: Tracker | None = None,
     ) -> None:
         self.path = None if path is None else Path(path)
         self.last: Row | None = None  # the newest training line that was read from the device
         self.evaluated: int | None = None  # the step of the newest evaluation
         self._every = every
         self._patience = seconds
+        self._tracker = tracker
         self._held: list[dict[str, Value]] = []
         self._trained = 0.0
         if self.path is not None:
@@ -86,6 +90,7 @@ class MetricsLog:
             file.flush()
             os.fsync(file.fileno())
         os.replace(scratch, path)
+        self._track(kept)
 
     @property
     def seconds(self) -> float:
@@ -142,8 +147,14 @@ class MetricsLog:
             file.write("".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
             file.flush()
             os.fsync(file.fileno())
+        self._track(rows)
         self.last = next((row for row in reversed(rows) if "eval_top1" not in row), self.last)
         return self.last
+
+    def _track(self, rows: list[Row]) -> None:
+        if self._tracker is not None:
+            for row in rows:
+                self._tracker.write(row)
 
     def __enter__(self) -> "MetricsLog":
         return self
@@ -155,6 +166,8 @@ class MetricsLog:
         trace: TracebackType | None,
     ) -> None:
         self.flush()
+        if self._tracker is not None:
+            self._tracker.close()
 
 
 def read(path: str | os.PathLike[str]) -> tuple[list[Row], list[Row]]:

@@ -1,9 +1,11 @@
 """How far a run is: a bar on a terminal, a line now and then in a log file."""
 
 import math
+import os
 import sys
 import time
 from collections import deque
+from pathlib import Path
 from types import TracebackType
 from typing import IO
 
@@ -14,6 +16,8 @@ from rich.progress import Task as BarTask
 from rich.table import Column
 from rich.text import Text
 
+# Set by mpirun and horovodrun, whose ranks' terminals end in a pipe.
+_PIPED = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "HOROVOD_RANK", "HOROVOD_GLOO_RENDEZVOUS_ADDR")
 _WINDOW_S = 60.0  # the pace is that of the last minute, so that a slow first step is soon forgotten
 
 
@@ -23,7 +27,8 @@ class Progress:
     Takes numbers that the caller already has on the host: it never reads from a device. With
     `shown` False (every rank but one) all methods do nothing. `start` is the number of steps done
     before, in a resumed run. On a terminal: one bar. Elsewhere: a line every `every_seconds`, and
-    for the first and last step.
+    for the first and last step. `log`: a file that gets the same lines, with the time of each,
+    also where there is a bar.
     """
 
     def __init__(
@@ -34,6 +39,7 @@ class Progress:
         shown: bool = True,
         every_seconds: float = 10.0,
         file: IO[str] | None = None,
+        log: Path | None = None,
     ) -> None:
         self.total = total
         self._shown = shown
@@ -45,9 +51,11 @@ class Progress:
         self._epoch = ""
         self._look = False
         self._console = Console(file=file or sys.stdout, highlight=False, markup=False)
+        self._log = log.open("a", encoding="utf-8", buffering=1) if shown and log else None
         self._bar: Bar | None = None
         self._task: TaskID | None = None
-        if shown and self._console.is_terminal and not self._console.is_dumb_terminal:
+        terminal = self._console.is_terminal and not self._console.is_dumb_terminal
+        if shown and terminal and not any(name in os.environ for name in _PIPED):
             self._bar = Bar(*_columns(self), console=self._console, refresh_per_second=4)
             self._task = self._bar.add_task("", total=total, completed=start)
 
@@ -85,6 +93,7 @@ class Progress:
         """A line of its own, above the bar."""
         if self._shown:
             self._console.print(text, soft_wrap=True)
+            self._write(text)
 
     def eta(self) -> str:
         """Time left, h:mm:ss, at the pace of the last minute; `-:--:--` before there is one."""
@@ -102,11 +111,17 @@ class Progress:
     def _show(self, now: float) -> None:
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=self._step)
-            return
         due = self._printed is None or now - self._printed >= self._every
         if due or self._step >= self.total:
             self._printed = now
-            self.note(self.line())
+            if self._bar is None:
+                self.note(self.line())
+            else:
+                self._write(self.line())
+
+    def _write(self, text: str) -> None:
+        if self._log is not None:
+            self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
     def __enter__(self) -> "Progress":
         if self._bar is not None:
@@ -121,6 +136,8 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
+        if self._log is not None:
+            self._log.close()
 
 
 class _Facts(ProgressColumn):

@@ -1,17 +1,24 @@
 """The run directory: made, kept apart from an older run, found again."""
 
+import fcntl
 import json
 import os
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from . import checkpoint
 from .errors import ConfigError
-from .world import World
+from .world import World, slurm_job
 
 JOB = "job.json"
+LOCK = ".lock"
+LOG = "log.txt"
+_PATIENCE = 5.0  # seconds that a run may need to die
+_held: dict[Path, IO[str]] = {}
 
 
 def prepare(out: Path, *, resume_step: int | None) -> list[str]:
@@ -19,10 +26,14 @@ def prepare(out: Path, *, resume_step: int | None) -> list[str]:
 
     resume_step None: a fresh run. It finds an older one there: that is renamed to out.1, out.2,
     ..., never written over. Else later checkpoints, damaged or passed over, are renamed, for the
-    run will come to their steps again.
+    run will come to their steps again. A lock is held on `out` until `release`.
+
+    Raises:
+        ConfigError: `out` cannot be written, or another process trains into it.
     """
     notes = []
     try:
+        _refuse_a_live_run(out)
         if resume_step is None and (out / "config.yaml").exists():
             kept = next(p for n in range(1, 10**6) if not (p := Path(f"{out}.{n}")).exists())
             os.rename(out, kept)
@@ -37,12 +48,65 @@ def prepare(out: Path, *, resume_step: int | None) -> list[str]:
                 n = next(n for n in range(10**6) if not Path(f"{aside}-{n}").exists())
                 os.rename(path, f"{aside}-{n}")
                 notes.append(f"{path} is now {aside}-{n}")
+        _held[out] = (out / LOCK).open("w")
+        _locked(_held[out])
     except OSError as error:
         raise ConfigError(
             f"out must be a directory that can be written, got {out} ({error.strerror}); "
             f"name another with --out."
         ) from None
     return notes
+
+
+def release(out: Path) -> None:
+    """Let other runs into `out`; so does the end of the process, however it comes."""
+    if out in _held:
+        _held.pop(out).close()
+
+
+@contextmanager
+def told(out: Path, rank: int) -> Iterator[None]:
+    """Inside, what ends the run is in its log, too. Wrong settings are not: the log may be that of
+    another run, which is why they are wrong."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:
+        if rank == 0 and (out / LOG).exists():
+            with suppress(OSError), (out / LOG).open("a", encoding="utf-8") as file:  # a full disk
+                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} error: {error}\n")
+        raise
+
+
+def _locked(file: IO[str]) -> bool:
+    """Take the lock. False if another process has it; True, too, where there are no locks."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks: nobody can be told apart
+        return True
+    return True
+
+
+def _refuse_a_live_run(out: Path) -> None:
+    """ConfigError while another process trains into `out`; not for an earlier start of this job."""
+    if not (out / LOCK).exists():
+        return
+    end = time.monotonic() + _PATIENCE
+    with (out / LOCK).open() as file:
+        while not _locked(file):
+            who = job(out)
+            if slurm_job() is not None and slurm_job() == who.get("slurm_job_id"):
+                return
+            if time.monotonic() > end:
+                raise ConfigError(
+                    f"out must not be in use, got {out}, into which process {who.get('pid')} on "
+                    f"{who.get('host')} trains; end it (dist-looksam cancel {out}), or name "
+                    f"another --out."
+                )
+            time.sleep(0.1)
 
 
 def to_resume(out: Path, resume: str) -> list[Path]:
@@ -72,7 +136,7 @@ def record(out: Path, world: World, hosts: list[str]) -> None:
         "hosts": list(dict.fromkeys(hosts)),
         "host": socket.gethostname(),
         "pid": os.getpid(),
-        "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
+        "slurm_job_id": slurm_job(),
         "slurm_restarts": int(os.environ.get("SLURM_RESTART_COUNT") or 0),
         "output": os.environ.get("LOOKSAM_OUTPUT"),
         "starts": int(before.get("starts", 0)) + 1,

@@ -50,12 +50,13 @@ NEEDS = {
     "simplejpeg": lambda: _module("simplejpeg"),
     "tensorboard": lambda: _module("tensorboard"),
     "fashion_mnist": lambda: Path("/usr/share/datasets/fashion-mnist").is_dir(),
+    "chromium": lambda: any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
     "cuda": _cuda,
     "two_gpus": lambda: _cuda() and importlib.import_module("torch").cuda.device_count() > 1,
     "timm": lambda: _module("timm"),
     "wandb": lambda: _module("wandb"),
 }
-NOT_ON_EVERY_MACHINE = {"cuda", "two_gpus", "timm", "wandb"}  # skipped under CI, too
+NOT_ON_EVERY_MACHINE = {"cuda", "two_gpus", "timm"}  # skipped under CI, too
 
 
 def _require(*names: str) -> None:

@@ -3,9 +3,11 @@
 import importlib
 import inspect
 import json
+import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +15,7 @@ import dist_looksam
 from dist_looksam import cli
 from dist_looksam.metrics import FIELDS
 
+ROOT = Path(__file__).parents[1]
 HEAVY = ("altair", "deepspeed", "jsonargparse", "sklearn", "rich", "pytorch_optimizer")
 
 
@@ -33,7 +36,7 @@ def test_help_lists_every_command(argv, capsys):
         assert re.search(rf"^  {name} +{re.escape(row.text)}$", told, re.M)
 
 
-@pytest.mark.parametrize("name", ["train", "curves", "probe", "bench", "world"])
+@pytest.mark.parametrize("name", ["train", "curves", "probe", "report", "bench", "world"])
 def test_every_command_has_its_own_help(name, capsys):
     with pytest.raises(SystemExit) as left:
         cli.main([name, "--help"])
@@ -80,3 +83,20 @@ def test_probe_draws_figures_1_and_2(run, capsys):
     assert (run / "probe_change.png").exists() and (run / "probe_norms.png").exists()
     assert capsys.readouterr().out.count(str(run)) == 4
     assert not (run / "curves.png").exists()
+
+
+@pytest.mark.parametrize("command", [["recipes"], ["jobs", "."]])
+def test_a_reader_that_has_seen_enough_is_no_error(command, tmp_path):
+    """`dist-looksam recipes | head -1` ended in a traceback now and then."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "config.yaml").write_text("steps: 3\n")
+    done = subprocess.Popen(
+        [sys.executable, "-m", "dist_looksam.cli", *command],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    done.stdout.close()
+    assert (done.wait(timeout=120), done.stderr.read()) == (0, "")

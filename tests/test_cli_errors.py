@@ -20,6 +20,8 @@ WRONG = {
     "base of a base": (["--optimizer", "lamb", "--base", "sgd"], "use --optimizer sgd"),
     "data": (["--data", "cifar10"], "--data is 'cifar10'.* use one of fashion_mnist, digits"),
     "flag": (["--batchsize", "64"], "unknown flag, got --batchsize; did you mean --batch_size"),
+    "abbreviation": (["--step", "5"], "unknown flag, got --step; did you mean --steps"),
+    "ranks": (["--ranks", "2"], "--ranks is what --dry_run checks for, got --ranks 2 without"),
     "word": (["64"], "unknown flag, got 64"),
     "rho": (["--rho", "-0.1"], "rho must be >= 0 and finite, got -0.1"),
     "alpha": (["--alpha", "-1"], "alpha must be >= 0 and finite, got -1.0"),
@@ -46,6 +48,7 @@ WRONG = {
     "backend": (["--backend", "mpi"], "backend must be one of auto, plain, ddp, zero, .*got 'mpi'"),
     "zero_stage": (["--zero_stage", "4"], "zero_stage must be 0, 1, 2 or 3, got 4"),
     "zero_stage of ddp": (["--backend", "ddp", "--zero_stage", "2"], "zero_stage .*backend ddp"),
+    "compression": (["--compression", "fp16"], "compression fp16 is of backend horovod, got"),
     "model": (["--model", "vit_x"], "model must be one of auto, .*got 'vit_x'"),
     "model's patch": (["--model", "vit_b16"], "16x16 patches, got 8x8 images"),
     "augment": (["--augment", "crop,blur"], "--augment knows no 'blur'"),
@@ -186,3 +189,12 @@ def test_only_the_first_rank_speaks(tmp_path, capfd, monkeypatch):
 
 def test_the_tests_run_outside_any_launcher():
     assert "RANK" not in os.environ
+
+
+def test_cost_has_its_own_help_and_misses_the_name_of_its_file_in_a_sentence(capsys):
+    """It showed train.py's help, and ended in a traceback."""
+    assert cli.main(["cost", "--json"]) == 2
+    assert capsys.readouterr().err.startswith("error: argument --json: expected one argument")
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["cost", "--help"])
+    assert "cost [--json FILE] FLAGS_OF_TRAIN" in capsys.readouterr().out

@@ -121,6 +121,12 @@ def test_no_file_is_named_for_nothing():
             assert path.stem not in SAYS_NOTHING, f"{path}: name it for what it does"
 
 
+def test_test_files_have_different_names():
+    """pytest refuses to collect two of one name, and then runs nothing at all."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert len(names) == len(set(names)), sorted(n for n in names if names.count(n) > 1)
+
+
 def test_files_stay_under_400_lines():
     for path in [*FILES, *(ROOT / "tests").rglob("*.py")]:
         lines = len(path.read_text().splitlines())

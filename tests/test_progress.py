@@ -117,3 +117,32 @@ def test_a_loss_that_is_no_number_is_shown_and_breaks_nothing(clock, bad):
     p = Progress(10, file=io.StringIO())
     p.update(1, loss=bad, images_per_s=bad)
     assert f"loss {bad}" in p.line()
+
+
+def test_a_file_gets_what_the_terminal_shows(clock, terminal, tmp_path):
+    """A terminal's bar is gone with the terminal."""
+    log = tmp_path / "log.txt"
+    with Progress(100, file=terminal, log=log) as p:
+        p.note("resumed from X")
+        for step in range(1, 61):
+            clock[0] += 0.25
+            p.update(step, loss=1.0)
+    lines = [line[len("2026-11-25 13:20:01 ") :] for line in log.read_text().splitlines()]
+    assert [line.split(" loss")[0] for line in lines] == [
+        "resumed from X", "step 1/100", "step 41/100",
+    ]  # fmt: skip
+
+
+def test_ranks_that_show_nothing_write_nothing(tmp_path):
+    with Progress(10, shown=False, log=tmp_path / "log.txt") as p:
+        p.note("text")
+    assert not (tmp_path / "log.txt").exists()
+
+
+def test_under_mpirun_which_gives_ranks_a_terminal_there_are_lines_and_no_bar(
+    terminal, monkeypatch
+):
+    monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "0")
+    with Progress(10, file=terminal) as p:
+        p.update(1)
+    assert terminal.getvalue().startswith("step 1/10 ") and "\x1b" not in terminal.getvalue()

@@ -3,6 +3,10 @@
 import json
 import math
 import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +16,7 @@ from safetensors.torch import load_file
 from dist_looksam import checkpoint, config, metrics
 from dist_looksam.fit import main
 
+ROOT = Path(__file__).parents[1]
 STEPS = 20
 # 64 samples a step, so that 20 steps are most of an epoch; drop-path draws on every step.
 TINY = ["--data", "digits", "--optimizer", "look_sam", "--k", "5", "--batch_size", "64",
@@ -42,10 +47,16 @@ def without_clocks(rows: list[dict]) -> list[dict]:
 def test_it_leaves_every_file_of_the_run_directory(run):
     assert {p.name for p in run.iterdir()} >= {
         "config.yaml", "metrics.jsonl", "summary.json", "model.safetensors", "checkpoints",
-        "curves.png", "probe.jsonl",
+        "curves.png", "log.txt", "probe.jsonl",
     }  # fmt: skip
     assert {p.name for p in (run / "checkpoints").iterdir()} == {"step-7", "step-14", "step-20"}
     assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_colleague_may_read_the_weights_as_well_as_the_settings(run):
+    """The library writes weights for their owner's eyes alone."""
+    modes = [(run / n).stat().st_mode for n in ("config.yaml", "model.safetensors")]
+    assert modes[0] == modes[1]
 
 
 def test_summary_counts_the_passes_that_were_made(run):
@@ -181,3 +192,28 @@ def test_a_fresh_run_keeps_the_older_one(tmp_path):
         assert main(short) == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run", "run.1", "run.2"]
     assert all((tmp_path / n / "summary.json").exists() for n in ("run", "run.1", "run.2"))
+
+
+@pytest.mark.parametrize("resume", ["none", "auto"])
+def test_a_run_keeps_others_out_of_its_directory_while_it_lives(resume, tmp_path):
+    """The default --out is the same for all: a second start moved the first one's directory away,
+    or, resuming, wrote every step twice. When the first is gone, by SIGKILL too, it is free."""
+    out = tmp_path / "run"
+    long = ["--data", "digits", "--optimizer", "sgd", "--workers", "0", "--save_every", "5"]
+    command = [sys.executable, str(ROOT / "train.py"), *long, "--out", str(out)]
+    first = subprocess.Popen([*command, "--steps", "99999"], stdout=subprocess.DEVNULL)
+    try:
+        end = time.monotonic() + 120
+        while not checkpoint.found(out / "checkpoints"):
+            assert time.monotonic() < end and first.poll() is None
+            time.sleep(0.1)
+        second = [*command, "--steps", "99999", "--resume", resume]
+        done = subprocess.run(second, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1
+        assert f"into which process {first.pid} on" in done.stderr
+        assert first.poll() is None and sorted(p.name for p in tmp_path.iterdir()) == ["run"]
+    finally:
+        first.kill()
+        first.wait()
+    assert main([*long, "--steps", "1", "--out", str(out)]) == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run", "run.1"]

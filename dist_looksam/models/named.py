@@ -14,6 +14,7 @@ SIZES = {
     "vit_b16": Size(patch=16, dim=768, depth=12, heads=12),
     "vit_l16": Size(patch=16, dim=1024, depth=24, heads=16),
     "vit_28": Size(patch=7, dim=96, depth=4, heads=3),
+    "vit_28_mini": Size(patch=7, dim=32, depth=2, heads=2),
     "vit_28_p4": Size(patch=4, dim=64, depth=4, heads=2),
     "vit_8": Size(patch=2, dim=64, depth=4, heads=2),
 }

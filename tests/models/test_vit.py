@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -143,7 +144,7 @@ def test_the_flop_formula_counts_what_torch_counts(name, shape):
 
 def test_a_narrow_vit_learns_digits_within_40_steps(one_thread):
     """With every weight started at std 0.02 this reached 20 %: narrow models hardly learned."""
-    digits = pytest.importorskip("sklearn.datasets").load_digits()
+    digits = load_digits()
     order = torch.randperm(1797, generator=torch.Generator().manual_seed(0))
     images = torch.tensor(digits.images, dtype=torch.float32).view(-1, 1, 8, 8)[order] / 8 - 1
     labels = torch.tensor(digits.target)[order]

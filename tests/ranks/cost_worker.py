@@ -14,6 +14,7 @@ from zero_worker import open_engine, optimizer_of
 
 from dist_looksam.backends.ddp import DDP
 from dist_looksam.engine import Engine
+from dist_looksam.leave import leave
 from dist_looksam.traffic import Traffic, counted
 
 
@@ -69,3 +70,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave(0)

@@ -3,16 +3,17 @@
 torchrun --nproc_per_node N ddp_worker.py cases.json FOLDER
 """
 
-import json
-import sys
-from pathlib import Path
+import random
 
+import cases
+import numpy as np
 import task
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from dist_looksam import Engine
+from dist_looksam.leave import leave
 from dist_looksam.optim import table
 from dist_looksam.traffic import counted
 
@@ -88,7 +89,7 @@ def count(case: dict) -> dict:
 
 def overflow(case: dict) -> dict:
     """Step 0 looks; in step 3, also a look, rank 1 overflows in the given pass."""
-    passes = 2 + 1 + 1  # of steps 0, 1, 2, each of one micro-batch
+    passes = 1 + 2 + 1 + 1  # to sort the buckets; of steps 0, 1, 2, each of one micro-batch
     loss = Spoilt(1, passes + case["overflow"])
     engine = engine_of({**case, "accumulation": 1}, loss)
     for step in range(3):
@@ -106,19 +107,31 @@ def overflow(case: dict) -> dict:
     return {"everyone": everyone, "same": same(engine)}
 
 
-KINDS = {"compare": compare, "count": count, "overflow": overflow}
+def draws(case: dict) -> dict:
+    """What the loss draws in the first pass of the first step, and what the seeds give first."""
+    seen: list = []
+
+    def draw() -> list[float]:
+        return [random.random(), float(np.random.rand())]
+
+    def loss(model, samples):
+        seen.append(draw())
+        return task.loss(model, samples)
+
+    def seed() -> None:
+        random.seed(1)
+        np.random.seed(1)
+
+    seed()
+    want = draw()
+    seed()
+    engine_of(case, loss).step(own_part({"accumulation": 1}, 0))
+    return {"seen": seen, "want": want}
 
 
-def main() -> None:
-    cases, folder = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo")
-    for number, case in enumerate(cases):
-        result = KINDS[case.get("kind", "compare")](case)
-        if dist.get_rank() == 0:
-            torch.save(result, task.result_file(folder, number))
-    dist.destroy_process_group()
+KINDS = {"compare": compare, "count": count, "overflow": overflow, "draws": draws}
 
 
 if __name__ == "__main__":
-    main()
+    cases.play(lambda case: KINDS[case.get("kind", "compare")](case))
+    leave(0)

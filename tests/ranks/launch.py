@@ -15,13 +15,26 @@ def torchrun(ranks: int, script: str, *arguments: object, timeout: int = 1400, *
     return run(command, timeout, env)
 
 
+LO = "--network-interfaces lo"
+HOROVOD = {  # what starts Horovod over gloo, and over MPI in two ways; without -np
+    "gloo": f"horovodrun --gloo {LO}",
+    "mpi": f"horovodrun --mpi {LO}",
+    "mpirun": "mpirun --allow-run-as-root --oversubscribe --bind-to none "
+    "--mca btl_tcp_if_include lo --mca oob_tcp_if_include lo",
+}
+
+
 def horovodrun(
-    ranks: int, script: str | Path, *arguments: object, timeout: int = 1400, **env: str
+    ranks: int,
+    script: str | Path,
+    *arguments: object,
+    by: str = "gloo",
+    timeout: int = 1400,
+    **env: str,
 ) -> str:
-    """The same with horovodrun over gloo, which needs no mpirun."""
-    command = ["horovodrun", "--gloo", "-np", str(ranks), "--network-interfaces", "lo"]
-    command += [sys.executable, str(HERE / script), *map(str, arguments)]
-    return run(command, timeout, env)
+    """The same, started as one row of HOROVOD says."""
+    command = [*HOROVOD[by].split(), "-np", str(ranks), sys.executable, str(HERE / script)]
+    return run([*command, *map(str, arguments)], timeout, env)
 
 
 def run(command: list[str], timeout: int, env: dict[str, str]) -> str:
@@ -45,4 +58,5 @@ def environment(**more: str) -> dict[str, str]:
         [str(HERE), str(HERE.parent), str(root), os.environ.get("PYTHONPATH", "")]
     )
     fixed = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    return {**os.environ, **fixed, "DS_ACCELERATOR": "cpu", **more}
+    fixed |= {"DS_ACCELERATOR": "cpu", "PYTHONFAULTHANDLER": "1"}  # a crash says where it was
+    return {**os.environ, **fixed, **more}

@@ -1,13 +1,10 @@
 """DDP against the truth: every optimizer at 2 and 3 ranks; what it sends; overflow on one rank."""
 
-import json
-from functools import cache
+from functools import cache, partial
 
+import cases
 import pytest
 import task
-import torch
-
-from launch import torchrun
 
 ACCUMULATED = [{"optimizer": o, "accumulation": a} for o in task.OPTIMIZERS for a in (1, 2, 4)]
 VARIED = [
@@ -31,7 +28,11 @@ OVERFLOWS = [
     for a in ("global", "rank")
     for n in (1, 2)
 ]
-CASES = {2: [*ACCUMULATED, *VARIED, *LOCAL, *COUNTED, *OVERFLOWS], 3: [*ACCUMULATED, *LOCAL]}
+DRAWS = [{"kind": "draws", "optimizer": "sgd"}]
+CASES = {
+    2: [*ACCUMULATED, *VARIED, *LOCAL, *COUNTED, *OVERFLOWS, *DRAWS],
+    3: [*ACCUMULATED, *LOCAL],
+}
 
 
 @cache
@@ -39,30 +40,13 @@ def truth(name: str, base: str | None, ranks: int = 0, clip: float | None = None
     return task.truth(name, base, ranks=ranks, clip=clip)
 
 
-def everywhere(cases):
-    """Parameters (ranks, number of the case) for those cases, with readable names."""
-    return [
-        pytest.param(ranks, number, id="-".join([str(ranks), *map(str, case.values())]))
-        for ranks, all_cases in CASES.items()
-        for number, case in enumerate(all_cases)
-        if case in cases
-    ]
+everywhere = partial(cases.everywhere, CASES)
 
 
 @pytest.fixture(scope="session")
 def result(tmp_path_factory):
-    """(ranks, number) -> what came out; each number of ranks is started once, when asked for."""
-    folders = {}
-
-    def of(ranks: int, number: int):
-        if ranks not in folders:
-            folder = tmp_path_factory.mktemp(f"ddp-{ranks}")
-            (folder / "cases.json").write_text(json.dumps(CASES[ranks]))
-            folders[ranks] = folder  # before the start, so that one that fails is not repeated
-            torchrun(ranks, "ddp_worker.py", folder / "cases.json", folder)
-        return torch.load(task.result_file(folders[ranks], number), weights_only=True)
-
-    return of
+    """(ranks, number) -> what came out."""
+    return cases.results(tmp_path_factory.mktemp, "ddp_worker.py", CASES)
 
 
 @pytest.mark.parametrize("ranks, number", everywhere([*ACCUMULATED, *VARIED, *LOCAL]))
@@ -112,3 +96,11 @@ def test_an_overflow_on_one_rank_costs_all_ranks_the_step(result, ranks, number)
         assert kept and skipped and looks_again and finite
         assert scale in (None, 2.0**15)
     assert got["same"]
+
+
+@pytest.mark.parametrize("ranks, number", everywhere(DRAWS))
+def test_the_pass_that_sorts_buckets_takes_no_random_numbers(result, ranks, number):
+    """It put back torch's alone: augmentation in Python or NumPy then drew others after a resume
+    than in the run that was not interrupted."""
+    got = result(ranks, number)
+    assert got["seen"] == [got["want"]] * 2  # the pass for nothing, and the step's own

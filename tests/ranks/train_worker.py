@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from dist_looksam import config, fit
+from dist_looksam.leave import leave
 from dist_looksam.world import World
 
 
@@ -24,3 +25,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave(0)

@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from zero_worker import open_engine
 
+from dist_looksam.leave import leave
+
 STEP = 3  # a look at k = 3; the step before and after are not
 
 
@@ -85,3 +87,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave(0)

@@ -3,16 +3,14 @@
 torchrun --nproc_per_node N zero_worker.py cases.json FOLDER
 """
 
-import json
-import sys
-from pathlib import Path
-
+import cases
 import task
 import torch
 import torch.distributed as dist
 
 from dist_looksam.backends import zero_library
 from dist_looksam.engine import Engine
+from dist_looksam.leave import leave
 from dist_looksam.optim import table
 
 
@@ -48,7 +46,7 @@ def config_of(case: dict) -> dict:
             "hysteresis": 1,
             **case.get("fp16", {}),
         }
-    return made
+    return {**made, **case.get("config", {})}
 
 
 def open_engine(case: dict) -> Engine:
@@ -83,19 +81,14 @@ def run(case: dict) -> dict:
     return {"weights": engine.backend.full_weights(), "rows": rows, "gv_bytes": kept}
 
 
-def main() -> None:
-    cases, folder = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo")
-    for number, case in enumerate(cases):
-        result = run(case)
-        sizes: list = [None] * dist.get_world_size()
-        dist.all_gather_object(sizes, result["gv_bytes"])
-        result["gv_bytes"] = sizes
-        if dist.get_rank() == 0:
-            torch.save(result, task.result_file(folder, number))
-    dist.destroy_process_group()
+def with_sizes(case: dict) -> dict:
+    """The result of `run`, with every rank's bytes of g_v."""
+    result = run(case)
+    sizes: list = [None] * dist.get_world_size()
+    dist.all_gather_object(sizes, result["gv_bytes"])
+    return {**result, "gv_bytes": sizes}
 
 
 if __name__ == "__main__":
-    main()
+    cases.play(with_sizes)
+    leave(0)

@@ -1,0 +1,28 @@
+"""Weights of our ViT under timm's names, for timm's VisionTransformer of the same arithmetic."""
+
+import math
+
+from torch import Tensor
+
+from .vit import Size
+
+
+def as_timm(weights: dict[str, Tensor], size: Size) -> tuple[dict[str, Tensor], str]:
+    """(the same weights as timm names and shapes them, how timm makes the model that takes them).
+
+    timm's patches go through a convolution, ours through a matrix; its MLP is a module of its own.
+    """
+    patch, names = size.patch, {}
+    for name, weight in weights.items():
+        if name == "patch_embed.weight":
+            weight = weight.view(size.dim, -1, patch, patch).contiguous()
+        name = name.replace("patch_embed.", "patch_embed.proj.")
+        names[name.replace(".fc", ".mlp.fc")] = weight
+    side = math.isqrt(weights["pos_embed"].shape[1]) * patch
+    channels, classes = names["patch_embed.proj.weight"].shape[1], len(weights["head.bias"])
+    call = (
+        f"timm.models.VisionTransformer(img_size={side}, patch_size={patch}, in_chans={channels}, "
+        f"embed_dim={size.dim}, depth={size.depth}, num_heads={size.heads}, num_classes={classes}, "
+        f"class_token=False, global_pool='avg', fc_norm=False)"
+    )
+    return names, call
