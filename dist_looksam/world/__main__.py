@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from dist_looksam.arguments import Parser, guarded
+from dist_looksam.leave import leave
 from dist_looksam.world import World
 
 if TYPE_CHECKING:
@@ -97,4 +98,4 @@ def _measured(world: World, place: "torch.device", megabytes: float) -> tuple[bo
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(main, sys.argv[1:]))
+    leave(guarded(main, sys.argv[1:]))

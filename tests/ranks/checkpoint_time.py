@@ -19,6 +19,7 @@ from torch import nn
 
 from dist_looksam import Engine
 from dist_looksam.checkpoint import Writer
+from dist_looksam.leave import leave
 from dist_looksam.optim import table
 
 WIDTH = 1000
@@ -75,3 +76,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave(0)

@@ -22,6 +22,7 @@ from dist_looksam.backends.horovod_sharded import HorovodSharded
 from dist_looksam.backends.plain import Plain
 from dist_looksam.checkpoint import Reader, Writer
 from dist_looksam.engine import Engine
+from dist_looksam.leave import leave
 from dist_looksam.world import World
 
 ON = {"horovod": Horovod, "sharded": HorovodSharded, "ddp": DDP}  # others: "zero" and the stage
@@ -73,3 +74,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave(0)

@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from dist_looksam import assemble, config
 from dist_looksam.data import TrainLoader, load
+from dist_looksam.leave import leave
 from dist_looksam.world import World
 
 
@@ -69,3 +70,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave(0)
