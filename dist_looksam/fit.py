@@ -20,7 +20,7 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor
 
-from . import assemble, checkpoint, config, dryrun, models, report, resume, rundir, trackers
+from . import assemble, checkpoint, config, dryrun, models, resume, rundir, trackers
 from .advice import Advice, without_effect
 from .config import Settings
 from .data import Data, EvalLoader, TrainLoader, load
@@ -329,9 +329,8 @@ class Fit:
         self.writer.wait()
         if self.first:
             names = " and ".join(s.name for s in self.caught)
-            self.progress.note(
-                f"{names} after step {done}: saved step-{done}; --resume auto goes on"
-            )
+            said = f"{names} after step {done}: saved step-{done}; --resume auto goes on"
+            self.progress.note(said)
         if {*self.caught} & {*REQUEUES} and resume.requeue_asked(self.settings):
             note = resume.shared(self.backend, requeue)
             if note:
@@ -377,8 +376,7 @@ class Fit:
     def _finish(self) -> dict[str, Any]:
         self.log.flush()
         weights = self.backend.full_weights()
-        seconds = self.log.seconds
-        trained = self.steps * self.settings.batch_size
+        trained, seconds = self.steps * self.settings.batch_size, self.log.seconds
         summary = {
             "top1": self.top1,
             "steps": self.steps,
@@ -391,10 +389,12 @@ class Fit:
             "batch_size": self.settings.batch_size,
         }
         if self.first:
+            from .report import curves  # what draws is not loaded on every rank
+
             assert weights is not None
             save_file(weights, self.out / "model.safetensors")
             shutil.copymode(self.out / "config.yaml", self.out / "model.safetensors")  # was 0600
-            report.curves(self.out)
+            curves(self.out)
             (self.out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
             self.progress.note(f"top1 {self.top1:.2%}; curves: {self.out / 'curves.png'}")
         return summary

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from sklearn.datasets import load_digits
 
 from dist_looksam.data import load
 from dist_looksam.errors import ConfigError
@@ -38,6 +39,11 @@ def test_digits_splits_are_fixed_disjoint_and_scaled_to_bytes():
     assert abs(scaled.std() - data.train.std[0]) < 1e-3
     everything = torch.cat([images, data.test.fetch(*[torch.arange(360)] * 2, train=False)[0]])
     assert everything.flatten(1).unique(dim=0).shape[0] == 1797
+    theirs = load_digits()
+    seen = torch.cat([everything.flatten(1), torch.cat([labels, data.test.labels])[:, None]], 1)
+    pixels = torch.from_numpy(theirs.data / 16 * 255).round().to(torch.uint8)
+    want = torch.cat([pixels, torch.from_numpy(theirs.target)[:, None]], 1)
+    assert seen.unique(dim=0).equal(want.unique(dim=0))  # each digit with its own label
 
 
 def test_fashion_mnist_is_read_from_its_four_files(tmp_path: Path):

@@ -34,9 +34,12 @@ def micro_batch(ranks: int, accumulation: int) -> int:
     return BATCH // (ranks * accumulation)
 
 
-def possible(ranks: int, accumulation: int, name: str) -> bool:
-    """Mixing needs pairs."""
-    return "--augment" not in RUNS[name][0] or micro_batch(ranks, accumulation) % 2 == 0
+def played(ranks: int, accumulation: int, name: str) -> bool:
+    """Mixing needs pairs; and 2 is between 1 and 4."""
+    pairs = micro_batch(ranks, accumulation) % 2 == 0
+    return ("--augment" not in RUNS[name][0] or pairs) and (
+        accumulation != 2 or name == "look_sam-sgd"
+    )
 
 
 @pytest.fixture(scope="session")
@@ -52,7 +55,7 @@ def trained(tmp_path_factory):
                 [*DIGITS, *flags, "--micro_batch", str(micro_batch(ranks, a)),
                  "--out", str(folder / f"{ranks}-{a}-{n}")]
                 for n, (flags, _) in RUNS.items() for a in ACCUMULATIONS
-                if possible(ranks, a, n)
+                if played(ranks, a, n)
             ]  # fmt: skip
             (folder / f"cases-{ranks}.json").write_text(json.dumps(cases))
             torchrun(ranks, "train_worker.py", folder / f"cases-{ranks}.json")
@@ -64,7 +67,7 @@ def trained(tmp_path_factory):
 @pytest.mark.parametrize("ranks, accumulation, name", [
     (ranks, accumulation, name)
     for ranks in (1, 2, 3) for accumulation in ACCUMULATIONS for name in RUNS
-    if possible(ranks, accumulation, name)
+    if played(ranks, accumulation, name)
 ])  # fmt: skip
 def test_the_weights_depend_on_the_global_batch_alone(trained, ranks, accumulation, name):
     want = load_file(trained(1, 1, name) / "model.safetensors")
