@@ -9,6 +9,7 @@ import ctypes
 import gc
 import json
 import sys
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import task
 import torch
 import torch.distributed as dist
+from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dist_looksam import assemble, config
@@ -67,8 +69,14 @@ def allocated() -> int:
     return now.uordblks + now.hblkhd
 
 
+@cache
+def allocates(function: OpOverload) -> bool:
+    """Whether what it returns is new memory: no view, not in place."""
+    return any(r.alias_info is None for r in function._schema.returns)
+
+
 class Peak(TorchDispatchMode):
-    """The most that was allocated after any of torch's operations inside."""
+    """The most that was allocated after any of torch's operations inside that allocate."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,7 +84,8 @@ class Peak(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
-        self.bytes = max(self.bytes, allocated())
+        if allocates(function):  # asking malloc is slow
+            self.bytes = max(self.bytes, allocated())
         return out
 
 
@@ -134,6 +143,8 @@ def main() -> None:
         everybody: list = [None] * dist.get_world_size()
         dist.all_gather_object(everybody, run(case))
         gc.collect()  # or the next case would see this one's memory come back
+        if number == 0:
+            gc.freeze()  # libraries, which the next ones need not look through
         if dist.get_rank() == 0:
             torch.save(everybody, task.result_file(folder, number))
     dist.destroy_process_group()
