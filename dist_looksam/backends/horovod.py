@@ -5,6 +5,7 @@ reducing overlaps with the rest of backward. Collectives are named by what they 
 that Horovod makes up count calls, and a worker that joins later would count from another start.
 """
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -152,7 +153,7 @@ class Horovod(Plain):
             if param not in self._sent:
                 self._send(param)
         for param, (handle, wire) in self._sent.items():
-            hvd.synchronize(handle)
+            wait(handle)
             if wire is not param.grad:
                 assert param.grad is not None
                 param.grad.copy_(wire)
@@ -168,14 +169,14 @@ class Horovod(Plain):
     def average_(self, tensors: Sequence[Tensor]) -> None:
         """One all-reduce of all tensors together."""
         flat = torch.cat([t.reshape(-1) for t in tensors])
-        hvd.allreduce_(flat, name="average", op=hvd.Average)
+        wait(hvd.allreduce_async_(flat, name="average", op=hvd.Average))
         for t, new in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
             t.copy_(new.view_as(t))
 
     def mean(self, numbers: Tensor) -> Tensor:
         """One small all-reduce."""
         name = f"mean.{tuple(numbers.shape)}.{numbers.dtype}"
-        return hvd.allreduce(numbers.detach(), name=name, op=hvd.Average)
+        return wait(hvd.allreduce_async(numbers.detach(), name=name, op=hvd.Average))
 
     def gather(self, thing: Any) -> list[Any]:
         """One object gather."""
@@ -188,6 +189,19 @@ class Horovod(Plain):
 
 
 F32 = torch.float32
+_NAP = 1e-4  # seconds
+
+
+def wait(handle: int) -> Tensor:
+    """What `hvd.synchronize` returns, but asleep until it is there.
+
+    Horovod asks without a pause and keeps the core from who else needs it: its own thread, which
+    does the sending, and the loader's workers. With 3 ranks on 2 cores, steps of a tiny model and
+    checkpoints take a quarter of the time; where every rank has a core, 0.1 ms more a reduction.
+    """
+    while not hvd.poll(handle):
+        time.sleep(_NAP)
+    return hvd.synchronize(handle)
 
 
 def check_alike(module: nn.Module) -> None:
@@ -196,7 +210,9 @@ def check_alike(module: nn.Module) -> None:
     One all-reduce of a few numbers per layer.
     """
     named = list(module.named_parameters())
-    differ = differing(named, lambda x: hvd.allreduce(x.cpu(), name="alike", op=hvd.Max))
+    differ = differing(
+        named, lambda x: wait(hvd.allreduce_async(x.cpu(), name="alike", op=hvd.Max))
+    )
     if differ:
         raise RunError(
             f"ranks must hold the same weights, got different ones in {len(differ)} of "

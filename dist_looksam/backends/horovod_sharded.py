@@ -21,7 +21,7 @@ from ..maths.shards import whole
 from ..optim.seen import Seen
 from .backend import Loss, Piece, Read
 from .flat import Flat, counters_of, cut, fill, slots_of
-from .horovod import Horovod, check_alike
+from .horovod import Horovod, check_alike, wait
 from .ranks import refuse_step
 
 
@@ -85,7 +85,7 @@ class HorovodSharded(Horovod):
 
     def reduce(self, sums: Tensor) -> Tensor:
         """Add over the ranks, which split every layer. One small all-reduce."""
-        return hvd.allreduce(sums, name=f"sums.{tuple(sums.shape)}", op=hvd.Sum)
+        return wait(hvd.allreduce_async(sums, name=f"sums.{tuple(sums.shape)}", op=hvd.Sum))
 
     # Gradients.
 
@@ -108,7 +108,7 @@ class HorovodSharded(Horovod):
             for n, row in enumerate(self.rows)
         ]
         for row, handle in zip(self.rows, sent, strict=True):
-            row.flat.master.grad = hvd.synchronize(handle).to(row.grads.dtype)
+            row.flat.master.grad = wait(handle).to(row.grads.dtype)
 
     def gradients(self) -> list[Tensor]:
         """See `Plain.gradients`: means of slices after an averaging pass, else this rank's own."""
@@ -125,7 +125,7 @@ class HorovodSharded(Horovod):
             for n, row in enumerate(self.rows)
         ]
         for row, handle in zip(self.rows, sent, strict=True):
-            row.weights.copy_(hvd.synchronize(handle))
+            row.weights.copy_(wait(handle))
         torch.clear_autocast_cache()
         self._shown = False
 
