@@ -103,6 +103,19 @@ def test_a_pre_empted_job_gives_way_and_goes_on_when_it_may(unbroken, testbed, t
     assert_same(tmp_path / "runs" / "r", unbroken)
 
 
+def test_a_signal_that_nobody_knows_of_is_no_end(unbroken, testbed, tmp_path):
+    """SLURM's SIGTERM of a pre-emption reached one node 20 s late, when the job had come back: its
+    ranks saved and left, and the job was COMPLETED after 74 steps of 80."""
+    slow(testbed)
+    job = testbed.train(*FLAGS, cwd=tmp_path, nodes=2)
+    until((tmp_path / "runs/r/metrics.jsonl").exists, 240)
+    testbed.on("node2", "pkill", "-TERM", "--full", "train.py")
+    until(lambda: testbed.told(job, "Restarts") == "1", 60, lambda: testbed.state(job))
+    testbed.fault("fast", "node2")
+    assert testbed.wait(job, timeout=400) == "COMPLETED"
+    assert_same(tmp_path / "runs" / "r", unbroken)
+
+
 def test_a_pre_empted_job_that_may_not_go_back_is_shown_so_and_goes_on_if_submitted_again(
     unbroken, testbed, tmp_path
 ):
