@@ -63,6 +63,20 @@ def test_a_pre_empted_job_is_requeued_also_while_its_ranks_start(code, how, requ
     assert ("back into the queue" in done.stdout) == requeued
 
 
+@pytest.mark.parametrize(("restarts", "how", "requeued"), [
+    (0, {}, True),
+    (1, {}, False),  # of another start
+    (0, {"state": "CANCELLED"}, False),
+    (0, {"again": "0"}, False),
+])  # fmt: skip
+def test_ranks_that_trained_and_left_unfinished_go_back(restarts, how, requeued, tmp_path):
+    """Whoever sent the signal; but not `--help` and `--dry_run`, which write no job.json."""
+    began = f'{{"slurm_job_id": "1", "slurm_restarts": {restarts}}}'
+    lines = f"mkdir -p runs/slurm-1; echo '{began}' >runs/slurm-1/job.json"
+    done, told = job(tmp_path, lines, **how)
+    assert done.returncode == 0 and told == ["1"] * requeued
+
+
 def test_a_job_that_had_finished_is_not_requeued(tmp_path):
     lines = "mkdir -p runs/slurm-1; touch runs/slurm-1/summary.json; exit 143"
     assert job(tmp_path, lines, took=TOOK)[1] == []
