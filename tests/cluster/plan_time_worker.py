@@ -21,7 +21,7 @@ from dist_looksam.leave import leave
 from dist_looksam.plan import calibrate
 from dist_looksam.world import World
 
-CABLES = {"fast": 4, "slow": 3}  # cycles that are timed, after one that is not
+CABLES = {"fast": 8, "slow": 3}  # cycles that are timed, after one that is not
 STAGES = {"ddp": None, "zero": 2}
 
 
