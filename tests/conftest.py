@@ -45,6 +45,7 @@ NEEDS = {
     "deepspeed": lambda: _module("deepspeed"),
     "horovod": _horovod,
     "mpi": lambda: shutil.which("mpirun") is not None and _module("mpi4py"),
+    "root": lambda: os.geteuid() == 0,
     "slurm": _slurm,  # cluster/testbed/ can be started: root, its programs, namespaces
     "pytorch_optimizer": lambda: _module("pytorch_optimizer"),
     "simplejpeg": lambda: _module("simplejpeg"),

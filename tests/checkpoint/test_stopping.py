@@ -149,7 +149,7 @@ def disk(tmp_path):
     subprocess.run(["umount", "-l", str(path)], check=False)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="a small disk is mounted by root only")
+@pytest.mark.needs("root")  # mounts a small disk
 def test_a_real_disk_that_fills_up_is_a_sentence_and_with_more_room_the_run_goes_on(
     disk, capsys, whole
 ):
@@ -165,7 +165,7 @@ def test_a_real_disk_that_fills_up_is_a_sentence_and_with_more_room_the_run_goes
     assert rows(out) == rows(whole)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="a small disk is mounted by root only")
+@pytest.mark.needs("root")  # mounts a small disk
 def test_a_disk_that_turns_read_only_is_a_sentence_and_what_was_saved_is_whole(
     disk, at_step, capsys
 ):
