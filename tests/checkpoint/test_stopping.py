@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from testbed import until
 
 from dist_looksam import cli, fit, models
 from dist_looksam.checkpoint import Reader, form, found
@@ -174,7 +175,8 @@ def test_a_disk_that_turns_read_only_is_a_sentence_and_what_was_saved_is_whole(
 
     def turn() -> None:
         subprocess.run(["mount", "--bind", folder, folder], check=True)
-        subprocess.run(["mount", "-o", "remount,ro,bind", folder], check=True)
+        read_only = ["mount", "-o", "remount,ro,bind", folder]
+        until(lambda: subprocess.run(read_only).returncode == 0, 30)  # busy while step-2 is written
 
     at_step(4, turn)
     assert train(out, "--save_every", 2) == 1
