@@ -28,6 +28,13 @@ def until(
         time.sleep(0.2)
 
 
+def trains(run: Path) -> None:
+    """Wait until `run` has told of its first steps: every rank trains, and minds signals. (The file
+    is made when rank 0 is ready; on busy cores another was seconds behind.)"""
+    file = run / "metrics.jsonl"
+    until(lambda: file.exists() and file.stat().st_size, 400)
+
+
 @dataclass(frozen=True)
 class Cluster:
     """One testbed, by name. Hosts are head, node1 .. node8; they see the same files, but for /tmp,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from test_launch import differs, run_plain
-from testbed import ROOT, until
+from testbed import ROOT, trains, until
 
 pytestmark = [pytest.mark.needs("slurm"), pytest.mark.timeout(1200)]
 
@@ -51,8 +51,7 @@ def test_a_cut_cable_ends_all_ranks_within_the_time_out_and_is_named(testbed, tm
     run = tmp_path / "runs" / "r"
     flags = [*FLAGS, "--steps", "5000", "--timeout", "8"]
     job = testbed.train(*flags, cwd=tmp_path, nodes=4, options=("--no-requeue",))
-    until(lambda: (run / "metrics.jsonl").exists(), 400)
-    time.sleep(2)  # in the middle of the steps
+    trains(run)
     lost = host_of_rank(run, 2)
     hosts = json.loads((run / "job.json").read_text())["hosts"]
     testbed.fault("unplug", lost)
@@ -71,7 +70,7 @@ def test_a_cut_cable_ends_all_ranks_within_the_time_out_and_is_named(testbed, tm
 def test_a_running_job_is_shown_printed_and_cancelled(testbed, tmp_path):
     run = tmp_path / "runs" / "r"
     job = testbed.train(*FLAGS, "--steps", "5000", cwd=tmp_path, nodes=4)
-    until(lambda: (run / "metrics.jsonl").exists(), 400)
+    trains(run)
     row = testbed.shown(tmp_path, job)
     assert (row["state"], row["job"]) == ("running", job) and row["step"].endswith("/5000")
     tool = [sys.executable, "-m", "dist_looksam.cli"]

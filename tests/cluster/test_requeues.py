@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from testbed import Cluster, until
+from testbed import Cluster, trains, until
 
 pytestmark = [pytest.mark.needs("slurm", "deepspeed"), pytest.mark.timeout(1200)]
 
@@ -88,7 +88,7 @@ def test_a_pre_empted_job_gives_way_and_goes_on_when_it_may(unbroken, testbed, t
     until(lambda: testbed.told(job, "Restarts") == "1", 60, lambda: testbed.state(job))
     testbed.on("head", "scancel", urgent)
 
-    until((tmp_path / "runs/r/metrics.jsonl").exists, 240)
+    trains(tmp_path / "runs" / "r")
     urgent = testbed.submit(*first, cwd=tmp_path)
     assert testbed.wait(urgent, until={"RUNNING", "FAILED"}, timeout=120) == "RUNNING"
     row = testbed.shown_as("requeued", tmp_path, job, timeout=60)
@@ -108,7 +108,7 @@ def test_a_signal_that_nobody_knows_of_is_no_end(unbroken, testbed, tmp_path):
     ranks saved and left, and the job was COMPLETED after 74 steps of 80."""
     slow(testbed)
     job = testbed.train(*FLAGS, cwd=tmp_path, nodes=2)
-    until((tmp_path / "runs/r/metrics.jsonl").exists, 240)
+    trains(tmp_path / "runs" / "r")
     testbed.on("node2", "pkill", "-TERM", "--full", "train.py")
     until(lambda: testbed.told(job, "Restarts") == "1", 60, lambda: testbed.state(job))
     testbed.fault("fast", "node2")
@@ -123,7 +123,7 @@ def test_a_pre_empted_job_that_may_not_go_back_is_shown_so_and_goes_on_if_submit
     slow(testbed)
     where = ("--partition=spare", "--nodelist=node[1-2]", "--exclusive", "--no-requeue")
     job = testbed.train(*FLAGS, cwd=tmp_path, nodes=2, options=where)
-    until((tmp_path / "runs/r/metrics.jsonl").exists, 240)
+    trains(tmp_path / "runs" / "r")
     first = ("--partition=urgent", "--nodelist=node1", "--exclusive", "--wrap=sleep 600")
     urgent = testbed.submit(*first, cwd=tmp_path)
     assert testbed.wait(job, timeout=120) == "COMPLETED"  # it left in its time of grace

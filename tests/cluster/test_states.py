@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from testbed import ROOT, SITE, Cluster, until
+from testbed import ROOT, SITE, Cluster, trains, until
 
 pytestmark = [pytest.mark.needs("slurm"), pytest.mark.timeout(900)]
 
@@ -13,10 +13,6 @@ FLAGS = shlex.split(
     "--optimizer look_sam --base sgd --lr 0.01 --data digits --model vit_8 --augment none "
     "--batch_size 48 --steps 5000 --timeout 8"
 )
-
-
-def trains(run: Path) -> None:
-    until((run / "metrics.jsonl").exists, 240)
 
 
 def rank_on(testbed: Cluster, host: str) -> str:
