@@ -7,14 +7,12 @@ A case is {"argv": train.py's flags, "shape": [C, H, W], "classes": n}; the imag
 
 import ctypes
 import gc
-import json
-import sys
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import task
+import cases
 import torch
 import torch.distributed as dist
 from torch._ops import OpOverload
@@ -135,21 +133,14 @@ def run(case: dict) -> dict:
     return {"peak": max(held), "memory": engine.backend.memory(), "sent": sent, "wire": wire}
 
 
-def main() -> None:
-    cases, folder = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo")
-    for number, case in enumerate(cases):
-        everybody: list = [None] * dist.get_world_size()
-        dist.all_gather_object(everybody, run(case))
-        gc.collect()  # or the next case would see this one's memory come back
-        if number == 0:
-            gc.freeze()  # libraries, which the next ones need not look through
-        if dist.get_rank() == 0:
-            torch.save(everybody, task.result_file(folder, number))
-    dist.destroy_process_group()
+def measured(case: dict) -> dict:
+    """`run`. What is left of it stays: else the next case would see memory come back."""
+    found = run(case)
+    gc.collect()
+    gc.freeze()
+    return found
 
 
 if __name__ == "__main__":
-    main()
+    cases.play(cases.of_all_ranks(measured))
     leave(0)

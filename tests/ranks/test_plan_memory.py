@@ -35,16 +35,20 @@ CASES += [("vit_28", "fsdp2"), ("vit_ti16", "fsdp2"), ("vit_28", "fsdp2-bf16")]
 def results(tmp_path_factory):
     """(model, way) -> (what every rank measured, the plan)."""
     folder = tmp_path_factory.mktemp("plan-memory")
-    cases = [case(folder, *names) for names in CASES]
-    warm = case(folder, "vit_28", "1")  # libraries are loaded in it
-    (folder / "cases.json").write_text(json.dumps([warm, *cases]))
+    # The last play of a case counts. In the first of all libraries are loaded; in the first of a
+    # bf16 case oneDNN makes kernels for its shapes, and keeps 12 MB if the processor has bf16.
+    plays = [("vit_28", "1")]
+    for names in CASES:
+        plays += [names] * (2 if names[1].endswith("bf16") else 1)
+    cases = [case(folder, *names) for names in plays]
+    (folder / "cases.json").write_text(json.dumps(cases))
     own_network = ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     start += ["--nproc_per_node", str(RANKS), str(HERE / "plan_worker.py")]
     run([*own_network, *start, str(folder / "cases.json"), str(folder)], 900, {})
     return {
         names: (torch.load(task.result_file(folder, i), weights_only=True), planned(c))
-        for i, (names, c) in enumerate(zip(CASES, cases, strict=True), 1)
+        for i, (names, c) in enumerate(zip(plays, cases, strict=True))
     }
 
 
