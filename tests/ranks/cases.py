@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import task
@@ -14,7 +15,7 @@ import torch.distributed as dist
 from launch import torchrun
 
 
-def play(result_of: Callable[[dict], dict], *, timeout: timedelta | None = None) -> None:
+def play(result_of: Callable[[dict], Any], *, timeout: timedelta | None = None) -> None:
     """A rank's whole run: `worker.py CASES.json FOLDER`; rank 0 keeps the results."""
     cases, folder = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
     torch.set_num_threads(1)
@@ -24,6 +25,28 @@ def play(result_of: Callable[[dict], dict], *, timeout: timedelta | None = None)
         if dist.get_rank() == 0:
             torch.save(result, task.result_file(folder, number))
     dist.destroy_process_group()
+
+
+def of_all_ranks(result_of: Callable[[dict], Any]) -> Callable[[dict], list]:
+    """The same for all ranks: what came out on each."""
+
+    def all_of(case: dict) -> list:
+        everybody: list = [None] * dist.get_world_size()
+        dist.all_gather_object(everybody, result_of(case))
+        return everybody
+
+    return all_of
+
+
+def assert_course(rows: list, records: list[dict], *, numbers: bool = True) -> None:
+    """Each step's [look, loss, grad_norm, update_norm] is the reference's; look alone if not
+    `numbers`."""
+    for (look, loss, grad_norm, update_norm), record in zip(rows, records, strict=True):
+        assert look == record["look"]
+        if numbers:
+            assert loss == pytest.approx(record["loss"], abs=1e-4)
+            assert grad_norm == pytest.approx(record["grad_norm"], rel=1e-3, abs=1e-5)
+            assert update_norm == pytest.approx(record["update_norm"], rel=1e-3, abs=1e-5)
 
 
 def everywhere(all_cases: dict[int, list[dict]], cases: list[dict]) -> list:

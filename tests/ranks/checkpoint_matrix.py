@@ -87,10 +87,10 @@ def reading(folder: Path, ranks: int, pairs: list, bits: bool) -> Iterator[dict]
 def play_all(folder: Path, pairs: list, *, bits: bool) -> None:
     """All checkpoints, then all continuations: two starts for each number of ranks."""
     for ranks in RANKS:
-        forks.play(folder, ranks, checkpoint_worker.main, list(writing(folder, ranks, bits)))
+        forks.play(folder, ranks, checkpoint_worker.run, list(writing(folder, ranks, bits)))
     for ranks in RANKS:
         jobs = list(reading(folder, ranks, pairs, bits))
-        forks.play(folder, ranks, checkpoint_worker.main, jobs)
+        forks.play(folder, ranks, checkpoint_worker.run, jobs)
 
 
 def main() -> int:

@@ -5,13 +5,11 @@ rows, if not 1, "optimizer", "base", "precision", "start": step, "read": checkpo
 "steps": last, "write": folder or None, "write_at": step, "result": file or None}
 """
 
-import os
 from pathlib import Path
 
 import fsdp_worker
 import task
 import torch
-import torch.distributed as dist
 from zero_worker import open_engine, optimizer_of
 
 from dist_looksam.checkpoint import Reader, Writer, load_buffers
@@ -61,14 +59,3 @@ def run(job: dict) -> None:
     weights = backend.full_weights()
     if job["result"] and rank == 0:
         torch.save({"weights": weights, "looks": looks, "skipped": skipped}, job["result"])
-
-
-def main(jobs: list[dict], meet: Path) -> int:
-    """Run the jobs, one after another. `meet`: a file that is not there, for this start's ranks."""
-    rank, ranks = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
-    dist.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=ranks)
-    for job in jobs:
-        run(job)
-    dist.barrier()
-    dist.destroy_process_group()
-    return 0

@@ -3,12 +3,8 @@
 torchrun --nproc_per_node N cost_worker.py cases.json FOLDER
 """
 
-import json
-import sys
-from pathlib import Path
-
+import cases
 import task
-import torch
 import torch.distributed as dist
 from zero_worker import open_engine, optimizer_of
 
@@ -56,18 +52,6 @@ def run(case: dict) -> dict:
     return {"sent": sent, "memory": engine.backend.memory()}
 
 
-def main() -> None:
-    cases, folder = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo")
-    for number, case in enumerate(cases):
-        everybody: list = [None] * dist.get_world_size()
-        dist.all_gather_object(everybody, run(case))
-        if dist.get_rank() == 0:
-            torch.save(everybody, task.result_file(folder, number))
-    dist.destroy_process_group()
-
-
 if __name__ == "__main__":
-    main()
+    cases.play(cases.of_all_ranks(run))
     leave(0)

@@ -9,6 +9,8 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+import torch.distributed as dist
+
 
 def fork(work: Callable[[], int], log: Path, **environment: object) -> int:
     """Run work() in a child, its output added to `log`, its result the exit code. The child's id.
@@ -70,12 +72,21 @@ def kill(children: list[int]) -> None:
         os.waitpid(child, 0)
 
 
-def play(folder: Path, ranks: int, main: Callable[..., int], jobs: list[dict]) -> None:
-    """main(jobs, meet) on so many ranks; `meet` is a file to meet in, not there yet. What they
-    print is in folder/log, and printed here if one ends badly."""
-    meet = Path(tempfile.mkdtemp(dir=folder)) / "meet"
+def play(folder: Path, ranks: int, run: Callable[[dict], object], jobs: list[dict]) -> None:
+    """The jobs, one after another, on so many ranks of a process group. What they print is in
+    folder/log, and printed here if one ends badly."""
+    meet = Path(tempfile.mkdtemp(dir=folder)) / "meet"  # a file to meet in, not there yet
+
+    def main(rank: int) -> int:
+        dist.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=ranks)
+        for job in jobs:
+            run(job)
+        dist.barrier()
+        dist.destroy_process_group()
+        return 0
+
     children = [
-        fork(lambda: main(jobs, meet), folder / "log", **place(rank, ranks))
+        fork(lambda rank=rank: main(rank), folder / "log", **place(rank, ranks))
         for rank in range(ranks)
     ]
     try:

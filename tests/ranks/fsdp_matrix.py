@@ -71,7 +71,7 @@ def play_all(folder: Path) -> None:
     """All checkpoints, then all continuations: two starts for each number of ranks."""
     for of in (writing, reading):
         for ranks in (1, 2, 3, 4):
-            forks.play(folder, ranks, checkpoint_worker.main, list(of(folder, ranks)))
+            forks.play(folder, ranks, checkpoint_worker.run, list(of(folder, ranks)))
 
 
 def main() -> int:

@@ -7,7 +7,6 @@ A job: {"stage", "optimizer", "base", "read": folder or None, "universal": wheth
 """
 
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -60,19 +59,8 @@ def put_over(engine: Engine, universal: str) -> int:
     return engine.optimizer.steps
 
 
-def main(jobs: list[dict], meet: Path) -> int:
-    """Run the jobs, one after another. `meet`: a file that is not there, for this start's ranks."""
-    rank, ranks = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
-    dist.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=ranks)
-    for job in jobs:
-        run(job)
-    dist.barrier()
-    dist.destroy_process_group()
-    return 0
-
-
 if __name__ == "__main__":
     torch.set_num_threads(1)
     zero_library.load_deepspeed()
     for ranks, jobs in json.loads(Path(sys.argv[1]).read_text()):
-        forks.play(Path(sys.argv[2]), ranks, main, jobs)
+        forks.play(Path(sys.argv[2]), ranks, run, jobs)

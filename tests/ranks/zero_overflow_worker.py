@@ -3,11 +3,9 @@
 torchrun --nproc_per_node N zero_overflow_worker.py cases.json FOLDER
 """
 
-import json
 import math
-import sys
-from pathlib import Path
 
+import cases
 import task
 import torch
 import torch.distributed as dist
@@ -72,19 +70,6 @@ def run(case: dict) -> dict:
     return out
 
 
-def main() -> None:
-    cases, folder = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo")
-    for number, case in enumerate(cases):
-        result = run(case)
-        everybody: list = [None] * dist.get_world_size()
-        dist.all_gather_object(everybody, result)
-        if dist.get_rank() == 0:
-            torch.save(everybody, task.result_file(folder, number))
-    dist.destroy_process_group()
-
-
 if __name__ == "__main__":
-    main()
+    cases.play(cases.of_all_ranks(run))
     leave(0)
