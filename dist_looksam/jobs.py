@@ -102,11 +102,12 @@ def _word(queued: Queued, restarts: int) -> str:
     last started."""
     if queued.state in ("PENDING", "REQUEUED", "COMPLETING") and queued.restarts > restarts:
         return "requeued"
-    if queued.state in ("RUNNING", "COMPLETED") and queued.preempted:
+    if queued.state in ("RUNNING", "SIGNALING", "COMPLETED") and queued.preempted:
         return "preempted"
     if queued.state == "COMPLETED":
         return "stopped"  # no summary: it was told to stop
-    return {"PENDING": "waiting"}.get(queued.state, queued.state.lower().replace("_", " "))
+    # SIGNALING: RUNNING, and a signal is on its way to some node
+    return {"PENDING": "waiting", "SIGNALING": "running"}.get(queued.state, queued.state.lower().replace("_", " "))
 
 
 def _reason(queued: Queued | None) -> str:

@@ -76,6 +76,8 @@ QUEUED = [  # scontrol's fields, how often the run had been requeued at its star
     ("JobState=RUNNING Restarts=1", 0, "running"),
     ("JobState=RUNNING PreemptTime=2026-11-24T06:41:12", 0, "preempted"),
     ("JobState=RUNNING PreemptTime=None", 0, "running"),
+    ("JobState=SIGNALING PreemptTime=2026-11-24T06:41:12", 0, "preempted"),
+    ("JobState=SIGNALING PreemptTime=None", 0, "running"),
     ("JobState=PREEMPTED PreemptTime=2026-11-24T06:41:12", 0, "preempted"),
     ("JobState=COMPLETED PreemptTime=2026-11-24T06:41:12", 0, "preempted"),
     ("JobState=COMPLETED PreemptTime=None", 0, "stopped"),

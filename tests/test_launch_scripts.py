@@ -46,6 +46,7 @@ def job(folder: Path, srun: str, *, took: str = "None", state: str = "RUNNING", 
     (0, {"took": TOOK}, True),
     (143, {"took": TOOK}, True),
     (143, {}, False),  # somebody ended the ranks
+    (143, {"took": TOOK, "state": "SIGNALING"}, True),  # SIGTERM is still on its way to a node
     (143, {"took": TOOK, "state": "CANCELLED"}, False),
     (143, {"took": TOOK, "again": "0"}, False),  # sbatch --no-requeue
     (1, {"took": TOOK}, True),  # what a starting rank had called, or waits for, is gone
@@ -66,6 +67,7 @@ def test_a_pre_empted_job_is_requeued_also_while_its_ranks_start(code, how, requ
 @pytest.mark.parametrize(("restarts", "how", "requeued"), [
     (0, {}, True),
     (1, {}, False),  # of another start
+    (0, {"state": "SIGNALING"}, True),
     (0, {"state": "CANCELLED"}, False),
     (0, {"again": "0"}, False),
 ])  # fmt: skip
