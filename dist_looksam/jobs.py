@@ -107,7 +107,8 @@ def _word(queued: Queued, restarts: int) -> str:
     if queued.state == "COMPLETED":
         return "stopped"  # no summary: it was told to stop
     # SIGNALING: RUNNING, and a signal is on its way to some node
-    return {"PENDING": "waiting", "SIGNALING": "running"}.get(queued.state, queued.state.lower().replace("_", " "))
+    ours = {"PENDING": "waiting", "SIGNALING": "running"}
+    return ours.get(queued.state, queued.state.lower().replace("_", " "))
 
 
 def _reason(queued: Queued | None) -> str:

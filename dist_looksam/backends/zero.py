@@ -69,6 +69,8 @@ class Zero(ZeroState):
             self._first[id(f.master)] = sum(
                 len(g.pieces) for g in self.layout.flats[: len(self._first)]
             )
+        on_gpu = torch.device(self.device).type == "cuda"
+        self._offloaded = on_gpu and any(not f.master.is_cuda for f in self.layout.flats)
         self._descending = False
         self._new: dict[int, Tensor] = {}  # g_v of this look, until the base has stepped
         self._work: Callable[[Flat, int], None] | None = None
@@ -99,8 +101,15 @@ class Zero(ZeroState):
             total += value.detach().float()
         return total / len(batches)
 
+    def _wait_for_host(self) -> None:
+        """With offload, DeepSpeed's copies of gradients to the host and of weights from it may be
+        under way, and touching either end would be a race."""
+        if self._offloaded:
+            torch.cuda.synchronize(self.device)
+
     def _unscaled(self) -> list[Tensor]:
         """Shards of the mean gradient in fp32, for sums."""
+        self._wait_for_host()
         scale = self.layout.scale()
         grads = [g.float() for g in self.layout.gradients()]
         return grads if scale == 1.0 else [g / scale for g in grads]
@@ -346,6 +355,7 @@ class Zero(ZeroState):
     def lower(self) -> None:
         """See `Backend.lower`."""
         if self._lifted is not None:
+            self._wait_for_host()
             for flat, (weight, _) in self._each(self._lifted):
                 flat.master.detach().copy_(weight)
             self._lifted = None

@@ -30,30 +30,32 @@ class Climb:
     grad2: Tensor
     power: float = 1.0
     unit: Tensor | None = None
-    _cast: dict[torch.dtype, tuple[Tensor, ...]] = field(default_factory=dict, repr=False)
+    _cast: dict[tuple, tuple[Tensor, ...]] = field(default_factory=dict, repr=False)
 
-    def _sized(self, layer: int, dtype: torch.dtype) -> Tensor:
-        """One layer's size, 0-dim; all layers' are cut from one cast, not a cast each."""
-        if dtype not in self._cast:
-            self._cast[dtype] = self.size.to(dtype).unbind()
-        return self._cast[dtype][layer]
+    def _sized(self, layer: int, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """One layer's size, 0-dim, where and as `like` is; all layers' are cut from one cast, not
+        a cast each."""
+        kind = (like.device, dtype or like.dtype)
+        if kind not in self._cast:
+            self._cast[kind] = self.size.to(*kind).unbind()
+        return self._cast[kind][layer]
 
     def add_(self, layer: int, weight: Tensor, grad: Tensor) -> None:
         """weight += eps, in place."""
         if self.power == 1.0:
-            weight.addcmul_(grad, self._sized(layer, grad.dtype))
+            weight.addcmul_(grad, self._sized(layer, grad))
         else:
             weight.add_(self.eps(layer, grad))
 
     def eps(self, layer: int, grad: Tensor) -> Tensor:
         """The perturbation of one layer's shard, of grad's shape and dtype."""
-        size = self._sized(layer, grad.dtype)
         if self.power == 1.0:
-            return grad * size
+            return grad * self._sized(layer, grad)
         if self.power == 0.0:
-            return grad.sign().mul_(size)
+            return grad.sign().mul_(self._sized(layer, grad))
         assert self.unit is not None
-        steep = (grad.abs().double() / self.unit).pow_(self.power).mul_(self.size[layer])
+        steep = (grad.abs().double() / self.unit.to(grad.device)).pow_(self.power)
+        steep.mul_(self._sized(layer, grad, torch.float64))
         return steep.to(grad.dtype).mul_(grad.sign())
 
 
@@ -65,7 +67,7 @@ def climb_model(grads: Shards, *, rho: Tensor | float, p: float = 2.0, reduce: R
         rho: radius, in the units of the weights; a number, or [P] one per layer.
         reduce: one call of [P] at p = 2 and p = inf, three otherwise.
     """
-    grad2 = reduce(dots(grads, grads))
+    grad2 = reduce(dots(grads, grads))  # on the ranks' device; an offloaded shard is on the host
     length = per_model(grad2).sqrt()
     if p == 2.0:
         return Climb(size=ratio(length.new_ones(()) * rho, length, otherwise=0.0), grad2=grad2)
@@ -83,7 +85,7 @@ def _climb_p(
     q = p / (p - 1.0)
 
     def power_sum(unit: Tensor, power: float) -> Tensor:
-        local = [(g.abs().double() / unit).pow_(power).sum() for g in grads]
+        local = [(g.abs().double() / unit.to(g.device)).pow_(power).sum() for g in grads]
         return per_model(reduce(torch.stack(local)))[0]
 
     first = torch.where(length[0] == 0, 1.0, length[0])

@@ -1,6 +1,7 @@
 """Cases that a worker plays on all its ranks, one after another, and what came out of each."""
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from datetime import timedelta
@@ -19,12 +20,20 @@ def play(result_of: Callable[[dict], Any], *, timeout: timedelta | None = None) 
     """A rank's whole run: `worker.py CASES.json FOLDER`; rank 0 keeps the results."""
     cases, folder = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", timeout=timeout)
+    dist.init_process_group(transport(), timeout=timeout)
     for number, case in enumerate(cases):
         result = result_of(case)
         if dist.get_rank() == 0:
             torch.save(result, task.result_file(folder, number))
     dist.destroy_process_group()
+
+
+def transport() -> str:
+    """NCCL where every rank has a GPU of its own; ranks that share one can talk by gloo."""
+    gpus = torch.cuda.device_count() if task.DEVICE == "cuda" else 0
+    if gpus:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % gpus)
+    return "nccl" if gpus >= int(os.environ["WORLD_SIZE"]) else "gloo"
 
 
 def of_all_ranks(result_of: Callable[[dict], Any]) -> Callable[[dict], list]:

@@ -35,10 +35,9 @@ def sharded(case: dict) -> torch.nn.Module:
     if "precision" in case:
         low = DTYPES[case["precision"]]
         policy = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32)
-    how = {
-        "mesh": init_device_mesh("cpu", shape, mesh_dim_names=("copies", "rows")[-len(shape) :]),
-        "mp_policy": policy,
-    }
+    names = ("copies", "rows")[-len(shape) :]
+    mesh = init_device_mesh(task.DEVICE, shape, mesh_dim_names=names)
+    how = {"mesh": mesh, "mp_policy": policy}
     for unit in (model.first, model.second) if case.get("units", True) else ():
         fully_shard(unit, **how)
     return fully_shard(model, **how)
@@ -103,7 +102,7 @@ def count(case: dict) -> dict:
 def overflow(case: dict) -> dict:
     """Step 0 looks; in step 3, also a look, one rank overflows in the given pass."""
     before_it = 2 + 1 + 1  # passes of steps 0, 1, 2, each of one micro-batch
-    loss = Spoilt(dist.get_world_size() - 1, before_it + case["overflow"])
+    loss = Spoilt(before_it + case["overflow"])
     engine = engine_of(case, loss)
     for step in range(3):
         engine.step(part(step, 1))

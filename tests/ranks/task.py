@@ -4,6 +4,7 @@ Odd sizes, so that flat partitions split layers and need padding; a layer of zer
 one entry alone; two parameter groups with different decay and learning rate.
 """
 
+import os
 from pathlib import Path
 
 import reference
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+DEVICE = os.environ.get("TASK_DEVICE", "cpu")  # of ranks; the truth is made on the CPU
 BATCH = 24  # a multiple of ranks x accumulation for 1, 2, 3 ranks and 1, 2, 4
 STEPS = 20
 LR, SMALLER_LR = 0.02, 0.005  # of matrices, and of the rest
@@ -36,7 +38,7 @@ class Net(nn.Module):
 
 def net() -> Net:
     torch.manual_seed(0)
-    return Net()
+    return Net().to(DEVICE)
 
 
 def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -51,7 +53,7 @@ def part(step: int, rank: int, ranks: int, accumulation: int) -> list[tuple]:
     x, y = batch(step)
     n = BATCH // (ranks * accumulation)
     starts = [(a * ranks + rank) * n for a in range(accumulation)]
-    return [(x[s : s + n], y[s : s + n]) for s in starts]
+    return [(x[s : s + n].to(DEVICE), y[s : s + n].to(DEVICE)) for s in starts]
 
 
 def loss(model: nn.Module, samples: tuple) -> torch.Tensor:
@@ -108,7 +110,7 @@ def worst(weights: dict[str, torch.Tensor], result: reference.Result) -> float:
     names = [n for n, _ in net().named_parameters()]
     wanted = dict(zip(names, result.weights[-1], strict=True))
     return max(
-        float((weights[n].double() - torch.from_numpy(wanted[n])).abs().max()) for n in names
+        float((weights[n].cpu().double() - torch.from_numpy(wanted[n])).abs().max()) for n in names
     )
 
 
