@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
-from ..maths.shards import whole
+from ..maths.shards import copies, whole
 from ..optim.seen import Seen
 from .backend import Loss, Piece, Read
 from .flat import Flat, counters_of, cut, fill, slots_of
@@ -149,7 +149,7 @@ class HorovodSharded(Horovod):
         grads = [p.grad.view(-1) for p in layers if p.grad is not None]
         self.settle(average=True)
         masters = [flat.master for flat in self.flats]
-        backup = [m.clone() for m in masters]
+        backup = copies(masters)
         rule, rho = self.optimizer.rule, self.optimizer.column("rho")
         climb = rule.climb(weights, grads, rho=rho, reduce=whole)
         seen = self.optimizer.perturb_(weights, grads, climb, whole)

@@ -190,24 +190,23 @@ class Zero(ZeroState):
                 at += 1
             self._lifted.append((flat.master.detach().clone(), mean))
         self._cosines = []
-        for p, e in zip(params, eps, strict=True):
-            if self.optimizer.visible_dtype is None:
-                p.add_(e)
-            else:
-                self._cosines.append(perturb_seen_in_(p, e, self.optimizer.visible_dtype))
+        if self.optimizer.visible_dtype is None:
+            torch._foreach_add_(params, eps)
+        else:
+            self._cosines.append(perturb_seen_in_(params, eps, self.optimizer.visible_dtype))
         self.engine.optimizer.zero_grad()
         return True
 
     def _perturb_(self, flat: Flat, first: int, climb: Climb) -> None:
         grad = flat.master.grad
         assert grad is not None
-        shards = zip(flat.views(flat.master.detach()), flat.views(grad), strict=True)
-        for i, (w, g) in enumerate(shards, first):
-            eps = climb.eps(i, g)
-            if self.optimizer.visible_dtype is None:
-                w.add_(eps)
-                continue
-            self._cosines.append(perturb_seen_in_(w, eps, self.optimizer.visible_dtype))
+        weights, grads = flat.views(flat.master.detach()), flat.views(grad)
+        if self.optimizer.visible_dtype is not None:
+            eps = (climb.eps(i, g) for i, g in enumerate(grads, first))
+            self._cosines.append(perturb_seen_in_(weights, eps, self.optimizer.visible_dtype))
+            return
+        for i, (w, g) in enumerate(zip(weights, grads, strict=True), first):
+            climb.add_(i, w, g)
 
     def _run(self, work: Callable[[Flat, int], None]) -> None:
         """One step of DeepSpeed's optimizer that does `work`, and no step of its engine."""
@@ -234,7 +233,7 @@ class Zero(ZeroState):
             optimizer.probe(
                 step=optimizer.steps, grads=grads, sam=sam, share=share, reduce=self.reduce
             )
-        cosines = self.reduce(torch.stack(self._cosines, -1)) if self._cosines else None
+        cosines = self.reduce(torch.cat(self._cosines, -1)) if self._cosines else None
         if not bool(given.finite):
             return self._give_up(lifted, look=True)
         kept2 = self._apply(given, lifted)

@@ -41,10 +41,7 @@ def dots(xs: Shards, ys: Shards) -> Tensor:
 
     Products are summed in the tensors' own precision, at least fp32: 16-bit sums would overflow.
     """
-    if not xs:
-        return torch.zeros(0, dtype=torch.float64)
-    pairs = zip(xs, ys, strict=True)
-    return torch.stack([torch.dot(_row(x), _row(y)) for x, y in pairs]).double()
+    return products((xs, ys))[0]
 
 
 def _row(x: Tensor) -> Tensor:
@@ -52,14 +49,40 @@ def _row(x: Tensor) -> Tensor:
 
 
 def products(*pairs: tuple[Shards, Shards]) -> Tensor:
-    """[len(pairs), P] local inner products, float64; a list in several pairs is flattened once."""
-    flat = {id(xs): [x.flatten() for x in xs] for pair in pairs for xs in pair}
+    """[len(pairs), P] of `dots`; a list in several pairs is flattened once."""
+    flat = {id(xs): [_row(x) for x in xs] for pair in pairs for xs in pair}
     rows = [
-        torch.dot(x, y) for xs, ys in pairs for x, y in zip(flat[id(xs)], flat[id(ys)], strict=True)
+        squares(flat[id(xs)])
+        if xs is ys and any(x.is_cuda for x in xs)
+        else _each_dot(flat[id(xs)], flat[id(ys)])
+        for xs, ys in pairs
     ]
-    if not rows:
-        return torch.zeros(len(pairs), 0, dtype=torch.float64)
-    return torch.stack(rows).view(len(pairs), -1).double()
+    return torch.stack(rows)
+
+
+def _each_dot(xs: Shards, ys: Shards) -> Tensor:
+    if not xs:
+        return torch.zeros(0, dtype=torch.float64)
+    return torch.stack([torch.dot(x, y) for x, y in zip(xs, ys, strict=True)]).double()
+
+
+def squares(rows: Shards) -> Tensor:
+    """[P] local ||x||^2, float64, of fp32 or fp64 vectors: on a GPU, few kernels for all layers.
+
+    A dot is a kernel or two for each of some hundred layers, which takes longer to ask for than
+    the sums themselves take.
+    """
+    norms = iter(torch._foreach_norm([x for x in rows if x.numel()]))
+    found = [next(norms) if x.numel() else x.new_zeros(()) for x in rows]
+    return torch.stack(found).double().square()
+
+
+def copies(tensors: Shards) -> list[Tensor]:
+    """Clones, by few kernels for all."""
+    new = [torch.empty_like(t) for t in tensors]
+    if new:
+        torch._foreach_copy_(new, list(tensors))
+    return new
 
 
 def each(column: Tensor, like: Shards) -> list[Tensor]:

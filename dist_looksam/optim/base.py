@@ -125,7 +125,10 @@ class _Trusted(Optimizer):
                 step = torch.as_tensor(step, dtype=torch.float64)
             self.state[p]["step"] = step.to(p.device)
             steps.append(self.state[p]["step"])
-        torch._foreach_add_(steps, alive)
+        if isinstance(alive, Tensor):  # with alpha, or torch reads it as a number, and waits
+            torch._foreach_add_(steps, alive, alpha=1)
+        else:
+            torch._foreach_add_(steps, alive)
         return torch.stack(steps).clamp(min=1)
 
 

@@ -1,13 +1,15 @@
 """What a step saw, as numbers that the host has not read yet."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ..maths.look import Given
-from ..maths.shards import Reduce, Shards, dots
+from ..maths.shards import Reduce, Shards, products
 
 
 class Probe(Protocol):
@@ -53,10 +55,41 @@ class Seen:
         )
 
 
-def perturb_seen_in_(weight: Tensor, eps: Tensor, dtype: torch.dtype) -> Tensor:
-    """weight += eps. Returns [3]: (a.eps, a.a, eps.eps), where a is what `dtype` shows of it."""
-    before = weight.to(dtype)
-    weight.add_(eps)
-    applied = (weight.to(dtype).float() - before.float()).to(eps.dtype)
-    pairs = ((applied, eps), (applied, applied), (eps, eps))
-    return torch.cat([dots([x], [y]) for x, y in pairs])
+_AT_ONCE = 2**21  # entries of which copies are made at a time
+
+
+def perturb_seen_in_(weights: Shards, eps: Iterable[Tensor], dtype: torch.dtype) -> Tensor:
+    """weights += eps. Returns [3, P]: local sums of (a.eps, a.a, eps.eps), where a is what `dtype`
+    shows of eps."""
+    coming, found = iter(eps), []
+    for some in _batches(weights):
+        steps = list(islice(coming, len(some)))
+        before = _shown(some, dtype, steps)
+        torch._foreach_add_(some, steps)
+        applied = _shown(some, dtype, steps)
+        torch._foreach_sub_(applied, before)
+        found.append(products((applied, steps), (applied, applied), (steps, steps)))
+    return torch.cat(found, -1)
+
+
+def _batches(weights: Shards) -> Iterator[list[Tensor]]:
+    """One after another, of so many layers together as have _AT_ONCE entries, or of one."""
+    batch: list[Tensor] = []
+    size = 0
+    for w in weights:
+        if batch and size + w.numel() > _AT_ONCE:
+            yield batch
+            batch, size = [], 0
+        batch.append(w)
+        size += w.numel()
+    if batch:
+        yield batch
+
+
+def _shown(weights: Shards, dtype: torch.dtype, like: Shards) -> list[Tensor]:
+    """The weights as `dtype` shows them, in the type of `like`."""
+    low = [torch.empty_like(w, dtype=dtype) for w in weights]
+    shown = [torch.empty_like(w, dtype=x.dtype) for w, x in zip(weights, like, strict=True)]
+    torch._foreach_copy_(low, list(weights))
+    torch._foreach_copy_(shown, low)
+    return shown

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from ..errors import ConfigError
 from ..maths.ascent import Climb, cosine
-from ..maths.shards import Reduce, Shards, dots, each, whole
+from ..maths.shards import Reduce, Shards, copies, dots, each, whole
 from .base import Pieces, check_whole, guarded_step, in_one_piece
 from .replay import Replay
 from .rule import Rule, check_alpha, check_rho
@@ -196,9 +196,9 @@ class Sharpness(Optimizer):
         params, grads = self._active()
         weights, slopes = self._split(params, params), self._split(params, grads)
         climb = self.rule.climb(weights, slopes, rho=self.column("rho"), reduce=reduce)
-        backup = [p.clone() for p in params]
+        backup = copies(params)
         seen_cosine = self.perturb_(weights, slopes, climb, reduce)
-        kept = [g.clone() for g in grads]  # DDP may own the memory behind .grad
+        kept = copies(grads)  # DDP may own the memory behind .grad
         if average_ is not None:
             average_(kept)
         self.lift(params, backup, kept, seen_cosine)
@@ -216,24 +216,20 @@ class Sharpness(Optimizer):
         self, params: Shards, grads: Shards, climb: Climb, reduce: Reduce
     ) -> Tensor | None:
         """w += eps; the cosine between what 16-bit weights show of eps and eps itself."""
-        dtype = self.visible_dtype
-        sums = []
+        if self.visible_dtype is not None and params:
+            eps = (climb.eps(i, g) for i, g in enumerate(grads))
+            return cosine(reduce(perturb_seen_in_(params, eps, self.visible_dtype)))
         for i, (w, g) in enumerate(zip(params, grads, strict=True)):
-            if dtype is None:
-                climb.add_(i, w, g)
-            else:
-                sums.append(perturb_seen_in_(w, climb.eps(i, g), dtype))
-        if dtype is None or not sums:
-            return None
-        return cosine(reduce(torch.stack(sums, -1)))
+            climb.add_(i, w, g)
+        return None
 
     @torch.no_grad()
     def lower(self) -> None:
         """Put the weights back, bit for bit, as before `climb`. Does nothing if they are."""
         if self._lifted is None or self._lifted.lowered:
             return
-        for p, kept in zip(self._lifted.params, self._lifted.backup, strict=True):
-            p.copy_(kept)
+        if self._lifted.params:
+            torch._foreach_copy_(self._lifted.params, self._lifted.backup)
         self._lifted.lowered = True
         torch.clear_autocast_cache()
 
@@ -288,7 +284,7 @@ class Sharpness(Optimizer):
             if old is None:
                 self.state[p]["g_v"] = torch.where(finite, v, 0.0)
             else:
-                old.copy_(torch.where(finite, v, old))
+                torch.where(finite, v, old, out=old)
 
     def _between(self, reduce: Reduce) -> Seen:
         params, grads = self._active()

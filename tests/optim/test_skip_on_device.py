@@ -4,6 +4,7 @@ import problem
 import pytest
 import torch
 from build import build_base, copies, same_bits
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def state_of(optimizer):
@@ -29,6 +30,25 @@ def test_found_inf_leaves_weights_and_state_to_the_bit(name, dtype):
         assert same_bits(params, weights)
         assert same_bits(state_of(optimizer), state)
         closure.t = t + 1
+
+
+class NothingIsRead(TorchDispatchMode):
+    """An error where the host asks for a number: on a GPU, it would wait for it."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        assert function is not torch.ops.aten._local_scalar_dense.default
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["lamb", "lars"])
+def test_nobody_reads_whether_a_step_was_skipped(name):
+    params = problem.parameters()
+    optimizer = build_base(params, name)
+    closure = problem.Closure(params, optimizer)
+    closure.step()
+    optimizer.found_inf = torch.tensor(0.0)
+    with NothingIsRead():
+        optimizer.step()
 
 
 @pytest.mark.parametrize("name", ["lamb", "lars"])
