@@ -5,6 +5,7 @@ from pathlib import Path
 
 from . import config, dryrun
 from .arguments import Parser
+from .dryrun import SHARE
 from .errors import ConfigError
 
 FOLDER = Path(__file__).parents[1] / "launch" / "recipes"
@@ -82,7 +83,8 @@ def main(argv: Sequence[str]) -> int:
         return _check(paths, asked.ranks)
     lines = _table([_COLUMNS, *(_row(path, checked(path, asked.ranks)) for path in paths)])
     lines.append(
-        "GPU-hours on H200 at 40% of the peak are planned, not measured: launch/recipes/README.md"
+        f"GPU-hours on H200 at {SHARE:.0%} of the peak are planned, not measured: "
+        "launch/recipes/README.md"
     )
     print("\n".join(lines))  # in one piece, for `| head`
     return 0

@@ -107,10 +107,10 @@ def test_a_gpu_may_be_spelt_as_its_maker_does():
 
 
 def test_a_gpu_alone_reaches_the_assumed_share_of_its_peak():
-    """105.5 GFLOP an image forward and backward at 40 % of 989 TFLOP/s: 3,750 images/s."""
+    """105.5 GFLOP an image forward and backward at 30 % of 989 TFLOP/s: 2,812 images/s."""
     alone = planned("--optimizer", "lamb", gpus=1, argv=[*EXAMPLE, "--batch_size", "256"])
-    assert 256 / alone.times["mean"].compute == pytest.approx(3750, rel=0.01)
-    assert alone.images_per_s < 3750  # the update comes on top
+    assert 256 / alone.times["mean"].compute == pytest.approx(2812, rel=0.01)
+    assert alone.images_per_s < 2812  # the update comes on top
 
 
 def test_looks_cost_a_second_pass_every_kth_step():

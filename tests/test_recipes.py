@@ -75,7 +75,7 @@ def test_the_cost_is_that_of_the_operations_and_a_little_for_the_rest():
     block = 24 * tokens * dim * dim + 4 * tokens * tokens * dim
     ends = 2 * (tokens * 768 * dim + dim * 1000)
     per_image = 3 * (12 * block + ends) * 1.2
-    for share in (0.3, 0.4, 0.5):
+    for share in (dryrun.LOW, dryrun.SHARE, dryrun.HIGH):
         hours = 300 * 1_281_167 * per_image / (64 * share * 989e12) / 3600
         assert hours < found.plans[share].hours < 1.1 * hours
     sam = recipes.checked(FOLDER / "vit_b16-sam-32k.yaml")

@@ -57,7 +57,7 @@ class Network:
     source: str
 
 
-_MFU = 0.4  # the middle of 30 to 50 %, which ViT trainings in bf16 reach; nothing here measured it
+_MFU = 0.3  # one H100 reached 26 % (ViT-B/16, bf16, micro_batch 128: docs/planning.md)
 _BYTES = 0.7  # share of a data sheet's memory bandwidth that foreach kernels reach, assumed
 _SHEET = "NVIDIA's data sheet, dense; {:.0%} of its operations and {:.0%} of its bytes assumed"
 

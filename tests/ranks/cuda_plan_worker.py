@@ -38,7 +38,7 @@ def run(case: dict) -> dict:
     if case.get("calibrate"):
         shape, classes = tuple(case["shape"]), case["classes"]
         return asdict(measure_device(settings, shape, classes, DEVICE))
-    batches = batches_of(case, settings, dist.get_world_size())
+    batches = [b.pin() for b in batches_of(case, settings, dist.get_world_size())]
     start = torch.cuda.memory_allocated()
     engine = assemble.engine_of(settings, data_of(case), DEVICE)
     engine.step(batches)  # makes state and connections, and is a look
