@@ -89,7 +89,10 @@ def test_a_pre_empted_job_gives_way_and_goes_on_when_it_may(unbroken, testbed, t
     testbed.on("head", "scancel", urgent)
 
     trains(tmp_path / "runs" / "r")
+    testbed.on("node2", "pkill", "-STOP", "slurmd")  # SIGTERM stays on its way to this node
     urgent = testbed.submit(*first, cwd=tmp_path)
+    until(lambda: testbed.told(job, "Restarts") == "2", 60, lambda: testbed.state(job))
+    testbed.on("node2", "pkill", "-CONT", "slurmd")
     assert testbed.wait(urgent, until={"RUNNING", "FAILED"}, timeout=120) == "RUNNING"
     row = testbed.shown_as("requeued", tmp_path, job, timeout=60)
     assert row["requeues"] == "2" and row["checkpoint"].startswith("step-")
