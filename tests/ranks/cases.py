@@ -7,24 +7,34 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import forks
 import pytest
 import task
 import torch
 import torch.distributed as dist
 
-from launch import torchrun
+from launch import HERE, run
 
 
 def play(result_of: Callable[[dict], Any], *, timeout: timedelta | None = None) -> None:
-    """A rank's whole run: `worker.py CASES.json FOLDER`; rank 0 keeps the results."""
-    cases, folder = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", timeout=timeout)
-    for number, case in enumerate(cases):
+    """A worker's whole run, `worker.py RANKS FOLDER`: FOLDER/cases.json. Rank 0 keeps results."""
+    ranks, folder = int(sys.argv[1]), Path(sys.argv[2])
+
+    def kept(numbered: tuple[int, dict]) -> None:
+        number, case = numbered
         result = result_of(case)
         if dist.get_rank() == 0:
             torch.save(result, task.result_file(folder, number))
-    dist.destroy_process_group()
+
+    torch.set_num_threads(1)
+    cases = json.loads((folder / "cases.json").read_text())
+    forks.play(folder, ranks, kept, enumerate(cases), timeout)
+
+
+def start(folder: Path, ranks: int, worker: str, cases: list[dict], timeout: int = 1400) -> None:
+    """`worker` plays the cases on so many ranks; task.result_file says where the results are."""
+    (folder / "cases.json").write_text(json.dumps(cases))
+    run([sys.executable, str(HERE / worker), str(ranks), str(folder)], timeout, {})
 
 
 def of_all_ranks(result_of: Callable[[dict], Any]) -> Callable[[dict], list]:
@@ -68,9 +78,8 @@ def results(
     def of(ranks: int, number: int) -> dict:
         if ranks not in folders:
             folder = make_folder(f"{Path(worker).stem}-{ranks}")
-            (folder / "cases.json").write_text(json.dumps(all_cases[ranks]))
             folders[ranks] = folder  # before the start, so that one that fails is not repeated
-            torchrun(ranks, worker, folder / "cases.json", folder, **how)
+            start(folder, ranks, worker, all_cases[ranks], **how)
         return torch.load(task.result_file(folders[ranks], number), weights_only=True)
 
     return of
