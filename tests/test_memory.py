@@ -4,6 +4,7 @@ import json
 import resource
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,7 @@ def test_memory_hardly_grows_with_the_global_batch(tmp_path):
     """32 times the batch: the images themselves, one byte a pixel, and little else. Kept graphs or
     per-batch gradients would be hundreds of MB."""
     assert resource.getpagesize()  # Linux: ru_maxrss is in kilobytes
-    small, large = peak_mb(256, tmp_path / "small"), peak_mb(8192, tmp_path / "large")
+    with ThreadPoolExecutor() as both:
+        small, large = both.map(peak_mb, (256, 8192), (tmp_path / "small", tmp_path / "large"))
     pixels = 8192 * 28 * 28 / 2**20
     assert large - small < 3 * pixels + 60

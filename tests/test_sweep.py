@@ -60,7 +60,8 @@ def whole(tmp_path_factory):
 def test_a_sweep_killed_half_way_goes_on_and_ends_with_the_same_table(whole, tmp_path):
     """By SIGKILL, which nobody can catch: the runs under way must end with it, too."""
     file, out = written(tmp_path), tmp_path / "out"
-    first = subprocess.Popen(command(file, "--out", str(out)), stdout=subprocess.DEVNULL)
+    words = ("--out", str(out), "--jobs", "2")
+    first = subprocess.Popen(command(file, *words), stdout=subprocess.DEVNULL)
     try:
         end = time.monotonic() + 300
         while len(list(out.glob("*/*/summary.json"))) < POINTS // 2:
@@ -75,7 +76,7 @@ def test_a_sweep_killed_half_way_goes_on_and_ends_with_the_same_table(whole, tmp
         time.sleep(0.1)
     before = {p: p.stat().st_mtime_ns for p in out.glob("*/*/summary.json")}
     assert POINTS // 2 <= len(before) < POINTS
-    told = run(file, "--out", str(out))
+    told = run(file, *words)
     assert all(p.stat().st_mtime_ns == when for p, when in before.items())  # not run again
     assert f"{len(before)} done before" in told.stdout
     assert (out / "table.md").read_text() == (whole / "table.md").read_text()

@@ -18,6 +18,14 @@ def session_testbed(needs, tmp_path_factory):
         cluster.down()
 
 
+@pytest.fixture(scope="session")
+def alone(tmp_path_factory):
+    """What every way to start test_launch's run on many nodes must give: the run of one process."""
+    from test_launch import FLAGS, run_plain
+
+    return run_plain(tmp_path_factory.mktemp("alone") / "run", *FLAGS)
+
+
 @pytest.fixture
 def testbed(session_testbed):
     """The session's testbed, whole at the start of each test: no jobs, no lost hosts."""

@@ -34,11 +34,6 @@ def run_plain(out: Path, *flags: str) -> Path:
     return out
 
 
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    return run_plain(tmp_path_factory.mktemp("alone") / "run", *FLAGS)
-
-
 def hostfile(folder: Path) -> Path:
     path = folder / "hostfile"
     path.write_text("".join(f"node{i} slots=1\n" for i in range(1, 9)))

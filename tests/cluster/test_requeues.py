@@ -43,8 +43,8 @@ def unbroken(session_testbed, tmp_path_factory):
 
 
 def slow(testbed: Cluster) -> None:
-    """A cable so slow that a step takes a second, whatever the machine."""
-    testbed.fault("slow", "node2", "delay_ms=40", "jitter_ms=0", "loss=0")
+    """A cable so slow that a step takes half a second, whatever the machine."""
+    testbed.fault("slow", "node2", "delay_ms=20", "jitter_ms=0", "loss=0")
 
 
 def test_a_job_of_one_minute_requeues_itself_until_it_is_done(unbroken, testbed, tmp_path):

@@ -8,24 +8,36 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import forks
 import pytest
 import task
 import torch
 import torch.distributed as dist
 
-from launch import torchrun
+from dist_looksam.leave import leave
+from launch import HERE, run
 
 
 def play(result_of: Callable[[dict], Any], *, timeout: timedelta | None = None) -> None:
-    """A rank's whole run: `worker.py CASES.json FOLDER`; rank 0 keeps the results."""
-    cases, folder = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
-    torch.set_num_threads(1)
-    dist.init_process_group(transport(), timeout=timeout)
-    for number, case in enumerate(cases):
+    """A worker's whole run, `worker.py RANKS FOLDER`: FOLDER/cases.json. Rank 0 keeps results."""
+    ranks, folder = int(sys.argv[1]), Path(sys.argv[2])
+
+    def kept(numbered: tuple[int, dict]) -> None:
+        number, case = numbered
         result = result_of(case)
         if dist.get_rank() == 0:
             torch.save(result, task.result_file(folder, number))
+
+    torch.set_num_threads(1)
+    cases = json.loads((folder / "cases.json").read_text())
+    if "RANK" not in os.environ:
+        forks.play(folder, ranks, kept, enumerate(cases), timeout)
+        return
+    dist.init_process_group(transport(), timeout=timeout)
+    for numbered in enumerate(cases):
+        kept(numbered)
     dist.destroy_process_group()
+    leave(0)
 
 
 def transport() -> str:
@@ -34,6 +46,20 @@ def transport() -> str:
     if gpus:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % gpus)
     return "nccl" if gpus >= int(os.environ["WORLD_SIZE"]) else "gloo"
+
+
+def start(
+    folder: Path, ranks: int, worker: str, cases: list[dict], timeout: int = 1400, **env: str
+) -> None:
+    """`worker` plays the cases on so many ranks; task.result_file says where the results are.
+
+    On GPUs by torchrun: a process that has asked for them cannot fork.
+    """
+    (folder / "cases.json").write_text(json.dumps(cases))
+    command = [sys.executable]
+    if env.get("TASK_DEVICE") == "cuda":
+        command += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    run([*command, str(HERE / worker), str(ranks), str(folder)], timeout, env)
 
 
 def of_all_ranks(result_of: Callable[[dict], Any]) -> Callable[[dict], list]:
@@ -77,9 +103,8 @@ def results(
     def of(ranks: int, number: int) -> dict:
         if ranks not in folders:
             folder = make_folder(f"{Path(worker).stem}-{ranks}")
-            (folder / "cases.json").write_text(json.dumps(all_cases[ranks]))
             folders[ranks] = folder  # before the start, so that one that fails is not repeated
-            torchrun(ranks, worker, folder / "cases.json", folder, **how)
+            start(folder, ranks, worker, all_cases[ranks], **how)
         return torch.load(task.result_file(folders[ranks], number), weights_only=True)
 
     return of

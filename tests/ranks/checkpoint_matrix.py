@@ -21,8 +21,6 @@ import forks
 import task
 import torch
 
-from dist_looksam.backends import zero_library
-
 WRITTEN, STEPS = 7, 13  # with k = 3 a checkpoint at 7 is in mid-cycle: g_v is needed at 7 and 8
 RANKS = (1, 2, 3, 4)
 BACKENDS = ("ddp", 0, 1, 2, 3)
@@ -100,7 +98,7 @@ def main() -> int:
     asked = parser.parse_args()
     pairs = SHORT if asked.short else ALL
     torch.set_num_threads(1)
-    zero_library.load_deepspeed()
+    forks.load_deepspeed()
     folder = asked.folder or Path(tempfile.mkdtemp())
     play_all(folder, pairs, bits=True)
     truth = task.truth(*SGD.values(), steps=STEPS)

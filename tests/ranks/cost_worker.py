@@ -1,16 +1,16 @@
 """A rank of the cost tests: what every backend and stage sends and holds.
 
-torchrun --nproc_per_node N cost_worker.py cases.json FOLDER
+python cost_worker.py RANKS FOLDER     the cases: FOLDER/cases.json
 """
 
 import cases
+import forks
 import task
 import torch.distributed as dist
 from zero_worker import open_engine, optimizer_of
 
 from dist_looksam.backends.ddp import DDP
 from dist_looksam.engine import Engine
-from dist_looksam.leave import leave
 from dist_looksam.traffic import Traffic, counted
 
 
@@ -53,5 +53,5 @@ def run(case: dict) -> dict:
 
 
 if __name__ == "__main__":
+    forks.load_deepspeed()
     cases.play(cases.of_all_ranks(run))
-    leave(0)

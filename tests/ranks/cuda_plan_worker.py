@@ -1,7 +1,7 @@
 """A rank of the plan's tests on a GPU: what a run allocates, how long its steps take, and how fast
 the GPU is by `dist-looksam plan --calibrate`.
 
-torchrun --nproc_per_node 1 cuda_plan_worker.py cases.json FOLDER
+python -m torch.distributed.run --nproc_per_node 1 cuda_plan_worker.py 1 FOLDER
 """
 
 import gc
@@ -16,7 +16,6 @@ from plan_worker import batches_of, data_of, settings_of
 
 from dist_looksam import assemble
 from dist_looksam.engine import Engine
-from dist_looksam.leave import leave
 from dist_looksam.plan.calibrate import measure_device
 
 CYCLES = 3
@@ -60,4 +59,3 @@ def measured(case: dict) -> dict:
 
 if __name__ == "__main__":
     cases.play(measured)
-    leave(0)

@@ -1,15 +1,40 @@
 """Ranks forked from a process that has imported everything: a start takes tenths of a second."""
 
+import functools
+import gc
 import os
 import signal
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
+
+from dist_looksam.backends import zero_library
+
+
+def share() -> None:
+    """What was imported, and torch's compiler, which else each rank's first optimizer imports. It
+    is no garbage: a rank that collects need not go through it."""
+    import torch._dynamo  # noqa: F401
+
+    gc.freeze()
+
+
+def load_deepspeed() -> Any:
+    """DeepSpeed, with what else each rank would do by itself: import Muon at its first engine;
+    start a program that counts NUMA nodes, at every reduction of stage 3."""
+    deepspeed = zero_library.load_deepspeed()
+    from deepspeed.runtime.zero.muon import muon_optimizer  # noqa: F401
+    from deepspeed.utils import numa
+
+    numa.get_numa_cores = functools.cache(numa.get_numa_cores)
+    return deepspeed
 
 
 def fork(work: Callable[[], int], log: Path, **environment: object) -> int:
@@ -72,13 +97,23 @@ def kill(children: list[int]) -> None:
         os.waitpid(child, 0)
 
 
-def play(folder: Path, ranks: int, run: Callable[[dict], object], jobs: list[dict]) -> None:
+def play(
+    folder: Path,
+    ranks: int,
+    run: Callable[[Any], object],
+    jobs: Iterable,
+    timeout: timedelta | None = None,
+) -> None:
     """The jobs, one after another, on so many ranks of a process group. What they print is in
     folder/log, and printed here if one ends badly."""
     meet = Path(tempfile.mkdtemp(dir=folder)) / "meet"  # a file to meet in, not there yet
+    jobs = list(jobs)
+    share()
 
     def main(rank: int) -> int:
-        dist.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=ranks)
+        dist.init_process_group(
+            "gloo", init_method=f"file://{meet}", rank=rank, world_size=ranks, timeout=timeout
+        )
         for job in jobs:
             run(job)
         dist.barrier()

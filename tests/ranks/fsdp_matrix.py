@@ -17,8 +17,6 @@ import forks
 import task
 import torch
 
-from dist_looksam.backends import zero_library
-
 OWN = [(1, "fsdp2"), (2, "fsdp2"), (3, "fsdp2"), (4, "fsdp2"), (4, "copies")]
 OTHERS = [(1, "ddp"), (3, "ddp"), (1, 0), (3, 0), (3, 1), (1, 2), (3, 2), (1, 3), (3, 3)]
 SIDES = [*OWN, *OTHERS]
@@ -79,7 +77,7 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, default=None, help="where all results stay")
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    zero_library.load_deepspeed()
+    forks.load_deepspeed()
     folder = asked.folder or Path(tempfile.mkdtemp())
     play_all(folder)
     truth = task.truth(*matrix.SGD.values(), steps=matrix.STEPS)

@@ -1,6 +1,6 @@
 """A rank of the FSDP2 tests: runs every case of a JSON list, writes what came out.
 
-torchrun --nproc_per_node N fsdp_worker.py cases.json FOLDER
+python fsdp_worker.py RANKS FOLDER     the cases: FOLDER/cases.json
 """
 
 from datetime import timedelta
@@ -20,7 +20,6 @@ from torch.distributed.tensor import DTensor
 from zero_worker import optimizer_of
 
 from dist_looksam import Engine
-from dist_looksam.leave import leave
 from dist_looksam.traffic import counted
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -228,4 +227,3 @@ if __name__ == "__main__":
     cases.play(
         lambda case: KINDS[case.get("kind", "compare")](case), timeout=timedelta(seconds=120)
     )
-    leave(0)

@@ -1,6 +1,6 @@
-"""A rank that has Horovod and torch.distributed at once: runs the jobs of a JSON list, in order.
+"""Ranks that have Horovod and torch.distributed at once: they run the jobs of a list, in order.
 
-horovodrun -np R python horovod_checkpoint_worker.py jobs.json
+python horovod_checkpoint_worker.py FOLDER     FOLDER/starts.json: [[ranks, [job, ...]], ...]
 A job: {"on": a key of ON, "read": checkpoint or null, "write": folder or null, "steps": last,
 "result": file or null}
 """
@@ -8,9 +8,12 @@ A job: {"on": a key of ON, "read": checkpoint or null, "write": folder or null, 
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
+import forks
 import horovod.torch as hvd
+import horovod_forks
 import task
 import torch
 import torch.distributed as dist
@@ -22,8 +25,6 @@ from dist_looksam.backends.horovod_sharded import HorovodSharded
 from dist_looksam.backends.plain import Plain
 from dist_looksam.checkpoint import Reader, Writer
 from dist_looksam.engine import Engine
-from dist_looksam.leave import leave
-from dist_looksam.world import World
 
 ON = {"horovod": Horovod, "sharded": HorovodSharded, "ddp": DDP}  # others: "zero" and the stage
 
@@ -59,19 +60,35 @@ def run(job: dict) -> None:
         torch.save({"weights": weights, "looks": looks}, job["result"])
 
 
-def main() -> None:
-    torch.set_num_threads(1)
+def work(meet: Path, jobs: list[dict]) -> int:
     hvd.init()
-    world = World.from_env()
-    os.environ |= {"RANK": str(world.rank), "WORLD_SIZE": str(world.size)}
-    os.environ |= {"LOCAL_RANK": str(world.local_rank)}
-    dist.init_process_group("gloo", init_method=world.url, rank=world.rank, world_size=world.size)
-    for job in json.loads(Path(sys.argv[1]).read_text()):
+    rank, ranks = hvd.rank(), hvd.size()
+    os.environ |= {name: str(value) for name, value in forks.place(rank, ranks).items()}
+    dist.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=ranks)
+    for job in jobs:
         run(job)
     dist.destroy_process_group()
     hvd.shutdown()
+    return 0
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    torch.set_num_threads(1)
+    forks.load_deepspeed()
+    forks.share()
+    for number, (ranks, jobs) in enumerate(json.loads((folder / "starts.json").read_text())):
+        log = folder / f"log-{number}"
+        todo = partial(work, folder / f"meet-{number}", jobs)
+        server, children = horovod_forks.start(ranks, todo, log)
+        try:
+            forks.finish(children)
+        except AssertionError:
+            print(log.read_text()[-6000:])
+            raise
+        finally:
+            server.stop()
 
 
 if __name__ == "__main__":
     main()
-    leave(0)

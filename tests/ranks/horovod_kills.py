@@ -20,13 +20,10 @@ from functools import partial
 from pathlib import Path
 
 import forks
-import horovod.torch  # noqa: F401 - so that forked ranks need not
+import horovod_forks
 import psutil
 import torch
 from campaign import STEPS, campaign, differences, newest
-from horovod.runner import gloo_run
-from horovod.runner.common.util.hosts import get_host_assignments, parse_hosts
-from horovod.runner.http.http_server import RendezvousServer
 
 from dist_looksam import fit
 from dist_looksam.config import PRECISIONS
@@ -73,14 +70,8 @@ class Forked:
     """Ranks forked from here, where all is imported, with horovodrun's rendezvous server."""
 
     def __init__(self, ranks: int, flags: list[str], out: Path) -> None:
-        slots = get_host_assignments(parse_hosts(f"localhost:{ranks}"), ranks)
-        self.server = RendezvousServer()
-        port = self.server.start()
-        self.server.init(slots)
-        env = gloo_run.create_run_env_vars("127.0.0.1", ["lo"], str(port))
-        envs = [env | gloo_run.create_slot_env_vars(slot) for slot in slots]
-        log = Path(f"{out}.log")
-        children = [forks.fork(lambda: fit.main(flags), log, **env) for env in envs]
+        work, log = partial(fit.main, flags), Path(f"{out}.log")
+        self.server, children = horovod_forks.start(ranks, work, log)
         self.children = [psutil.Process(child) for child in children]
         self.codes: dict[int, int] = {}
 
@@ -168,4 +159,5 @@ def main() -> int:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    forks.share()
     sys.exit(main())

@@ -22,7 +22,6 @@ import torch
 from campaign import STEPS, campaign, differences, newest
 
 from dist_looksam import fit
-from dist_looksam.backends import zero_library
 from dist_looksam.config import PRECISIONS
 from dist_looksam.optim.table import BASES, METHODS
 
@@ -113,7 +112,8 @@ def main() -> int:
 def prepare() -> None:
     """What all runs share, before they are forked."""
     torch.set_num_threads(1)
-    deepspeed = zero_library.load_deepspeed()
+    deepspeed = forks.load_deepspeed()
+    forks.share()
     # It asks for fast fp16; a CPU without it only takes longer.
     deepspeed.accelerator.get_accelerator().is_fp16_supported = lambda: True
 

@@ -1,5 +1,6 @@
-"""Real ranks on this machine: one start per number of ranks, since starting is what costs."""
+"""Programs that the tests of ranks start, over loopback."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,11 +9,11 @@ from pathlib import Path
 HERE = Path(__file__).parent
 
 
-def torchrun(ranks: int, script: str, *arguments: object, timeout: int = 1400, **env: str) -> str:
-    """Run a script of this folder on `ranks` ranks over loopback; returns what it printed."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc_per_node", str(ranks), str(HERE / script), *map(str, arguments)]
-    return run(command, timeout, env)
+def play_train(folder: Path, ranks: int, cases: list[list[str]], timeout: int) -> None:
+    """train.py's runs with these flags, one after another, on so many ranks."""
+    file = folder / f"cases-{ranks}.json"
+    file.write_text(json.dumps(cases))
+    run([sys.executable, str(HERE / "train_worker.py"), str(ranks), str(file)], timeout, {})
 
 
 LO = "--network-interfaces lo"
@@ -32,7 +33,7 @@ def horovodrun(
     timeout: int = 1400,
     **env: str,
 ) -> str:
-    """The same, started as one row of HOROVOD says."""
+    """Run a script of this folder on `ranks` ranks, started as one row of HOROVOD says."""
     command = [*HOROVOD[by].split(), "-np", str(ranks), sys.executable, str(HERE / script)]
     return run([*command, *map(str, arguments)], timeout, env)
 

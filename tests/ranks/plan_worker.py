@@ -1,6 +1,6 @@
 """A rank of the plan's tests: what a run really holds and sends.
 
-torchrun --nproc_per_node N plan_worker.py cases.json FOLDER
+python plan_worker.py RANKS FOLDER     the cases: FOLDER/cases.json
 
 A case is {"argv": train.py's flags, "shape": [C, H, W], "classes": n}; the images are noise.
 """
@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import cases
+import forks
 import torch
 import torch.distributed as dist
 from torch._ops import OpOverload
@@ -21,7 +22,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dist_looksam import assemble, config
 from dist_looksam.data import Batch
 from dist_looksam.engine import Engine
-from dist_looksam.leave import leave
 from dist_looksam.traffic import counted
 
 
@@ -142,5 +142,5 @@ def measured(case: dict) -> dict:
 
 
 if __name__ == "__main__":
+    forks.load_deepspeed()
     cases.play(cases.of_all_ranks(measured))
-    leave(0)

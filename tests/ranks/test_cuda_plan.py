@@ -5,11 +5,11 @@ import json
 import pytest
 import task
 import torch
+from cases import start
 
 from dist_looksam import config
 from dist_looksam.plan import machine, plan
 from dist_looksam.plan.machines import Device
-from launch import torchrun
 
 pytestmark = pytest.mark.needs("cuda", "deepspeed")
 
@@ -44,9 +44,8 @@ def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cuda-plan")
     every = [*SPEEDS, *CASES]
     cases = [case(folder, *names) for names in every]
-    (folder / "cases.json").write_text(json.dumps(cases))
     on_gpu = {"TASK_DEVICE": "cuda", "DS_ACCELERATOR": "cuda"}
-    torchrun(1, "cuda_plan_worker.py", folder / "cases.json", folder, timeout=400, **on_gpu)
+    start(folder, 1, "cuda_plan_worker.py", cases, timeout=400, **on_gpu)
     found = {
         names: torch.load(task.result_file(folder, i), weights_only=True)
         for i, names in enumerate(every)

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from test_train import BATCH, DIGITS, RANDOM, RUNS
 
 from dist_looksam.fit import main
-from launch import HERE, HOROVOD, run, torchrun
+from launch import HERE, HOROVOD, play_train, run
 
 TRAIN = str(HERE.parents[1] / "train.py")
 NAMES = ("look_sam-sgd-random", "look_layer_sam-lamb")
@@ -36,8 +36,7 @@ def trained(tmp_path_factory):
             low = ["--optimizer", "look_sam", "--precision", "fp16", "--steps", "12"]
             to = ["--backend", "fsdp2", "--out", str(folder / "2-fp16"), "--eval_every", "4"]
             cases.append([*DIGITS[:2], "--batch_size", "24", "--device", "cpu", *low, *to])
-        (folder / f"cases-{ranks}.json").write_text(json.dumps(cases))
-        torchrun(ranks, "train_worker.py", folder / f"cases-{ranks}.json", timeout=400)
+        play_train(folder, ranks, cases, 400)
     return folder
 
 

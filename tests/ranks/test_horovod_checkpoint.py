@@ -2,13 +2,14 @@
 
 import json
 import os
+import sys
 
 import pytest
 import task
 import torch
 
 from dist_looksam.checkpoint import Reader
-from launch import horovodrun
+from launch import HERE, run
 
 pytestmark = pytest.mark.needs("horovod", "deepspeed")
 
@@ -73,7 +74,8 @@ def reading(folder, ranks: int) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """All checkpoints, then all continuations: five starts of ranks."""
+    """All checkpoints, then all continuations: five starts of ranks,
+    forked by one process."""
     folder = tmp_path_factory.mktemp("matrix")
     turns = [
         (2, [writing]),
@@ -82,10 +84,11 @@ def folder(tmp_path_factory):
         (2, [reading]),
         (3, [reading]),
     ]
-    for ranks, kinds in turns:
-        file = folder / "jobs.json"
-        file.write_text(json.dumps([job for kind in kinds for job in kind(folder, ranks)]))
-        horovodrun(ranks, "horovod_checkpoint_worker.py", file)
+    starts = [
+        (ranks, [job for kind in kinds for job in kind(folder, ranks)]) for ranks, kinds in turns
+    ]
+    (folder / "starts.json").write_text(json.dumps(starts))
+    run([sys.executable, str(HERE / "horovod_checkpoint_worker.py"), str(folder)], 1400, {})
     return folder
 
 

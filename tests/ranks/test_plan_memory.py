@@ -43,9 +43,8 @@ def results(tmp_path_factory):
     cases = [case(folder, *names) for names in plays]
     (folder / "cases.json").write_text(json.dumps(cases))
     own_network = ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    start += ["--nproc_per_node", str(RANKS), str(HERE / "plan_worker.py")]
-    run([*own_network, *start, str(folder / "cases.json"), str(folder)], 900, {})
+    worker = [sys.executable, str(HERE / "plan_worker.py"), str(RANKS), str(folder)]
+    run([*own_network, *worker], 900, {})
     return {
         names: (torch.load(task.result_file(folder, i), weights_only=True), planned(c))
         for i, (names, c) in enumerate(zip(plays, cases, strict=True))

@@ -13,7 +13,7 @@ import torch
 from forks import place
 from safetensors.torch import load_file
 
-from launch import HERE, environment, torchrun
+from launch import HERE, environment, play_train
 
 STEPS, BATCH = 20, 24
 DIGITS = ["--data", "digits", "--steps", str(STEPS), "--batch_size", str(BATCH), "--k", "3"]
@@ -57,8 +57,7 @@ def trained(tmp_path_factory):
                 for n, (flags, _) in RUNS.items() for a in ACCUMULATIONS
                 if played(ranks, a, n)
             ]  # fmt: skip
-            (folder / f"cases-{ranks}.json").write_text(json.dumps(cases))
-            torchrun(ranks, "train_worker.py", folder / f"cases-{ranks}.json")
+            play_train(folder, ranks, cases, 1400)
         return folder / f"{ranks}-{accumulation}-{name}"
 
     return of

@@ -5,9 +5,6 @@ import json
 import cases
 import pytest
 import task
-import torch
-
-from launch import torchrun
 
 pytestmark = pytest.mark.needs("deepspeed")
 
@@ -37,19 +34,9 @@ CASES = {1: TABLE, 2: TABLE + VARIED + RANK_ASCENT, 3: TABLE}
 
 
 @pytest.fixture(scope="session")
-def results(tmp_path_factory):
-    """ranks -> folder of results; each number of ranks is started once, when first asked for."""
-    done = {}
-
-    def of(ranks: int):
-        if ranks not in done:
-            folder = tmp_path_factory.mktemp(f"zero-{ranks}")
-            (folder / "cases.json").write_text(json.dumps(CASES[ranks]))
-            torchrun(ranks, "zero_worker.py", folder / "cases.json", folder)
-            done[ranks] = folder
-        return done[ranks]
-
-    return of
+def result(tmp_path_factory):
+    """(ranks, number) -> what came out."""
+    return cases.results(tmp_path_factory.mktemp, "zero_worker.py", CASES)
 
 
 def names(ranks: int) -> list:
@@ -60,9 +47,8 @@ def names(ranks: int) -> list:
 
 
 @pytest.mark.parametrize("ranks, number", [*names(1), *names(2), *names(3)])
-def test_zero_trains_to_the_weights_of_the_reference(results, ranks, number):
-    case = CASES[ranks][number]
-    got = torch.load(task.result_file(results(ranks), number), weights_only=True)
+def test_zero_trains_to_the_weights_of_the_reference(result, ranks, number):
+    case, got = CASES[ranks][number], result(ranks, number)
     changed = {**case.get("rule", {}), "clip": case.get("clip")}
     own = ranks if case.get("ascent") == "rank" else 0
     want = task.truth(case["optimizer"], case.get("base"), ranks=own, **changed)
@@ -73,9 +59,9 @@ def test_zero_trains_to_the_weights_of_the_reference(results, ranks, number):
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_gv_takes_four_bytes_per_entry_over_ranks(results, ranks, stage):
+def test_gv_takes_four_bytes_per_entry_over_ranks(result, ranks, stage):
     case = {"optimizer": "look_layer_sam", "stage": stage}
-    got = torch.load(task.result_file(results(ranks), CASES[ranks].index(case)), weights_only=True)
+    got = result(ranks, CASES[ranks].index(case))
     layers = [p.numel() for p in task.net().parameters()]
     share = 4 * sum(layers) / ranks
     # Padding: stage 3 rounds every layer up to whole shards, 1 and 2 every group to 2 x ranks.

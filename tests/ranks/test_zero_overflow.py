@@ -2,11 +2,8 @@
 
 import json
 
+import cases
 import pytest
-import task
-import torch
-
-from launch import torchrun
 
 pytestmark = pytest.mark.needs("deepspeed")
 
@@ -28,17 +25,15 @@ CASES.append(FIRST)
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("overflow")
-    (folder / "cases.json").write_text(json.dumps(CASES))
-    torchrun(2, "zero_overflow_worker.py", folder / "cases.json", folder)
-    return folder
+def result(tmp_path_factory):
+    """(2, number) -> what came out on each rank."""
+    return cases.results(tmp_path_factory.mktemp, "zero_overflow_worker.py", {2: CASES})
 
 
 @pytest.mark.parametrize("number", range(len(CASES)), ids=lambda n: json.dumps(CASES[n]))
-def test_a_step_that_overflows_changes_no_bit_and_training_goes_on(results, number):
+def test_a_step_that_overflows_changes_no_bit_and_training_goes_on(result, number):
     case = CASES[number]
-    for rank in torch.load(task.result_file(results, number), weights_only=True):
+    for rank in result(2, number):
         assert not rank["finite"]
         if case is not FIRST:  # a base's empty state may be made, as zeros, at the first step
             assert rank["changed"] == []

@@ -1,28 +1,24 @@
-"""A rank of the tests of train.py: runs the program once for every line of flags.
+"""Ranks of the tests of train.py: they run the program once for every line of flags.
 
-torchrun --nproc_per_node N train_worker.py cases.json
+python train_worker.py RANKS CASES.json
 """
 
 import json
 import sys
 from pathlib import Path
 
+import forks
 import torch
-import torch.distributed as dist
 
 from dist_looksam import config, fit
-from dist_looksam.leave import leave
 from dist_looksam.world import World
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo")  # the program takes the group that is there
-    for flags in json.loads(Path(sys.argv[1]).read_text()):
-        fit.run(config.parse(flags), World.from_env())
-    dist.destroy_process_group()
+def run(flags: list[str]) -> None:
+    fit.run(config.parse(flags), World.from_env())  # the program takes the group that is there
 
 
 if __name__ == "__main__":
-    main()
-    leave(0)
+    ranks, file = int(sys.argv[1]), Path(sys.argv[2])
+    torch.set_num_threads(1)
+    forks.play(file.parent, ranks, run, json.loads(file.read_text()))

@@ -17,7 +17,6 @@ import torch.distributed as dist
 from zero_worker import open_engine
 
 from dist_looksam import Engine
-from dist_looksam.backends import zero_library
 
 TAG = "mine"
 
@@ -61,6 +60,6 @@ def put_over(engine: Engine, universal: str) -> int:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    zero_library.load_deepspeed()
+    forks.load_deepspeed()
     for ranks, jobs in json.loads(Path(sys.argv[1]).read_text()):
         forks.play(Path(sys.argv[2]), ranks, run, jobs)

@@ -1,17 +1,16 @@
 """A rank of the overflow tests: one gradient of one pass on one rank is made infinite.
 
-torchrun --nproc_per_node N zero_overflow_worker.py cases.json FOLDER
+python zero_overflow_worker.py RANKS FOLDER     the cases: FOLDER/cases.json
 """
 
 import math
 
 import cases
+import forks
 import task
 import torch
 import torch.distributed as dist
 from zero_worker import open_engine
-
-from dist_looksam.leave import leave
 
 STEP = 3  # a look at k = 3; the step before and after are not
 
@@ -71,5 +70,5 @@ def run(case: dict) -> dict:
 
 
 if __name__ == "__main__":
+    forks.load_deepspeed()
     cases.play(cases.of_all_ranks(run))
-    leave(0)

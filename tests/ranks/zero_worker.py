@@ -1,16 +1,16 @@
 """A rank of the DeepSpeed tests: runs every case of a JSON list, writes what came out.
 
-torchrun --nproc_per_node N zero_worker.py cases.json FOLDER
+python zero_worker.py RANKS FOLDER     the cases: FOLDER/cases.json
 """
 
 import cases
+import forks
 import task
 import torch
 import torch.distributed as dist
 
 from dist_looksam.backends import zero_library
 from dist_looksam.engine import Engine
-from dist_looksam.leave import leave
 from dist_looksam.optim import table
 
 
@@ -90,5 +90,5 @@ def with_sizes(case: dict) -> dict:
 
 
 if __name__ == "__main__":
+    forks.load_deepspeed()
     cases.play(with_sizes)
-    leave(0)
