@@ -4,7 +4,6 @@ the GPU is by `dist-looksam plan --calibrate`.
 python -m torch.distributed.run --nproc_per_node 1 cuda_plan_worker.py 1 FOLDER
 """
 
-import gc
 import statistics
 import time
 from dataclasses import asdict
@@ -12,7 +11,7 @@ from dataclasses import asdict
 import cases
 import torch
 import torch.distributed as dist
-from plan_worker import batches_of, data_of, settings_of
+from plan_worker import batches_of, data_of, in_turn, settings_of
 
 from dist_looksam import assemble
 from dist_looksam.engine import Engine
@@ -49,13 +48,5 @@ def run(case: dict) -> dict:
     return {"peak": peak, "memory": engine.backend.memory(), "seconds": statistics.median(times)}
 
 
-def measured(case: dict) -> dict:
-    """`run`. What is left of it stays, so that the next case sees no memory come back."""
-    found = run(case)
-    gc.collect()
-    gc.freeze()
-    return found
-
-
 if __name__ == "__main__":
-    cases.play(measured)
+    cases.play(in_turn(run))

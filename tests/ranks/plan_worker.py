@@ -7,6 +7,7 @@ A case is {"argv": train.py's flags, "shape": [C, H, W], "classes": n}; the imag
 
 import ctypes
 import gc
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -133,14 +134,18 @@ def run(case: dict) -> dict:
     return {"peak": max(held), "memory": engine.backend.memory(), "sent": sent, "wire": wire}
 
 
-def measured(case: dict) -> dict:
-    """`run`. What is left of it stays: else the next case would see memory come back."""
-    found = run(case)
-    gc.collect()
-    gc.freeze()
-    return found
+def in_turn(result_of: Callable[[dict], dict]) -> Callable[[dict], dict]:
+    """The same. What is left of a case stays: else the next would see memory come back."""
+
+    def measured(case: dict) -> dict:
+        found = result_of(case)
+        gc.collect()
+        gc.freeze()
+        return found
+
+    return measured
 
 
 if __name__ == "__main__":
     forks.load_deepspeed()
-    cases.play(cases.of_all_ranks(measured))
+    cases.play(cases.of_all_ranks(in_turn(run)))
