@@ -63,7 +63,9 @@ def learn(sam: Shards, grads: Shards, *, scope: Scope, clip: float | None, reduc
     One call of reduce, [3, P]. ||g_v|| is left to be summed from g_v itself: as a difference of
     sums it would be rounding noise when rho is small.
     """
-    along, grad2, sam2 = reduce(products((sam, grads), (grads, grads), (sam, sam)))
+    # alike: where g_s is g, as at rho = 0, size is to be 1 and g_v 0, not rounding to be enlarged
+    sums = products((sam, grads), (grads, grads), alike=True)
+    along, grad2, sam2 = reduce(torch.cat([sums, dots(sam, sam).unsqueeze(0)]))
     total = sam2.sum()
     return Given(
         size=ratio(scope(along), scope(grad2), otherwise=0.0),

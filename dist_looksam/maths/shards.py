@@ -48,16 +48,24 @@ def _row(x: Tensor) -> Tensor:
     return x.flatten() if x.dtype in (torch.float32, torch.float64) else x.flatten().float()
 
 
-def products(*pairs: tuple[Shards, Shards]) -> Tensor:
-    """[len(pairs), P] of `dots`; a list in several pairs is flattened once."""
+def products(*pairs: tuple[Shards, Shards], alike: bool = False) -> Tensor:
+    """[len(pairs), P] of `dots`; a list in several pairs is flattened once.
+
+    alike: all by one kernel, so that x.y is x.x, bit for bit, where y equals x.
+    """
     flat = {id(xs): [_row(x) for x in xs] for pair in pairs for xs in pair}
     rows = [
         squares(flat[id(xs)])
-        if xs is ys and any(x.is_cuda for x in xs)
+        if xs is ys and not alike and on_gpu(xs)
         else _each_dot(flat[id(xs)], flat[id(ys)])
         for xs, ys in pairs
     ]
     return torch.stack(rows)
+
+
+def on_gpu(xs: Shards) -> bool:
+    """Whether a kernel for each layer would take longer to ask for than to run."""
+    return any(x.is_cuda for x in xs)
 
 
 def _each_dot(xs: Shards, ys: Shards) -> Tensor:
@@ -72,7 +80,10 @@ def squares(rows: Shards) -> Tensor:
     A dot is a kernel or two for each of some hundred layers, which takes longer to ask for than
     the sums themselves take.
     """
-    norms = iter(torch._foreach_norm([x for x in rows if x.numel()]))
+    if not rows:
+        return torch.zeros(0, dtype=torch.float64)
+    full = [x for x in rows if x.numel()]
+    norms = iter(torch._foreach_norm(full) if full else [])
     found = [next(norms) if x.numel() else x.new_zeros(()) for x in rows]
     return torch.stack(found).double().square()
 

@@ -61,6 +61,8 @@ _AT_ONCE = 2**21  # entries of which copies are made at a time
 def perturb_seen_in_(weights: Shards, eps: Iterable[Tensor], dtype: torch.dtype) -> Tensor:
     """weights += eps. Returns [3, P]: local sums of (a.eps, a.a, eps.eps), where a is what `dtype`
     shows of eps."""
+    if not weights:
+        return torch.zeros(3, 0, dtype=torch.float64)
     coming, found = iter(eps), []
     for some in _batches(weights):
         steps = list(islice(coming, len(some)))
@@ -82,8 +84,7 @@ def _batches(weights: Shards) -> Iterator[list[Tensor]]:
             batch, size = [], 0
         batch.append(w)
         size += w.numel()
-    if batch:
-        yield batch
+    yield batch
 
 
 def _shown(weights: Shards, dtype: torch.dtype, like: Shards) -> list[Tensor]:
