@@ -105,7 +105,7 @@ def test_a_good_recipe_is_a_short_summary(tmp_path, capfd):
         "14,075, 2,346 of them for looks",
         "zero stage 1, fp16",
         "GB of an H200's 141",
-        "64 H200 at 30% (25%-40%) of their peak",
+        "64 H200 at 30% (20%-40%) of their peak",
         f"anew in {out}",
     ):
         assert says in told.out, told.out
