@@ -210,7 +210,7 @@ def test_the_shipped_sweeps_are_whole():
         chosen = {(m, b): {} for m in sweep.methods for b in sweep.tuned_at}
         points = [*sweep.all_trials(), *sweep.finals(chosen)]
         assert sweep.total == len(points) == len({p.name for p in points})
-        assert {len(c) for c in sweep.candidates.values()} == {len(sweep.candidates["adamw"])}
+        assert len({len(c) for c in sweep.candidates.values()}) <= 1  # none: nothing is tuned
 
 
 def test_a_yes_or_no_setting_reaches_train(tmp_path):
