@@ -16,11 +16,11 @@ from .data.extent import Extent, extent
 from .data.loader import check_pairs
 from .errors import ConfigError
 from .plan import Plan, machine, plan
-from .plan.machines import at_share
+from .plan.machines import MFU, at_share
 from .world import World
 
 GPU = "h200"
-LOW, SHARE, HIGH = 0.2, 0.3, 0.4  # of its peak that ViT-B may reach; an H100: 0.2 to 0.26
+LOW, SHARE, HIGH = 0.2, MFU, 0.4  # of its peak that ViT-B may reach; an H100: 0.2 to 0.26
 LEAST_RHO = {"model": 1.0, "layer": 0.005}  # that bf16 weights of a ViT-S or B show to 90 %
 LARGE = 4096  # samples per step
 SMALL = 1e9  # operations of one image, under which a GPU is not kept busy

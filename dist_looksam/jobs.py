@@ -100,15 +100,14 @@ def _alive(job: dict[str, Any], run: Path) -> bool:
 def _word(queued: Queued, restarts: int) -> str:
     """SLURM's state as a word of the table. `restarts`: how often the run had been requeued when it
     last started."""
-    if queued.state in ("PENDING", "REQUEUED", "COMPLETING") and queued.restarts > restarts:
+    state = queued.state.replace("SIGNALING", "RUNNING")  # a signal is on its way to some node
+    if state in ("PENDING", "REQUEUED", "COMPLETING") and queued.restarts > restarts:
         return "requeued"
-    if queued.state in ("RUNNING", "SIGNALING", "COMPLETED") and queued.preempted:
+    if state in ("RUNNING", "COMPLETED") and queued.preempted:
         return "preempted"
-    if queued.state == "COMPLETED":
+    if state == "COMPLETED":
         return "stopped"  # no summary: it was told to stop
-    # SIGNALING: RUNNING, and a signal is on its way to some node
-    ours = {"PENDING": "waiting", "SIGNALING": "running"}
-    return ours.get(queued.state, queued.state.lower().replace("_", " "))
+    return {"PENDING": "waiting"}.get(state, state.lower().replace("_", " "))
 
 
 def _reason(queued: Queued | None) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..maths.ascent import Climb, cosine
 from ..maths.look import Given
 from ..maths.shards import dots, whole
-from ..optim.seen import Seen, perturb_seen_in_
+from ..optim.seen import Seen, climb_seen_, perturb_seen_in_
 from ..optim.sharpness import Sharpness
 from .backend import Loss
 from .flat import Flat
@@ -201,12 +201,9 @@ class Zero(ZeroState):
         grad = flat.master.grad
         assert grad is not None
         weights, grads = flat.views(flat.master.detach()), flat.views(grad)
-        if self.optimizer.visible_dtype is not None:
-            eps = (climb.eps(i, g) for i, g in enumerate(grads, first))
-            self._cosines.append(perturb_seen_in_(weights, eps, self.optimizer.visible_dtype))
-            return
-        for i, (w, g) in enumerate(zip(weights, grads, strict=True), first):
-            climb.add_(i, w, g)
+        sums = climb_seen_(weights, grads, climb, self.optimizer.visible_dtype, first=first)
+        if sums is not None:
+            self._cosines.append(sums)
 
     def _run(self, work: Callable[[Flat, int], None]) -> None:
         """One step of DeepSpeed's optimizer that does `work`, and no step of its engine."""

@@ -69,9 +69,11 @@ def on_gpu(xs: Shards) -> bool:
 
 
 def _each_dot(xs: Shards, ys: Shards) -> Tensor:
-    if not xs:
-        return torch.zeros(0, dtype=torch.float64)
-    return torch.stack([torch.dot(x, y) for x, y in zip(xs, ys, strict=True)]).double()
+    return _row_of([torch.dot(x, y) for x, y in zip(xs, ys, strict=True)])
+
+
+def _row_of(numbers: list[Tensor]) -> Tensor:
+    return torch.stack(numbers).double() if numbers else torch.zeros(0, dtype=torch.float64)
 
 
 def squares(rows: Shards) -> Tensor:
@@ -80,12 +82,9 @@ def squares(rows: Shards) -> Tensor:
     A dot is a kernel or two for each of some hundred layers, which takes longer to ask for than
     the sums themselves take.
     """
-    if not rows:
-        return torch.zeros(0, dtype=torch.float64)
     full = [x for x in rows if x.numel()]
     norms = iter(torch._foreach_norm(full) if full else [])
-    found = [next(norms) if x.numel() else x.new_zeros(()) for x in rows]
-    return torch.stack(found).double().square()
+    return _row_of([next(norms) if x.numel() else x.new_zeros(()) for x in rows]).square()
 
 
 def copies(tensors: Shards) -> list[Tensor]:

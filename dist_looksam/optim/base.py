@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ..errors import ConfigError
-from ..maths.shards import Reduce, Shards, each, whole
+from ..maths.shards import Reduce, Shards, copies, each, whole
 from ..maths.trust import trust_ratio
 
 Pieces = Callable[[Tensor, Tensor], list[Tensor]]
@@ -229,7 +229,7 @@ class Lars(_Trusted):
         ms = self._slots(params, "momentum_buffer")
         torch._foreach_mul_(ms, _factor(1 - (1 - group["momentum"]) * alive, ms))
         torch._foreach_add_(ms, grads)
-        return [m.clone() for m in ms]
+        return copies(ms)
 
 
 def guarded_step(base: Optimizer, finite: Tensor) -> bool:

@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..maths.ascent import Climb
 from ..maths.look import Given
 from ..maths.shards import Reduce, Shards, products
 
@@ -53,6 +54,19 @@ class Seen:
             gv_norm=None if kept2 is None else kept2.sqrt(),
             eps_cosine=eps_cosine,
         )
+
+
+def climb_seen_(
+    weights: Shards, grads: Shards, climb: Climb, dtype: torch.dtype | None, *, first: int = 0
+) -> Tensor | None:
+    """weights += eps, where `first` is the number of the first of these layers. Returns the sums of
+    `perturb_seen_in_`, if forward sees the weights in another `dtype`."""
+    if dtype is not None:
+        eps = (climb.eps(i, g) for i, g in enumerate(grads, first))
+        return perturb_seen_in_(weights, eps, dtype)
+    for i, (w, g) in enumerate(zip(weights, grads, strict=True), first):
+        climb.add_(i, w, g)
+    return None
 
 
 _AT_ONCE = 2**21  # entries of which copies are made at a time

@@ -19,7 +19,7 @@ from ..maths.shards import Reduce, Shards, copies, dots, each, whole
 from .base import Pieces, check_whole, guarded_step, in_one_piece
 from .replay import Replay
 from .rule import Rule, check_alpha, check_rho
-from .seen import Probe, Seen, perturb_seen_in_
+from .seen import Probe, Seen, climb_seen_
 
 
 class Sharpness(Optimizer):
@@ -216,12 +216,8 @@ class Sharpness(Optimizer):
         self, params: Shards, grads: Shards, climb: Climb, reduce: Reduce
     ) -> Tensor | None:
         """w += eps; the cosine between what 16-bit weights show of eps and eps itself."""
-        if self.visible_dtype is not None and params:
-            eps = (climb.eps(i, g) for i, g in enumerate(grads))
-            return cosine(reduce(perturb_seen_in_(params, eps, self.visible_dtype)))
-        for i, (w, g) in enumerate(zip(params, grads, strict=True)):
-            climb.add_(i, w, g)
-        return None
+        sums = climb_seen_(params, grads, climb, self.visible_dtype) if params else None
+        return None if sums is None else cosine(reduce(sums))
 
     @torch.no_grad()
     def lower(self) -> None:

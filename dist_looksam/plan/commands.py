@@ -39,7 +39,12 @@ def _parser() -> Parser:
     add("--gpu", default=None, help=f"one of {', '.join(DEVICES)}; default h200")
     add("--network", default=None, help=f"{', '.join(NETWORKS)}; default infiniband-400")
     add("--machine", default=None, help="file of --calibrate, instead of --gpu and --network")
-    add("--mfu", type=float, default=None, help="share of the GPU's peak, instead of 0.3")
+    add(
+        "--mfu",
+        type=float,
+        default=None,
+        help=f"share of the GPU's peak, default {machines.MFU:g}",
+    )
     add("--bandwidth", type=float, default=None, help="Gbit/s of payload between two nodes")
     add("--latency", type=float, default=None, help="microseconds a message between two nodes")
     add("--samples", type=int, default=None, help="of the training data; ImageNet: 1,281,167")

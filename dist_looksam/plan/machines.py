@@ -57,20 +57,20 @@ class Network:
     source: str
 
 
-_MFU = 0.3  # one H100 reached 26 % (ViT-B/16, bf16, micro_batch 128: docs/planning.md)
+MFU = 0.3  # one H100 reached 26 % (ViT-B/16, bf16, micro_batch 128: docs/planning.md)
 _BYTES = 0.7  # share of a data sheet's memory bandwidth that foreach kernels reach, assumed
 _SHEET = "NVIDIA's data sheet, dense; {:.0%} of its operations and {:.0%} of its bytes assumed"
 
 
 def _gpu(name: str, bf16: float, fp32: float, memory: float, bandwidth: float) -> Device:
     """From a data sheet: TFLOP/s of bf16 and fp32 (no TF32), GB, GB/s."""
-    flops = {"bf16": bf16 * 1e12 * _MFU, "fp16": bf16 * 1e12 * _MFU, "fp32": fp32 * 1e12 * _MFU}
+    flops = {"bf16": bf16 * 1e12 * MFU, "fp16": bf16 * 1e12 * MFU, "fp32": fp32 * 1e12 * MFU}
     return Device(
         name=name,
         flops=flops,
         memory=memory * GB,
         memory_bandwidth=bandwidth * GB * _BYTES,
-        source=f"{name}: " + _SHEET.format(_MFU, _BYTES),
+        source=f"{name}: " + _SHEET.format(MFU, _BYTES),
     )
 
 
@@ -178,10 +178,8 @@ def load(path: Path) -> Machine:
 
 def at_share(device: Device, share: float) -> Device:
     """A device of the table at another share of its peak."""
-    flops = {precision: rate / _MFU * share for precision, rate in device.flops.items()}
-    source = device.source.replace(
-        f"{_MFU:.0%} of its operations", f"{share:.0%} of its operations"
-    )
+    flops = {precision: rate / MFU * share for precision, rate in device.flops.items()}
+    source = device.source.replace(f"{MFU:.0%} of its operations", f"{share:.0%} of its operations")
     return replace(device, flops=flops, source=source)
 
 
