@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -48,15 +48,26 @@ def transport() -> str:
     return "nccl" if gpus >= int(os.environ["WORLD_SIZE"]) else "gloo"
 
 
+ON_GPU = {"TASK_DEVICE": "cuda", "DS_ACCELERATOR": "cuda"}
+
+
 def start(
-    folder: Path, ranks: int, worker: str, cases: list[dict], timeout: int = 1400, **env: str
+    folder: Path,
+    ranks: int,
+    worker: str,
+    cases: list[dict],
+    *,
+    under: Sequence[str] = (),
+    timeout: int = 1400,
+    **env: str,
 ) -> None:
     """`worker` plays the cases on so many ranks; task.result_file says where the results are.
 
-    On GPUs by torchrun: a process that has asked for them cannot fork.
+    under: what the worker is started by. On GPUs (`**ON_GPU`) that is torchrun: a process that has
+    asked for them cannot fork.
     """
     (folder / "cases.json").write_text(json.dumps(cases))
-    command = [sys.executable]
+    command = [*under, sys.executable]
     if env.get("TASK_DEVICE") == "cuda":
         command += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
     run([*command, str(HERE / worker), str(ranks), str(folder)], timeout, env)

@@ -5,6 +5,7 @@ one entry alone; two parameter groups with different decay and learning rate.
 """
 
 import os
+from functools import cache
 from pathlib import Path
 
 import reference
@@ -72,6 +73,7 @@ def _gradient(weights: list, samples: tuple) -> tuple[float, list]:
     return float(value.detach()), [p.grad.numpy() for p in model.parameters()]
 
 
+@cache
 def truth(
     optimizer: str, base: str | None = None, *, ranks: int = 0, **changed
 ) -> reference.Result:

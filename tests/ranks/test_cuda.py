@@ -6,24 +6,24 @@ One rank over NCCL; two over NCCL where there are two GPUs, else two that share 
 import json
 import math
 import shutil
-import subprocess
 import sys
-from functools import cache, partial
+from functools import partial
 
 import cases
 import ddp_worker
 import pytest
 import task
 import torch
+from campaign import metrics
 from safetensors.torch import load_file
 from torch import nn
 
 from dist_looksam import Engine
-from launch import HERE, environment
+from dist_looksam.optim import table
+from launch import HERE, run
 
 pytestmark = pytest.mark.needs("cuda")
 
-ON_GPU = {"TASK_DEVICE": "cuda", "DS_ACCELERATOR": "cuda"}
 TABLE = [{"optimizer": o} for o in task.OPTIMIZERS]
 TABLE += [{"optimizer": o, "base": "sgd"} for o in ("sam", "look_sam", "look_layer_sam")]
 STAGED = [{**case, "stage": stage} for case in TABLE for stage in (0, 1, 2, 3)]
@@ -54,27 +54,22 @@ OVERFLOWS = {
 }
 
 
+def played(make_folder, by_worker: dict):
+    """(worker, ranks, number) -> what came out."""
+    start = partial(cases.results, make_folder, timeout=500, **cases.ON_GPU)
+    found = {worker: start(f"{worker}_worker.py", of) for worker, of in by_worker.items()}
+    return lambda worker, *which: found[worker](*which)
+
+
 @pytest.fixture(scope="session")
 def result(tmp_path_factory):
-    """(worker, ranks, number) -> what came out."""
-    start = partial(cases.results, tmp_path_factory.mktemp, timeout=500, **ON_GPU)
-    played = {
-        worker: start(f"{worker}_worker.py", all_cases) for worker, all_cases in CASES.items()
-    }
-    return lambda worker, *which: played[worker](*which)
+    return played(tmp_path_factory.mktemp, CASES)
 
 
 @pytest.fixture(scope="session")
 def spoilt(tmp_path_factory):
-    """(worker, number) -> what came out of a step that overflowed, on one rank."""
-    start = partial(cases.results, tmp_path_factory.mktemp, timeout=500, **ON_GPU)
-    played = {worker: start(f"{worker}_worker.py", {1: of}) for worker, of in OVERFLOWS.items()}
-    return lambda worker, number: played[worker](1, number)
-
-
-@cache
-def truth(name: str, base: str | None):
-    return task.truth(name, base)
+    """Of steps that overflowed, on one rank."""
+    return played(tmp_path_factory.mktemp, {worker: {1: of} for worker, of in OVERFLOWS.items()})
 
 
 @pytest.mark.parametrize("worker, ranks, number", [
@@ -86,7 +81,7 @@ def truth(name: str, base: str | None):
 def test_a_gpu_trains_to_the_weights_of_the_reference(result, worker, ranks, number):
     case, got = CASES[worker][ranks][number], result(worker, ranks, number)
     name, base = case["optimizer"], case.get("base")
-    want = truth(name, base)
+    want = task.truth(name, base)
     assert task.worst(got["weights"], want) < task.tolerance(name, base)
     cases.assert_course(got["rows"], want.records)
 
@@ -94,7 +89,7 @@ def test_a_gpu_trains_to_the_weights_of_the_reference(result, worker, ranks, num
 @pytest.mark.parametrize("number", range(len(OVERFLOWS["fsdp"])))
 def test_an_overflow_under_fsdp2_changes_no_bit(spoilt, number):
     case = OVERFLOWS["fsdp"][number]
-    for kept, skipped, looks, finite, scale in spoilt("fsdp", number)["everyone"]:
+    for kept, skipped, looks, finite, scale in spoilt("fsdp", 1, number)["everyone"]:
         assert kept and skipped and looks and finite
         assert scale == (2.0**15 if case.get("precision") == "fp16" else None)
 
@@ -102,7 +97,7 @@ def test_an_overflow_under_fsdp2_changes_no_bit(spoilt, number):
 @pytest.mark.parametrize("number", range(len(OVERFLOWS["zero_overflow"])))
 def test_an_overflow_under_deepspeed_changes_no_bit(spoilt, number):
     case = OVERFLOWS["zero_overflow"][number]
-    for rank in spoilt("zero_overflow", number):
+    for rank in spoilt("zero_overflow", 1, number):
         assert not rank["finite"] and rank["changed"] == [] and all(rank["moved"])
         assert rank["looks"][3] and rank["looks"][4], "the next step must look again"
         before, after = rank["scales"]
@@ -155,8 +150,6 @@ def test_both_passes_of_a_look_drop_the_same_entries_on_the_device():
             masks.append(kept)
             return (x * kept * self.weight).sum(-1)
 
-    from dist_looksam.optim import table
-
     model = Dropping().cuda()
     base = table.build_base("sgd", [{"params": [model.weight], "weight_decay": 0.0}], lr=0.1, eps=0)
     optimizer = table.build(base, rule=table.rule_of("sam", k=1), rho=0.05, alpha=0.5)
@@ -194,23 +187,11 @@ FLAGS += ["--lr", "0.005", "--steps", str(STEPS), "--k", "3", "--drop_path", "0.
 FLAGS += ["--augment", "crop,mixup", "--clip", "1", "--save_every", "10"]
 
 
-def train(way: str, *flags: str) -> str:
+def train(way: str, *flags: str) -> None:
     """train.py on one GPU, by torchrun."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1"]
     command += [str(HERE.parents[1] / "train.py"), *FLAGS, *WAYS[way], *flags]
-    done = subprocess.run(
-        command, env=environment(**ON_GPU), capture_output=True, text=True, timeout=400, check=False
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout
-
-
-def rows(run) -> list[dict]:
-    lines = (run / "metrics.jsonl").read_text().splitlines()
-    return [
-        {k: v for k, v in json.loads(line).items() if k not in ("seconds", "images_per_s")}
-        for line in lines
-    ]
+    run(command, 400, cases.ON_GPU)
 
 
 @pytest.mark.parametrize("way, precision", [
@@ -224,21 +205,21 @@ def test_a_resumed_run_is_the_unbroken_one_to_the_bit(way, precision, tmp_path):
     shutil.copytree(whole / "checkpoints" / "step-10", broken / "checkpoints" / "step-10")
     shutil.copy(whole / "config.yaml", broken)
     train(way, "--precision", precision, "--out", str(broken), "--resume", "auto")
-    mine, theirs = (load_file(run / "model.safetensors") for run in (broken, whole))
+    mine, theirs = (load_file(p / "model.safetensors") for p in (broken, whole))
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
-    later = [row for row in rows(whole) if row["step"] >= 10]
+    later = [row for row in metrics(whole) if row["step"] >= 10]
     assert len(later) >= STEPS - 10 and all(math.isfinite(row.get("loss", 0)) for row in later)
-    assert [row for row in rows(broken) if row["step"] >= 10] == later
+    assert [row for row in metrics(broken) if row["step"] >= 10] == later
 
 
 @pytest.mark.parametrize("way", ["plain", "zero2", "fsdp2"])
 def test_a_run_of_a_gpu_goes_on_without_one(way, tmp_path):
     """To what it would have been there, but for rounding."""
-    run, sgd = tmp_path / "run", ("--optimizer", "look_sam", "--base", "sgd")
-    train(way, *sgd, "--out", str(run))
-    shutil.rmtree(run / "checkpoints" / f"step-{STEPS}")
+    out, sgd = tmp_path / "run", ("--optimizer", "look_sam", "--base", "sgd")
+    train(way, *sgd, "--out", str(out))
+    shutil.rmtree(out / "checkpoints" / f"step-{STEPS}")
     for name in ("summary.json", "model.safetensors"):
-        (run / name).rename(tmp_path / name)
-    train("plain", *sgd, "--device", "cpu", "--out", str(run), "--resume", "auto")
-    there, here = (load_file(p / "model.safetensors") for p in (tmp_path, run))
+        (out / name).rename(tmp_path / name)
+    train("plain", *sgd, "--device", "cpu", "--out", str(out), "--resume", "auto")
+    there, here = (load_file(p / "model.safetensors") for p in (tmp_path, out))
     assert max(float((there[n] - here[n]).abs().max()) for n in there) < 1e-5

@@ -1,11 +1,10 @@
 """`dist-looksam plan` against a GPU: the memory that torch has given out."""
 
-import json
-
 import pytest
 import task
 import torch
-from cases import start
+from cases import ON_GPU, start
+from test_plan_memory import WAYS, buckets
 
 from dist_looksam import config
 from dist_looksam.plan import machine, plan
@@ -15,27 +14,19 @@ pytestmark = pytest.mark.needs("cuda", "deepspeed")
 
 CLASSES, SIZE = 1000, 224
 MODELS = {"vit_s16": 128, "vit_b16": 128}  # images of a micro-batch
-WAYS = {
-    "ddp": ["--backend", "ddp"],
-    "1": ["--zero_stage", "1"],
-    "2": ["--zero_stage", "2"],
-    "3": ["--zero_stage", "3"],
-    "fsdp2": ["--backend", "fsdp2"],
-}
-CASES = [(model, way) for model in MODELS for way in WAYS]
+CASES = [(model, way) for model in MODELS for way in ("ddp", "1", "2", "3", "fsdp2")]
 SPEEDS = [(model, "calibrate") for model in MODELS]
 
 
 def case(folder, model: str, way: str) -> dict:
     images = MODELS[model]
     argv = ["--model", model, "--optimizer", "look_layer_sam", "--k", "5", "--precision", "bf16"]
-    argv += ["--batch_size", str(2 * images), "--micro_batch", str(images), *WAYS.get(way, [])]
-    if "--zero_stage" in argv:  # buckets of a GB would hide the rest
-        zero = {"reduce_bucket_size": 10**7, "stage3_prefetch_bucket_size": 10**7}
-        (folder / "zero.json").write_text(json.dumps({"zero_optimization": zero}))
-        argv += ["--deepspeed_config", str(folder / "zero.json")]
+    argv += ["--batch_size", str(2 * images), "--micro_batch", str(images)]
     found = {"argv": argv, "shape": [3, SIZE, SIZE], "classes": CLASSES}
-    return {**found, "calibrate": way == "calibrate"}
+    if way == "calibrate":
+        return {**found, "calibrate": True}
+    argv += [*WAYS[way], *buckets(folder / "zero.json", way, 10**7)]  # of a GB they hide the rest
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +35,7 @@ def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cuda-plan")
     every = [*SPEEDS, *CASES]
     cases = [case(folder, *names) for names in every]
-    on_gpu = {"TASK_DEVICE": "cuda", "DS_ACCELERATOR": "cuda"}
-    start(folder, 1, "cuda_plan_worker.py", cases, timeout=400, **on_gpu)
+    start(folder, 1, "cuda_plan_worker.py", cases, timeout=400, **ON_GPU)
     found = {
         names: torch.load(task.result_file(folder, i), weights_only=True)
         for i, names in enumerate(every)

@@ -1,6 +1,6 @@
 """DDP against the truth: every optimizer at 2 and 3 ranks; what it sends; overflow on one rank."""
 
-from functools import cache, partial
+from functools import partial
 
 import cases
 import pytest
@@ -35,11 +35,6 @@ CASES = {
 }
 
 
-@cache
-def truth(name: str, base: str | None, ranks: int = 0, clip: float | None = None):
-    return task.truth(name, base, ranks=ranks, clip=clip)
-
-
 everywhere = partial(cases.everywhere, CASES)
 
 
@@ -53,7 +48,8 @@ def result(tmp_path_factory):
 def test_ddp_trains_to_the_weights_of_the_reference(result, ranks, number):
     case, got = CASES[ranks][number], result(ranks, number)
     name, base = case["optimizer"], case.get("base")
-    want = truth(name, base, ranks if case.get("ascent") == "rank" else 0, case.get("clip"))
+    own = ranks if case.get("ascent") == "rank" else 0
+    want = task.truth(name, base, ranks=own, clip=case.get("clip"))
     assert task.worst(got["weights"], want) < task.tolerance(name, base)
     cases.assert_course(got["rows"], want.records)
 
@@ -67,8 +63,8 @@ def test_all_ranks_hold_the_same_bits(result, ranks, number):
 @pytest.mark.parametrize("name", ["sam", "look_sam"])
 def test_climbing_ones_own_gradient_is_another_method(name):
     """So that the cases above could not pass if --ascent rank did nothing."""
-    apart = truth(name, "sgd", 2).weights[-1]
-    together = truth(name, "sgd").weights[-1]
+    apart = task.truth(name, "sgd", ranks=2).weights[-1]
+    together = task.truth(name, "sgd").weights[-1]
     assert max(abs(a - b).max() for a, b in zip(apart, together, strict=True)) > 1e-4
 
 

@@ -1,7 +1,6 @@
 """FSDP2 against the truth: every optimizer and number of ranks; what it sends; overflow."""
 
-import json
-from functools import cache, partial
+from functools import partial
 
 import cases
 import pytest
@@ -63,17 +62,12 @@ def result(tmp_path_factory):
     return cases.results(tmp_path_factory.mktemp, "fsdp_worker.py", CASES, timeout=500)
 
 
-@cache
-def truth(name: str, base: str | None, changed: str):
-    return task.truth(name, base, **json.loads(changed))
-
-
 @pytest.mark.parametrize("ranks, number", everywhere([*TABLE, *VARIED, *COPIES]))
 def test_fsdp2_trains_to_the_weights_of_the_reference(result, ranks, number):
     case, got = CASES[ranks][number], result(ranks, number)
     name, base = case["optimizer"], case.get("base")
     changed = {**case.get("rule", {}), **{x: case[x] for x in ("clip", "rho") if x in case}}
-    want = truth(name, base, json.dumps(changed))
+    want = task.truth(name, base, **changed)
     assert task.worst(got["weights"], want) < task.tolerance(name, base)
     cases.assert_course(got["rows"], want.records)
 

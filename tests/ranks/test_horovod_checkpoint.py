@@ -74,8 +74,7 @@ def reading(folder, ranks: int) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """All checkpoints, then all continuations: five starts of ranks,
-    forked by one process."""
+    """All checkpoints, then all continuations: five starts of ranks, forked by one process."""
     folder = tmp_path_factory.mktemp("matrix")
     turns = [
         (2, [writing]),

@@ -2,17 +2,16 @@
 given out, torch's profiler, and the kernel's counter of a network interface."""
 
 import json
-import sys
 from dataclasses import replace
 
 import pytest
 import task
 import torch
+from cases import start
 
 from dist_looksam import config
 from dist_looksam.plan import machine, plan
 from dist_looksam.plan.network import Call, wire_bytes
-from launch import HERE, run
 
 pytestmark = pytest.mark.needs("deepspeed", "slurm")  # the latter: may make a network of its own
 
@@ -41,10 +40,8 @@ def results(tmp_path_factory):
     for names in CASES:
         plays += [names] * (2 if names[1].endswith("bf16") else 1)
     cases = [case(folder, *names) for names in plays]
-    (folder / "cases.json").write_text(json.dumps(cases))
     own_network = ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
-    worker = [sys.executable, str(HERE / "plan_worker.py"), str(RANKS), str(folder)]
-    run([*own_network, *worker], 900, {})
+    start(folder, RANKS, "plan_worker.py", cases, under=own_network, timeout=900)
     return {
         names: (torch.load(task.result_file(folder, i), weights_only=True), planned(c))
         for i, (names, c) in enumerate(zip(plays, cases, strict=True))
@@ -55,11 +52,17 @@ def case(folder, model: str, way: str) -> dict:
     shape, images, bucket = MODELS[model]
     argv = ["--model", model, "--optimizer", "look_layer_sam", "--k", "2", *WAYS[way]]
     argv += ["--batch_size", str(RANKS * 2 * images), "--micro_batch", str(images)]
-    if "--zero_stage" in WAYS[way]:
-        zero = {"reduce_bucket_size": int(bucket), "stage3_prefetch_bucket_size": int(bucket)}
-        (folder / f"{model}.json").write_text(json.dumps({"zero_optimization": zero}))
-        argv += ["--deepspeed_config", str(folder / f"{model}.json")]
+    argv += buckets(folder / f"{model}.json", way, int(bucket))
     return {"argv": argv, "shape": shape, "classes": CLASSES}
+
+
+def buckets(file, way: str, size: int) -> list[str]:
+    """Flags that make DeepSpeed's buckets of `size` numbers, where it has any."""
+    if "--zero_stage" not in WAYS[way]:
+        return []
+    zero = {"reduce_bucket_size": size, "stage3_prefetch_bucket_size": size}
+    file.write_text(json.dumps({"zero_optimization": zero}))
+    return ["--deepspeed_config", str(file)]
 
 
 def planned(case: dict):
