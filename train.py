@@ -3,8 +3,8 @@
 import faulthandler
 import sys
 
-from dist_looksam.fit import main
-from dist_looksam.leave import leave
+from dist_looksam.cli.leave import leave
+from dist_looksam.run.train import main
 
 if __name__ == "__main__":
     faulthandler.enable()  # a crash in a library says where Python was, on every rank

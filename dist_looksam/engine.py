@@ -138,7 +138,7 @@ def _with_rule(optimizer: Optimizer) -> Sharpness:
 
 def _backend(model: nn.Module, optimizer: Optimizer | None, precision: str) -> Backend:
     if hasattr(model, "zero_optimization_stage"):
-        from .backends.zero import Zero
+        from .backends.zero.step import Zero
 
         return Zero(model)
     several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
@@ -153,7 +153,7 @@ def _backend(model: nn.Module, optimizer: Optimizer | None, precision: str) -> B
             )
         from .backends.fsdp2 import FSDP2 as kind
     if _horovod(optimizer) and not several:
-        from .backends.horovod import Horovod as kind
+        from .backends.horovod.whole import Horovod as kind
     return kind(model, _with_rule(optimizer), precision=precision)
 
 

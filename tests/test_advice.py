@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from dist_looksam.advice import Advice, without_effect
-from dist_looksam.config import parse
 from dist_looksam.optim.seen import Seen
+from dist_looksam.run.advice import Advice, without_effect
+from dist_looksam.settings.config import parse
 
 
 def seen(cosine: float | None) -> Seen:

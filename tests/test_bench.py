@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from dist_looksam import bench, cli
-from dist_looksam.bench import Counted, Lap, Racer, Track, race
+from dist_looksam.cli import main as cli
+from dist_looksam.measure import bench
+from dist_looksam.measure.bench import Counted, Lap, Racer, Track, race
 from dist_looksam.optim.table import METHODS
 
 SMALL = {"model": "vit_8", "batch_size": 8, "micro_batch": 4, "precision": "fp32", "device": "cpu"}

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 import dist_looksam
-from dist_looksam import cli
-from dist_looksam.metrics import FIELDS
+from dist_looksam.cli import main as cli
+from dist_looksam.record.metrics import FIELDS
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ("altair", "deepspeed", "jsonargparse", "sklearn", "rich", "pytorch_optimizer")
@@ -51,7 +51,7 @@ def test_version(capsys):
 
 def test_a_command_that_is_not_called_is_not_imported():
     """Listing the commands must not wait for libraries of one of them."""
-    code = f"import dist_looksam.cli, sys; print([m for m in {HEAVY} if m in sys.modules])"
+    code = f"import dist_looksam.cli.main, sys; print([m for m in {HEAVY} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
@@ -91,7 +91,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(command, tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "config.yaml").write_text("steps: 3\n")
     done = subprocess.Popen(
-        [sys.executable, "-m", "dist_looksam.cli", *command],
+        [sys.executable, "-m", "dist_looksam.cli.main", *command],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from dist_looksam import cli
-from dist_looksam.fit import main
+from dist_looksam.cli import main as cli
+from dist_looksam.run.train import main
 
 ROOT = Path(__file__).parents[1]
 DIGITS = ["--data", "digits", "--steps", "1"]

@@ -9,11 +9,12 @@ import pytest
 import yaml
 from PIL import Image
 
-from dist_looksam import assemble, config, dryrun
 from dist_looksam.data import load
 from dist_looksam.data.extent import extent
-from dist_looksam.fit import main
 from dist_looksam.plan import plan
+from dist_looksam.run import dryrun
+from dist_looksam.run.train import main
+from dist_looksam.settings import assemble, config
 
 ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "launch" / "recipes" / "vit_b16-look_layer_sam-32k.yaml"
@@ -132,9 +133,9 @@ def test_a_machine_without_deepspeed_can_check_a_recipe_for_it(monkeypatch, capf
 def test_a_dry_run_imports_nothing_big_and_makes_no_weights():
     """86 M parameters would be 346 MB."""
     code = (
-        "import resource, sys; from dist_looksam import fit; import torch\n"
+        "import resource, sys; from dist_looksam.run import train; import torch\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        f"assert fit.main(['--config', {str(RECIPE)!r}, '--dry_run']) == 0\n"
+        f"assert train.main(['--config', {str(RECIPE)!r}, '--dry_run']) == 0\n"
         "more = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before\n"
         "big = ('deepspeed', 'horovod', 'sklearn', 'altair', 'vl_convert')\n"
         "print([m for m in big if m in sys.modules], more)"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dist_looksam import jobs, rundir
 from dist_looksam.errors import ConfigError, RunError
+from dist_looksam.record import jobs, rundir
 from dist_looksam.world import World
 
 ROOT = Path(__file__).parents[1]

@@ -8,14 +8,14 @@ import sys
 import pytest
 from testbed import ROOT, until
 
-from dist_looksam import leave
+from dist_looksam.cli import leave
 
 # `late` stands for a gloo thread that was not given a core: it takes the interpreter's lock when
 # that is going down, inside a C++ function that must not throw.
 ENDING = """
 import atexit, sys, threading, time
 import torch, torch.distributed as dist
-from dist_looksam.leave import leave
+from dist_looksam.cli.leave import leave
 
 dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
 group = dist.group.WORLD  # as DDP holds it
@@ -53,7 +53,7 @@ def test_a_process_with_gloo_threads_ends_with_its_own_exit_code(code):
 
 
 def test_python_without_gloo_ends_as_ever():
-    program = "from dist_looksam.leave import leave; print('x'); leave(3)"
+    program = "from dist_looksam.cli.leave import leave; print('x'); leave(3)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 3 and done.stdout == "x\n"
 
@@ -88,7 +88,7 @@ def test_a_thread_that_ends_while_it_is_looked_at_is_none(error, monkeypatch):
 OVER_MPI = """
 from mpi4py import MPI
 import torch, torch.distributed as dist
-from dist_looksam.leave import leave
+from dist_looksam.cli.leave import leave
 
 dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
 group = dist.group.WORLD

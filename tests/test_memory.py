@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 MEASURED = f"""
 import json, resource, sys
 sys.path.insert(0, {str(ROOT)!r})
-from dist_looksam.fit import main
+from dist_looksam.run.train import main
 code = main(sys.argv[1:])
 print(json.dumps([code, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]))
 """

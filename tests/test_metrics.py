@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from dist_looksam.errors import RunError
-from dist_looksam.metrics import FIELDS, MetricsLog, read
+from dist_looksam.record.metrics import FIELDS, MetricsLog, read
 
 
 def train(log: MetricsLog, first: int, last: int, *, eval_every: int = 5) -> None:
@@ -150,7 +150,7 @@ def test_no_resume_starts_an_empty_file(path):
 
 def test_seconds_go_on_over_a_resume_and_stand_still_when_paused(path, monkeypatch):
     now = [100.0]
-    monkeypatch.setattr("dist_looksam.metrics.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("dist_looksam.record.metrics.time.monotonic", lambda: now[0])
     with MetricsLog(path) as log:
         now[0] += 2
         log.step(0, loss=1.0)

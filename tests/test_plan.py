@@ -10,13 +10,15 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dist_looksam import cli, config, models
+from dist_looksam import models
+from dist_looksam.cli import main as cli
 from dist_looksam.errors import ConfigError
 from dist_looksam.plan import Machine, calibrate, machine, machines, plan, run
 from dist_looksam.plan.machines import Network
 from dist_looksam.plan.network import Call, Ranks, seconds, wire_bytes
 from dist_looksam.plan.times import behind
 from dist_looksam.plan.workload import counted, workload
+from dist_looksam.settings import config
 
 IMAGENET = ["--data", "folder", "--data_dir", "x", "--model", "vit_b16"]
 EXAMPLE = [*IMAGENET, "--optimizer", "look_layer_sam", "--batch_size", "32768", "--zero_stage", "2"]

@@ -3,8 +3,8 @@ import re
 
 import pytest
 
-from dist_looksam import progress
-from dist_looksam.progress import Progress
+from dist_looksam.record import progress
+from dist_looksam.record.progress import Progress
 
 
 @pytest.fixture

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dist_looksam import config, dryrun, recipes
-from dist_looksam.fit import main
+from dist_looksam.run import dryrun, recipes
+from dist_looksam.run.train import main
+from dist_looksam.settings import config
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "launch" / "recipes"

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dist_looksam import models, recipes
-from dist_looksam.advice import FAITHFUL
-from dist_looksam.dryrun import LEAST_RHO
+from dist_looksam import models
+from dist_looksam.run import recipes
+from dist_looksam.run.advice import FAITHFUL
+from dist_looksam.run.dryrun import LEAST_RHO
 
 FOLDER = Path(__file__).parents[1] / "launch" / "recipes"
 NORM = {"vit_s16": 207.8, "vit_b16": 293.5}  # of the weights that training starts from, seed 0

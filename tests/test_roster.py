@@ -15,7 +15,7 @@ RANK = """
 import os, sys, time
 from datetime import timedelta
 import torch, torch.distributed as dist
-from dist_looksam.arguments import guarded
+from dist_looksam.cli.arguments import guarded
 from dist_looksam.errors import RunError
 from dist_looksam.world import World
 from dist_looksam.world.roster import Roster

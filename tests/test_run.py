@@ -13,8 +13,10 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from dist_looksam import checkpoint, config, metrics
-from dist_looksam.fit import main
+from dist_looksam import checkpoint
+from dist_looksam.record import metrics
+from dist_looksam.run.train import main
+from dist_looksam.settings import config
 
 ROOT = Path(__file__).parents[1]
 STEPS = 20

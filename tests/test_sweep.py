@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dist_looksam.config import parse
 from dist_looksam.errors import ConfigError
+from dist_looksam.settings.config import parse
 from dist_looksam.sweep import grid
 from dist_looksam.sweep.ledger import Ledger
 
@@ -39,7 +39,7 @@ def written(folder: Path, sweep: dict = SWEEP, **changed) -> Path:
 
 
 def command(file: Path, *more: str) -> list[str]:
-    return [sys.executable, "-m", "dist_looksam.cli", "sweep", str(file), *more]
+    return [sys.executable, "-m", "dist_looksam.cli.main", "sweep", str(file), *more]
 
 
 def run(file: Path, *more: str, code: int = 0) -> subprocess.CompletedProcess:

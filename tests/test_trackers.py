@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from dist_looksam import fit, trackers
+from dist_looksam.record import trackers
+from dist_looksam.run import fit, train
 
 ROOT = Path(__file__).parents[1]
 FLAGS = ["--data", "digits", "--model", "vit_8", "--steps", "6", "--batch_size", "16", "--k", "3"]
@@ -28,9 +29,9 @@ def interrupted(out: Path, track: str, monkeypatch) -> None:
     flags = [*FLAGS, "--track", track, "--out", str(out), "--resume", "auto"]
     with monkeypatch.context() as patch:
         patch.setattr(fit.Fit, "_step", step)
-        assert fit.main(flags) == 0
+        assert train.main(flags) == 0
     assert not (out / "summary.json").exists()
-    assert fit.main(flags) == 0
+    assert train.main(flags) == 0
 
 
 @pytest.mark.needs("tensorboard")
@@ -81,7 +82,7 @@ def test_wandb_that_cannot_start_is_one_sentence(tmp_path):
 @pytest.mark.parametrize("kind", ["tensorboard", "wandb"])
 def test_a_tracker_that_is_not_installed_is_one_sentence(tmp_path, monkeypatch, capsys, kind):
     monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
-    assert fit.main([*FLAGS, "--track", kind, "--out", str(tmp_path / "run")]) == 2
+    assert train.main([*FLAGS, "--track", kind, "--out", str(tmp_path / "run")]) == 2
     said = f"error: track {kind} needs the package {kind}, which is not installed; install it"
     assert capsys.readouterr().err.startswith(said)
     assert not (tmp_path / "run").exists()

@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from dist_looksam import config
-from dist_looksam.assemble import check
-from dist_looksam.backends import zero_config
-from dist_looksam.backends.zero_layout import check_version
+from dist_looksam.backends.zero import config as zero_config
+from dist_looksam.backends.zero.layout import check_version
 from dist_looksam.errors import ConfigError
+from dist_looksam.settings import config
+from dist_looksam.settings.assemble import check
 
 pytestmark = pytest.mark.needs("deepspeed")
 

@@ -109,7 +109,7 @@ class Cluster:
 
     def shown(self, folder: Path, job: str) -> dict[str, str]:
         """The job's row in `dist-looksam jobs`, called on the head in `folder`; {} for none."""
-        command = [sys.executable, "-m", "dist_looksam.cli", "jobs", "--json"]
+        command = [sys.executable, "-m", "dist_looksam.cli.main", "jobs", "--json"]
         said = self.on("head", *command, cwd=folder, env={"PYTHONPATH": str(ROOT)})
         rows = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
         return next((row for row in rows if row["job"] == job), {})

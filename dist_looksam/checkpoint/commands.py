@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..arguments import Parser
+from ..cli.arguments import Parser
 from ..errors import ConfigError, RunError
 from ..models.named import SIZES
 from ..models.timm_form import as_timm
@@ -114,7 +114,7 @@ def _export(asked: argparse.Namespace) -> int:
 
 
 def _universal(asked: argparse.Namespace) -> int:
-    from ..backends.zero_universal import convert
+    from ..backends.zero.universal import convert
 
     keys = convert(asked.path, asked.out)
     print(

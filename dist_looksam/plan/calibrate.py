@@ -16,11 +16,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .. import assemble, models
+from .. import models
 from ..backends.plain import DTYPES
-from ..config import Settings
 from ..errors import ConfigError
 from ..optim import table
+from ..settings import assemble
+from ..settings.config import Settings
 from ..world import World
 from . import machines
 from .forecast import data_of

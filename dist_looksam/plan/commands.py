@@ -15,9 +15,9 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from .. import config
-from ..arguments import Parser
+from ..cli.arguments import Parser
 from ..errors import ConfigError
+from ..settings import config
 from . import machines
 from .forecast import Plan, plan, to_dict
 from .machines import DEVICES, NETWORKS, Machine

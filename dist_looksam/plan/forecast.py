@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..config import EPOCHS, Settings
 from ..data.extent import EMBEDDED, IMAGENET
 from ..data.subset import left
 from ..errors import ConfigError
+from ..settings.config import EPOCHS, Settings
 from . import machines
 from .machines import Device, Machine, Network
 from .memory import Memory, memory

@@ -3,11 +3,11 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .. import assemble
-from ..backends import zero_config
-from ..config import Settings
+from ..backends.zero import config as zero_config
 from ..errors import ConfigError
 from ..optim import table
+from ..settings import assemble
+from ..settings.config import Settings
 from .network import Ranks
 from .workload import BYTES, Workload
 

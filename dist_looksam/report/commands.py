@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from dist_looksam.arguments import Parser
+from dist_looksam.cli.arguments import Parser
 from dist_looksam.errors import ConfigError, RunError
 from dist_looksam.report import curves, probe_figures
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import altair as alt
 
 from dist_looksam.errors import ConfigError
-from dist_looksam.metrics import read
+from dist_looksam.record.metrics import read
 from dist_looksam.report import drawing
 from dist_looksam.report.drawing import BLUE, GREEN, INK, ORANGE, PURPLE, Rows
 

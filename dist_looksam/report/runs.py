@@ -15,9 +15,9 @@ from typing import Any
 
 import yaml
 
-from dist_looksam import metrics, rundir
 from dist_looksam.errors import ConfigError, RunError
 from dist_looksam.optim.table import METHODS
+from dist_looksam.record import metrics, rundir
 
 FINISHED, UNFINISHED, DIVERGED = "finished", "unfinished", "diverged"
 FINAL, TUNE, SUPERSEDED = "final", "tune", "superseded"  # the last: of settings a sweep dropped

@@ -84,7 +84,7 @@ def _follow(
     mine = os.environ.get("SLURM_JOB_ID")  # this may be that job
     if not anew and waits and waits != mine and _in_queue(waits):
         return waits
-    line = shlex.join([sys.executable, "-m", "dist_looksam.cli", "sweep", *again])
+    line = shlex.join([sys.executable, "-m", "dist_looksam.cli.main", "sweep", *again])
     command = ["sbatch", "--parsable", *options, "--job-name=sweep-goes-on"]
     command += [f"--dependency=afterany:{':'.join(jobs)}", "--nodes=1", "--ntasks=1"]
     command += ["--ntasks-per-node=1", f"--output={ledger.out}/logs/slurm-%j.out"]

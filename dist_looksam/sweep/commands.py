@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
-from ..arguments import Parser
+from ..cli.arguments import Parser
 from ..errors import ConfigError, RunError
 from . import array, grid, local
 from .grid import Point

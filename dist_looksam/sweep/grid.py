@@ -14,9 +14,9 @@ from typing import Any
 
 import yaml
 
-from ..config import Settings, parse
 from ..errors import ConfigError
 from ..optim.table import method
+from ..settings.config import Settings, parse
 
 KEYS = ("settings", "methods", "batch_size", "seeds", "tune")
 TUNE_KEYS = ("batch_size", "seed", "holdout")

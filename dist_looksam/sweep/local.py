@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 import torch
 
-from .. import fit
 from ..errors import RunError
+from ..run import train
 from .grid import Point
 from .ledger import Ledger
 
@@ -161,8 +161,8 @@ def _train(argv: list[str], place: Place) -> int:
     share = max(1, len(os.sched_getaffinity(0)) // (place.jobs * place.ranks))
     if place.ranks == 1:
         torch.set_num_threads(int(threads) if threads else share)
-        return fit.main(argv)
+        return train.main(argv)
     os.environ["OMP_NUM_THREADS"] = threads or str(share)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
-    command += [str(place.ranks), "-m", "dist_looksam.cli", "train", *argv]
+    command += [str(place.ranks), "-m", "dist_looksam.cli.main", "train", *argv]
     os.execv(sys.executable, command)

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from dist_looksam.arguments import Parser, guarded
-from dist_looksam.leave import leave
+from dist_looksam.cli.arguments import Parser, guarded
+from dist_looksam.cli.leave import leave
 from dist_looksam.world import World
 
 if TYPE_CHECKING:

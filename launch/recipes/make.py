@@ -10,8 +10,8 @@ from math import sqrt
 from pathlib import Path
 from typing import Any
 
-from dist_looksam import dryrun
-from dist_looksam.config import Settings
+from dist_looksam.run import dryrun
+from dist_looksam.settings.config import Settings
 
 HERE = Path(__file__).parent
 METHODS = ("adamw", "lamb", "sam", "look_sam", "layer_sam", "look_layer_sam")

@@ -5,11 +5,11 @@ import sys
 
 PROGRAM = """
 import torch
-from dist_looksam import fit
+from dist_looksam.run import train
 
 torch.set_num_threads(1)
 flags = "--data digits --model vit_8 --steps 1 --batch_size 8 --workers 0 --device cpu --out"
-assert fit.main([*flags.split(), OUT]) == 0
+assert train.main([*flags.split(), OUT]) == 0
 
 
 def somewhere_else(x, entries):

@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from dist_looksam import assemble, config
+from dist_looksam.cli.leave import leave
 from dist_looksam.data import TrainLoader, load
 from dist_looksam.engine import Engine
-from dist_looksam.leave import leave
 from dist_looksam.plan import calibrate
+from dist_looksam.settings import assemble, config
 from dist_looksam.world import World
 
 CABLES = {"fast": 8, "slow": 3}  # cycles that are timed, after one that is not

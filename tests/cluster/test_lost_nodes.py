@@ -75,7 +75,7 @@ def test_a_running_job_is_shown_printed_and_cancelled(testbed, tmp_path):
     trains(run)
     row = testbed.shown(tmp_path, job)
     assert (row["state"], row["job"]) == ("running", job) and row["step"].endswith("/5000")
-    tool = [sys.executable, "-m", "dist_looksam.cli"]
+    tool = [sys.executable, "-m", "dist_looksam.cli.main"]
     env = {"PYTHONPATH": str(ROOT)}
     assert "look_sam on sgd" in testbed.on("head", *tool, "logs", "runs/r", cwd=tmp_path, env=env)
     testbed.on("head", *tool, "cancel", "runs/r", cwd=tmp_path, env=env)

@@ -17,7 +17,7 @@ import yaml
 from test_launch import ROOT
 from testbed import Cluster
 
-from dist_looksam import cli
+from dist_looksam.cli import main as cli
 
 pytestmark = [pytest.mark.needs("slurm", "deepspeed", "fashion_mnist"), pytest.mark.timeout(900)]
 

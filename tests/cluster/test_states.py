@@ -70,7 +70,7 @@ def test_an_array_is_a_sweep_and_its_elements_are_cancelled_one_by_one(testbed, 
     said = "".join(p.read_text() for p in tmp_path.glob("slurm-*.out"))
     assert "SWEEP=lines.txt must have a line 4 for this element of the array, got 3 lines" in said
 
-    tool = (SITE["PYTHON"], "-m", "dist_looksam.cli")
+    tool = (SITE["PYTHON"], "-m", "dist_looksam.cli.main")
     own = {"PYTHONPATH": str(ROOT)}
     run = f"runs/slurm-{array}_3"
     said = testbed.on("head", *tool, "logs", run, cwd=tmp_path, env=own)

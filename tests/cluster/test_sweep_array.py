@@ -19,7 +19,7 @@ SWEEP = {
     "tune": {"batch_size": [32], "seed": 9, "holdout": 300},
     "methods": {"adamw": {"tune": {"lr": [1e-6, 0.005]}}},
 }  # fmt: skip
-TOOL = [sys.executable, "-m", "dist_looksam.cli", "sweep"]
+TOOL = [sys.executable, "-m", "dist_looksam.cli.main", "sweep"]
 
 
 def test_arrays_under_slurm_end_with_the_table_of_a_local_sweep(testbed, tmp_path):

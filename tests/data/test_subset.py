@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-from dist_looksam import fit
 from dist_looksam.data import load
 from dist_looksam.errors import ConfigError
+from dist_looksam.run import train
 
 
 def pixels(source) -> torch.Tensor:
@@ -68,5 +68,5 @@ def test_more_images_than_there_are_is_one_sentence(given, says):
 
 def test_the_program_trains_on_no_more_than_it_was_told(tmp_path):
     flags = ["--data", "digits", "--train_images", "64", "--batch_size", "32", "--epochs", "2"]
-    assert fit.main([*flags, "--out", str(tmp_path / "run")]) == 0
+    assert train.main([*flags, "--out", str(tmp_path / "run")]) == 0
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 4

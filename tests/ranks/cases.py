@@ -14,7 +14,7 @@ import task
 import torch
 import torch.distributed as dist
 
-from dist_looksam.leave import leave
+from dist_looksam.cli.leave import leave
 from launch import HERE, run
 
 

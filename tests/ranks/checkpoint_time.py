@@ -19,7 +19,7 @@ from torch import nn
 
 from dist_looksam import Engine
 from dist_looksam.checkpoint import Writer
-from dist_looksam.leave import leave
+from dist_looksam.cli.leave import leave
 from dist_looksam.optim import table
 
 WIDTH = 1000

@@ -11,7 +11,7 @@ from zero_worker import open_engine, optimizer_of
 
 from dist_looksam.backends.ddp import DDP
 from dist_looksam.engine import Engine
-from dist_looksam.traffic import Traffic, counted
+from dist_looksam.measure.traffic import Traffic, counted
 
 
 def engine_of(case: dict) -> Engine:

@@ -13,9 +13,9 @@ import torch
 import torch.distributed as dist
 from plan_worker import batches_of, data_of, in_turn, settings_of
 
-from dist_looksam import assemble
 from dist_looksam.engine import Engine
 from dist_looksam.plan.calibrate import measure_device
+from dist_looksam.settings import assemble
 
 CYCLES = 3
 DEVICE = torch.device("cuda", 0)

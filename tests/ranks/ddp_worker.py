@@ -13,8 +13,8 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from dist_looksam import Engine
+from dist_looksam.measure.traffic import counted
 from dist_looksam.optim import table
-from dist_looksam.traffic import counted
 
 
 def engine_of(case: dict, loss=task.loss) -> Engine:

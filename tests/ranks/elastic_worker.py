@@ -11,8 +11,8 @@ from pathlib import Path
 import horovod.torch as hvd
 import torch
 
-from dist_looksam import fit
-from dist_looksam.backends.horovod import check_alike
+from dist_looksam.backends.horovod.whole import check_alike
+from dist_looksam.run import fit, train
 
 marker = Path(sys.argv[1])
 step, finish = fit.Fit._step, fit.Fit._finish
@@ -34,4 +34,4 @@ def ends_alike(self):
 
 fit.Fit._step, fit.Fit._finish = one_dies, ends_alike
 torch.set_num_threads(1)
-sys.exit(fit.main(sys.argv[2:]))
+sys.exit(train.main(sys.argv[2:]))

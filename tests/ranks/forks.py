@@ -15,7 +15,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from dist_looksam.backends import zero_library
+from dist_looksam.backends.zero import library as zero_library
 
 
 def share() -> None:

@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 from zero_worker import optimizer_of
 
 from dist_looksam import Engine
-from dist_looksam.traffic import counted
+from dist_looksam.measure.traffic import counted
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

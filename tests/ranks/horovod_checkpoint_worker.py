@@ -20,8 +20,8 @@ import torch.distributed as dist
 from zero_worker import open_engine, optimizer_of
 
 from dist_looksam.backends.ddp import DDP
-from dist_looksam.backends.horovod import Horovod
-from dist_looksam.backends.horovod_sharded import HorovodSharded
+from dist_looksam.backends.horovod.sharded import HorovodSharded
+from dist_looksam.backends.horovod.whole import Horovod
 from dist_looksam.backends.plain import Plain
 from dist_looksam.checkpoint import Reader, Writer
 from dist_looksam.engine import Engine

@@ -25,9 +25,9 @@ import psutil
 import torch
 from campaign import STEPS, campaign, differences, newest
 
-from dist_looksam import fit
-from dist_looksam.config import PRECISIONS
 from dist_looksam.optim.table import METHODS
+from dist_looksam.run import train
+from dist_looksam.settings.config import PRECISIONS
 from launch import HERE, HOROVOD, environment
 
 FLAGS = f"--data digits --model vit_8 --steps {STEPS} --batch_size 24 --k 5 "
@@ -70,7 +70,7 @@ class Forked:
     """Ranks forked from here, where all is imported, with horovodrun's rendezvous server."""
 
     def __init__(self, ranks: int, flags: list[str], out: Path) -> None:
-        work, log = partial(fit.main, flags), Path(f"{out}.log")
+        work, log = partial(train.main, flags), Path(f"{out}.log")
         self.server, children = horovod_forks.start(ranks, work, log)
         self.children = [psutil.Process(child) for child in children]
         self.codes: dict[int, int] = {}

@@ -8,8 +8,8 @@ import torch
 from zero_worker import optimizer_of
 
 from dist_looksam import ConfigError, LookSAM
-from dist_looksam.backends.horovod import Horovod, check_alike
-from dist_looksam.backends.horovod_sharded import HorovodSharded
+from dist_looksam.backends.horovod.sharded import HorovodSharded
+from dist_looksam.backends.horovod.whole import Horovod, check_alike
 from dist_looksam.backends.plain import Plain
 from dist_looksam.engine import Engine
 from dist_looksam.errors import RunError

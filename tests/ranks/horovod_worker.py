@@ -12,8 +12,8 @@ import task
 import torch
 from zero_worker import optimizer_of
 
-from dist_looksam.backends.horovod import Horovod
-from dist_looksam.backends.horovod_sharded import HorovodSharded
+from dist_looksam.backends.horovod.sharded import HorovodSharded
+from dist_looksam.backends.horovod.whole import Horovod
 from dist_looksam.engine import Engine
 
 COUNTED = ("allreduce_async_", "reducescatter_async", "allgather_async")

@@ -21,9 +21,9 @@ import forks
 import torch
 from campaign import STEPS, campaign, differences, newest
 
-from dist_looksam import fit
-from dist_looksam.config import PRECISIONS
 from dist_looksam.optim.table import BASES, METHODS
+from dist_looksam.run import train
+from dist_looksam.settings.config import PRECISIONS
 
 ARGUMENTS = f"--data digits --model vit_8 --steps {STEPS} --batch_size 24 --k 5 --workers 0 "
 ARGUMENTS += "--save_every 1 --keep 3 --eval_every 10 --device cpu"
@@ -57,9 +57,9 @@ def start(case: tuple[str, int, str], out: Path) -> list[int]:
     argv += ["--resume", "auto"]
     log = Path(f"{out}.log")
     if ranks == 1:
-        return [forks.fork(lambda: fit.main(argv), log)]
+        return [forks.fork(lambda: train.main(argv), log)]
     return [
-        forks.fork(lambda: fit.main(argv), log, **forks.place(rank, ranks), MASTER_PORT=port)
+        forks.fork(lambda: train.main(argv), log, **forks.place(rank, ranks), MASTER_PORT=port)
         for rank in range(ranks)
     ]
 

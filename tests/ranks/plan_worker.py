@@ -20,10 +20,10 @@ import torch.distributed as dist
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dist_looksam import assemble, config
 from dist_looksam.data import Batch
 from dist_looksam.engine import Engine
-from dist_looksam.traffic import counted
+from dist_looksam.measure.traffic import counted
+from dist_looksam.settings import assemble, config
 
 
 def settings_of(case: dict, ranks: int) -> config.Settings:

@@ -6,9 +6,9 @@ import torch
 from cases import ON_GPU, start
 from test_plan_memory import WAYS, buckets
 
-from dist_looksam import config
 from dist_looksam.plan import machine, plan
 from dist_looksam.plan.machines import Device
+from dist_looksam.settings import config
 
 pytestmark = pytest.mark.needs("cuda", "deepspeed")
 

@@ -8,7 +8,7 @@ import pytest
 from safetensors.torch import load_file
 from test_train import BATCH, DIGITS, RANDOM, RUNS
 
-from dist_looksam.fit import main
+from dist_looksam.run.train import main
 from launch import HERE, HOROVOD, play_train, run
 
 TRAIN = str(HERE.parents[1] / "train.py")
@@ -72,7 +72,7 @@ def test_mpirun_starts_it(trained, tmp_path):
 def test_cost_counts_it(tmp_path):
     """The table of docs/fsdp.md."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc_per_node", "2", "-m", "dist_looksam.cli", "cost", "--data", "digits"]
+    command += ["--nproc_per_node", "2", "-m", "dist_looksam.cli.main", "cost", "--data", "digits"]
     command += ["--backend", "fsdp2", "--json", str(tmp_path / "cost.json")]
     print(run(command, 200, {}))
     rows = json.loads((tmp_path / "cost.json").read_text())

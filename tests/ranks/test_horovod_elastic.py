@@ -10,7 +10,7 @@ import psutil
 import pytest
 from safetensors.torch import load_file
 
-from dist_looksam import fit
+from dist_looksam.run import train
 from launch import HERE, environment, run
 
 pytestmark = pytest.mark.needs("horovod")
@@ -48,7 +48,7 @@ def undisturbed(tmp_path_factory):
     """Runs of both lengths in one process."""
     out = tmp_path_factory.mktemp("undisturbed")
     for steps in (SHORT, LONG):
-        assert fit.main([*FLAGS, *steps, "--backend", "plain", "--out", str(out / steps[1])]) == 0
+        assert train.main([*FLAGS, *steps, "--backend", "plain", "--out", str(out / steps[1])]) == 0
     return out
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from dist_looksam import fit
+from dist_looksam.run import train
 from launch import HERE, environment, horovodrun, run
 
 pytestmark = pytest.mark.needs("horovod")
@@ -85,7 +85,7 @@ def test_ranks_that_resume_from_different_weights_stop_with_a_sentence(tmp_path)
     for rank, seed_of_other in enumerate(("1e-3", "2e-3")):
         flags = [*FLAGS[:-4], "--steps", "5", "--schedule", "constant", "--lr", seed_of_other]
         flags += ["--backend", "plain", "--device", "cpu"]
-        assert fit.main([*flags, "--out", str(tmp_path / str(rank) / "run")]) == 0
+        assert train.main([*flags, "--out", str(tmp_path / str(rank) / "run")]) == 0
     each = f'cd "$HOROVOD_RANK" && exec {sys.executable} {TRAIN} "$@"'
     command = ["horovodrun", "--gloo", "--network-interfaces", "lo", "-np", "2", "bash", "-c", each]
     told = subprocess.run(
@@ -109,9 +109,8 @@ def test_ranks_that_resume_from_different_weights_stop_with_a_sentence(tmp_path)
     (["--compression", "8"], "compression must be one of none, fp16, got '8'"),
 ])  # fmt: skip
 def test_what_horovod_cannot_do_is_one_sentence(tmp_path, capfd, flags, says):
-    assert (
-        fit.main(["--data", "digits", "--backend", "horovod", *flags, "--out", str(tmp_path)]) == 2
-    )
+    given = ["--data", "digits", "--backend", "horovod", *flags, "--out", str(tmp_path)]
+    assert train.main(given) == 2
     told = capfd.readouterr().err
     assert told.count("\n") == 1 and says in told
 
@@ -122,6 +121,6 @@ def test_a_horovod_of_another_torch_is_one_sentence(tmp_path, capfd, monkeypatch
     monkeypatch.setitem(sys.modules, "horovod.torch", None)
     for name, value in launched.items():
         monkeypatch.setenv(name, value)
-    assert fit.main(["--data", "digits", "--backend", "horovod", "--out", str(tmp_path)]) == 2
+    assert train.main(["--data", "digits", "--backend", "horovod", "--out", str(tmp_path)]) == 2
     told = capfd.readouterr().err
     assert told.count("\n") == 1 and "Horovod must be built for torch" in told

@@ -9,9 +9,9 @@ import task
 import torch
 from cases import start
 
-from dist_looksam import config
 from dist_looksam.plan import machine, plan
 from dist_looksam.plan.network import Call, wire_bytes
+from dist_looksam.settings import config
 
 pytestmark = pytest.mark.needs("deepspeed", "slurm")  # the latter: may make a network of its own
 

@@ -12,7 +12,7 @@ import pytest
 import task
 import torch
 
-from dist_looksam import cli
+from dist_looksam.cli import main as cli
 from launch import HERE, run
 
 pytestmark = pytest.mark.needs("deepspeed")

@@ -10,12 +10,13 @@ from pathlib import Path
 import forks
 import torch
 
-from dist_looksam import config, fit
+from dist_looksam.run import train
+from dist_looksam.settings import config
 from dist_looksam.world import World
 
 
 def run(flags: list[str]) -> None:
-    fit.run(config.parse(flags), World.from_env())  # the program takes the group that is there
+    train.run(config.parse(flags), World.from_env())  # the program takes the group that is there
 
 
 if __name__ == "__main__":

@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from dist_looksam import assemble, config
+from dist_looksam.cli.leave import leave
 from dist_looksam.data import TrainLoader, load
-from dist_looksam.leave import leave
+from dist_looksam.settings import assemble, config
 from dist_looksam.world import World
 
 

@@ -9,7 +9,7 @@ import task
 import torch
 import torch.distributed as dist
 
-from dist_looksam.backends import zero_library
+from dist_looksam.backends.zero import library as zero_library
 from dist_looksam.engine import Engine
 from dist_looksam.optim import table
 

@@ -8,7 +8,7 @@ import browser
 import made_up
 import pytest
 
-from dist_looksam import cli
+from dist_looksam.cli import main as cli
 from dist_looksam.report.comparison import report
 
 LABELS = ["adamw", "sam", "look_sam (natural)"]

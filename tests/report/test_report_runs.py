@@ -8,7 +8,7 @@ import shutil
 import made_up
 import pytest
 
-from dist_looksam import cli
+from dist_looksam.cli import main as cli
 from dist_looksam.report import runs, study
 from dist_looksam.report.comparison import report
 from dist_looksam.report.tuning import tunings, warnings

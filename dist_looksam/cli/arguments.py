@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from .errors import ConfigError, RunError
+from ..errors import ConfigError, RunError
 
 
 class Parser(argparse.ArgumentParser):

@@ -1,4 +1,4 @@
-"""`python -m dist_looksam.bench`: what a step of every optimizer costs, as a multiple of its base.
+"""`dist-looksam bench`: what a step of every optimizer costs, as a multiple of its base.
 
 Words: the *base* is a bare loop of forward, backward and the base optimizer's own step, with
 nothing of this package's engine. A *cycle* is k steps, so that looks are averaged in. Every
@@ -20,12 +20,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import models
-from .arguments import Parser, guarded
-from .backends.plain import DTYPES
-from .engine import Engine
-from .errors import ConfigError
-from .optim import table
+from .. import models
+from ..backends.plain import DTYPES
+from ..cli.arguments import Parser, guarded
+from ..engine import Engine
+from ..errors import ConfigError
+from ..optim import table
 
 _IMAGE = {"vit_28": (1, 28, 28), "vit_28_p4": (1, 28, 28), "vit_8": (1, 8, 8)}
 _CLASSES = 10

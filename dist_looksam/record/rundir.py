@@ -10,9 +10,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from . import checkpoint
-from .errors import ConfigError
-from .world import World, slurm_job
+from .. import checkpoint
+from ..errors import ConfigError
+from ..world import World, slurm_job
 
 JOB = "job.json"
 LOCK = ".lock"

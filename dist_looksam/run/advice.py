@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 
-from .config import DEFAULTS, Settings
-from .metrics import Row
-from .optim.seen import Seen
-from .optim.table import unused
+from ..optim.seen import Seen
+from ..optim.table import unused
+from ..record.metrics import Row
+from ..settings.config import DEFAULTS, Settings
 
 FAITHFUL = 0.9  # cosine of applied and intended perturbation; under it the ascent is mostly noise
 EVERY = 50  # looks between readings from the device

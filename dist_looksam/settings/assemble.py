@@ -10,20 +10,21 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from . import models, trackers
-from .backends import zero_config
-from .backends.backend import Backend
-from .backends.ddp import DDP
-from .backends.plain import Plain
+from .. import models
+from ..backends.backend import Backend
+from ..backends.ddp import DDP
+from ..backends.plain import Plain
+from ..backends.zero import config as zero_config
+from ..data import Batch, Data, cross_entropy
+from ..engine import Engine
+from ..errors import ConfigError
+from ..maths.schedule import scaled_lr
+from ..optim import table
+from ..optim.sharpness import Sharpness
+from ..record import trackers
+from ..world import World
+from ..world.roster import Roster
 from .config import Settings
-from .data import Batch, Data, cross_entropy
-from .engine import Engine
-from .errors import ConfigError
-from .maths.schedule import scaled_lr
-from .optim import table
-from .optim.sharpness import Sharpness
-from .world import World
-from .world.roster import Roster
 
 
 def check(settings: Settings, ranks: int) -> None:
@@ -134,7 +135,7 @@ def join(settings: Settings, world: World, device: torch.device) -> Roster | Non
     """Meet the other ranks and make the process group; None where the backend needs neither."""
     if settings.backend == "horovod":
         _load_horovod()
-        from .backends import horovod
+        from ..backends.horovod import whole as horovod
 
         horovod.start(world.size)
         return None
@@ -222,14 +223,15 @@ def _backend(settings: Settings, model: nn.Module, device: torch.device) -> Back
 
 
 def _fsdp2(settings: Settings, model: nn.Module, device: torch.device) -> Backend:
-    from .backends import fsdp2, fsdp2_units
+    from ..backends import fsdp2, fsdp2_units
 
     fsdp2_units.shard(model, device, precision=settings.precision)
     return fsdp2.FSDP2(model, optimizer_of(settings, model), precision=settings.precision)
 
 
 def _zero(settings: Settings, model: nn.Module, device: torch.device) -> Backend:
-    from .backends import zero, zero_library
+    from ..backends.zero import library as zero_library
+    from ..backends.zero import step as zero
 
     assert settings.zero_stage is not None
     made = deepspeed_config(settings, dist.get_world_size())
@@ -239,8 +241,8 @@ def _zero(settings: Settings, model: nn.Module, device: torch.device) -> Backend
 
 
 def _horovod(settings: Settings, model: nn.Module) -> Backend:
-    from .backends.horovod import Horovod
-    from .backends.horovod_sharded import HorovodSharded
+    from ..backends.horovod.sharded import HorovodSharded
+    from ..backends.horovod.whole import Horovod
 
     kind = HorovodSharded if settings.zero_stage == 1 else Horovod
     how = {"precision": settings.precision, "compression": settings.compression}

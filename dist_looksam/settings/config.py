@@ -14,13 +14,13 @@ from typing import Any
 import yaml
 from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser
 
-from .backends import zero_config
-from .engine import ASCENTS
-from .errors import ConfigError
-from .maths.schedule import SCALINGS, SCHEDULES
-from .optim.rule import LAYER_ASCENTS, REUSES, SCOPES, check_alpha, check_choice, check_rho
-from .optim.table import BASES, LR, METHODS, RHO, WEIGHT_DECAY, base_of, method, rule_of
-from .trackers import TRACKERS
+from ..backends.zero import config as zero_config
+from ..engine import ASCENTS
+from ..errors import ConfigError
+from ..maths.schedule import SCALINGS, SCHEDULES
+from ..optim.rule import LAYER_ASCENTS, REUSES, SCOPES, check_alpha, check_choice, check_rho
+from ..optim.table import BASES, LR, METHODS, RHO, WEIGHT_DECAY, base_of, method, rule_of
+from ..record.trackers import TRACKERS
 
 BACKENDS = ("auto", "plain", "ddp", "zero", "horovod", "fsdp2")
 PRECISIONS = ("fp32", "bf16", "fp16")

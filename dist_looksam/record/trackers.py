@@ -7,7 +7,7 @@ import uuid
 from pathlib import Path
 from typing import Any, Protocol
 
-from .errors import ConfigError
+from ..errors import ConfigError
 
 TRACKERS = ("none", "tensorboard", "wandb")
 

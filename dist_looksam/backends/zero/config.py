@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError
+from ...errors import ConfigError
 
 _NOT_OURS = {
     "optimizer": "use --optimizer and --base",

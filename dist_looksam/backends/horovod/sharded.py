@@ -16,13 +16,13 @@ import horovod.torch as hvd
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError
-from ..maths.shards import copies, whole
-from ..optim.seen import Seen
-from .backend import Loss, Piece, Read
-from .flat import Flat, counters_of, cut, fill, slots_of
-from .horovod import Horovod, check_alike, wait
-from .ranks import refuse_step
+from ...errors import ConfigError
+from ...maths.shards import copies, whole
+from ...optim.seen import Seen
+from ..backend import Loss, Piece, Read
+from ..flat import Flat, counters_of, cut, fill, slots_of
+from ..ranks import refuse_step
+from .whole import Horovod, check_alike, wait
 
 
 @dataclass(frozen=True)

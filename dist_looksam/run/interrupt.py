@@ -6,8 +6,8 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
-from .errors import RunError
-from .world import slurm_job
+from ..errors import RunError
+from ..world import slurm_job
 
 WATCHED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 REQUEUES = (signal.SIGUSR1, signal.SIGUSR2)  # a scheduler's, ahead of a time limit

@@ -6,9 +6,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from . import __version__
+from .. import __version__
+from ..errors import ConfigError
 from .arguments import guarded
-from .errors import ConfigError
 from .leave import leave
 
 
@@ -22,19 +22,21 @@ class Command:
 
 
 COMMANDS = {
-    "train": Command(module="fit", text="train a model; the same as train.py"),
-    "recipes": Command(module="recipes", text="list, or check, the recipes for ImageNet at 4k-64k"),
+    "train": Command(module="run.train", text="train a model; the same as train.py"),
+    "recipes": Command(module="run.recipes", text="the recipes for ImageNet at 4k-64k; check"),
     "curves": Command(module="report.commands", function="draw_curves", text="draw curves.png"),
     "probe": Command(module="report.commands", function="draw_probe", text="draw the probed looks"),
     "report": Command(module="report.commands", function="draw_report", text="compare many runs"),
     "checkpoint": Command(module="checkpoint.commands", text="ls, verify, export, universal"),
-    "bench": Command(module="bench", text="time every optimizer against its base"),
+    "bench": Command(module="measure.bench", text="time every optimizer against its base"),
     "sweep": Command(module="sweep.commands", text="run a grid of methods, batch sizes and seeds"),
-    "cost": Command(module="cost", text="count what a step sends and what a rank holds"),
+    "cost": Command(module="measure.cost", text="count what a step sends and what a rank holds"),
     "plan": Command(module="plan.commands", text="what a run will hold, send and take"),
-    "jobs": Command(module="jobs", function="show_jobs", text="the runs of a folder, and SLURM's"),
-    "logs": Command(module="jobs", function="show_log", text="what a run printed"),
-    "cancel": Command(module="jobs", function="cancel", text="stop a run and its SLURM job"),
+    "jobs": Command(
+        module="record.jobs", function="show_jobs", text="runs of a folder, and SLURM's"
+    ),
+    "logs": Command(module="record.jobs", function="show_log", text="what a run printed"),
+    "cancel": Command(module="record.jobs", function="cancel", text="stop a run and its SLURM job"),
     "world": Command(module="world.__main__", text="what each rank sees, and whether they can add"),
 }
 
@@ -65,7 +67,7 @@ def _dispatch(argv: Sequence[str]) -> int:
             + (f"; did you mean {near[0]}?" if near else "; see dist-looksam --help.")
         )
     row = COMMANDS[name]
-    module = importlib.import_module(f".{row.module}", __package__)
+    module = importlib.import_module(f"..{row.module}", __package__)
     return getattr(module, row.function)(rest)
 
 

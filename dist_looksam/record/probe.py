@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .maths.shards import Reduce, Shards, dots
-from .optim.seen import Seen
+from ..maths.shards import Reduce, Shards, dots
+from ..optim.seen import Seen
 
 _NORMS = ("g_norm", "gs_norm", "gh_norm", "gv_norm")
 _CHANGES = ("gs_change", "gh_change", "gv_change")

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError, RunError
-from .zero_library import load_deepspeed
+from ...errors import ConfigError, RunError
+from .library import load_deepspeed
 
 _MODEL = "mp_rank_00_model_states.pt"
 _SHARDED = ("base_optimizer_state", "param_slice_mappings", "single_partition_of_fp32_groups")

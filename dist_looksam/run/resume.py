@@ -7,12 +7,13 @@ from typing import Any, TypeVar
 
 import torch
 
-from . import checkpoint, models, rundir
-from .backends.backend import Backend
-from .config import Settings
-from .data import Data
-from .data.extent import Extent
-from .errors import ConfigError, RunError
+from .. import checkpoint, models
+from ..backends.backend import Backend
+from ..data import Data
+from ..data.extent import Extent
+from ..errors import ConfigError, RunError
+from ..record import rundir
+from ..settings.config import Settings
 
 Result = TypeVar("Result")
 # With another value, the rest of a run would not be the rest of the run that wrote the checkpoint.

@@ -9,15 +9,17 @@ from math import ceil
 
 import torch
 
-from . import assemble, models, resume
+from .. import models
+from ..data.extent import Extent, extent
+from ..data.loader import check_pairs
+from ..errors import ConfigError
+from ..plan import Plan, machine, plan
+from ..plan.machines import MFU, at_share
+from ..settings import assemble
+from ..settings.config import Settings
+from ..world import World
+from . import resume
 from .advice import without_effect
-from .config import Settings
-from .data.extent import Extent, extent
-from .data.loader import check_pairs
-from .errors import ConfigError
-from .plan import Plan, machine, plan
-from .plan.machines import MFU, at_share
-from .world import World
 
 GPU = "h200"
 LOW, SHARE, HIGH = 0.2, MFU, 0.4  # of its peak that ViT-B may reach; an H100: 0.2 to 0.26

@@ -13,16 +13,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..maths.ascent import Climb, cosine
-from ..maths.look import Given
-from ..maths.shards import dots, whole
-from ..optim.seen import Seen, climb_seen_, perturb_seen_in_
-from ..optim.sharpness import Sharpness
-from .backend import Loss
-from .flat import Flat
-from .zero_layout import Layout
-from .zero_library import check_engine
-from .zero_state import ZeroState
+from ...maths.ascent import Climb, cosine
+from ...maths.look import Given
+from ...maths.shards import dots, whole
+from ...optim.seen import Seen, climb_seen_, perturb_seen_in_
+from ...optim.sharpness import Sharpness
+from ..backend import Loss
+from ..flat import Flat
+from .layout import Layout
+from .library import check_engine
+from .state import ZeroState
 
 
 class Zero(ZeroState):

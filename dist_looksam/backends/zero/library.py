@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import ConfigError
-from ..optim.sharpness import Sharpness
-from .zero_layout import check_version
+from ...errors import ConfigError
+from ...optim.sharpness import Sharpness
+from .layout import check_version
 
 
 def load_deepspeed() -> Any:

@@ -11,9 +11,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..errors import ConfigError
-from .backend import Piece
-from .flat import Flat, cut
+from ...errors import ConfigError
+from ..backend import Piece
+from ..flat import Flat, cut
 
 VERSIONS = ("0.19.",)
 

@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import config, dryrun
-from .arguments import Parser
+from ..cli.arguments import Parser
+from ..errors import ConfigError
+from ..settings import config
+from . import dryrun
 from .dryrun import SHARE
-from .errors import ConfigError
 
-FOLDER = Path(__file__).parents[1] / "launch" / "recipes"
+FOLDER = Path(__file__).parents[2] / "launch" / "recipes"
 _COLUMNS = ("recipe", "steps", "warm-up", "lr", "rho", "precision", "passes", "GPUs", "GPU-hours")
 
 

@@ -6,13 +6,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..maths.shards import whole
-from ..optim.sharpness import Sharpness
-from .backend import Piece, Read
-from .flat import counters_of, fill, slots_of
-from .plain import num_bytes, state_bytes
-from .ranks import Ranks
-from .zero_layout import Layout
+from ...maths.shards import whole
+from ...optim.sharpness import Sharpness
+from ..backend import Piece, Read
+from ..flat import counters_of, fill, slots_of
+from ..plain import num_bytes, state_bytes
+from ..ranks import Ranks
+from .layout import Layout
 
 
 class ZeroState(Ranks):

@@ -19,9 +19,10 @@ from typing import Any
 
 import yaml
 
-from . import checkpoint, metrics, rundir
-from .arguments import Parser
-from .errors import ConfigError, RunError
+from .. import checkpoint
+from ..cli.arguments import Parser
+from ..errors import ConfigError, RunError
+from . import metrics, rundir
 
 QUIET_SECONDS = 120  # a run elsewhere that wrote nothing for so long is taken for dead
 COLUMNS = (

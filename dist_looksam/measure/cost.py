@@ -12,13 +12,13 @@ from typing import Any
 
 import torch.distributed as dist
 
-from . import assemble, config
-from .arguments import Parser
-from .config import Settings
-from .data import Data, TrainLoader, load
-from .engine import Engine
+from ..cli.arguments import Parser
+from ..data import Data, TrainLoader, load
+from ..engine import Engine
+from ..settings import assemble, config
+from ..settings.config import Settings
+from ..world import World
 from .traffic import Traffic, counted
-from .world import World
 
 
 def main(argv: Sequence[str]) -> int:

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from .errors import RunError
+from ..errors import RunError
 from .trackers import Tracker
 
 FIELDS = (

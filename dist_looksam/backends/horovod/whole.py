@@ -14,12 +14,12 @@ import horovod.torch as hvd
 import torch
 from torch import Tensor, nn
 
-from ..errors import ConfigError, RunError
-from ..optim.rule import check_choice
-from ..optim.seen import Seen
-from .alike import differing
-from .backend import Loss, Read
-from .plain import Plain
+from ...errors import ConfigError, RunError
+from ...optim.rule import check_choice
+from ...optim.seen import Seen
+from ..alike import differing
+from ..backend import Loss, Read
+from ..plain import Plain
 
 COMPRESSIONS = ("none", "fp16")
 

@@ -1,0 +1,109 @@
+"""The program: settings in, a run directory out."""
+
+import errno
+import os
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from ..data import load
+from ..errors import ConfigError, RunError
+from ..record import rundir
+from ..settings import assemble, config
+from ..settings.config import Settings
+from ..world import World
+from ..world.roster import LostRank
+from . import dryrun
+from .fit import Fit
+
+_NO_ROOM = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Train as the flags say. Exit code: 0 done, 1 the run failed, 2 the settings are wrong."""
+    world = None
+    try:
+        settings = config.parse(argv)
+        world = World.from_env(local_rank=settings.local_rank)
+        if settings.dry_run:
+            dryrun.main(settings, world)
+        elif assemble.elastic(settings):
+            from ..backends.horovod import elastic as horovod_elastic
+
+            horovod_elastic.run(run, settings, world)
+        else:
+            run(settings, world)
+    except LostRank as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)  # on every rank that can
+        os._exit(1)  # a destructor of the transport may wait for the lost rank
+    except (ConfigError, RunError) as error:
+        _complain(world, error)
+        return 2 if isinstance(error, ConfigError) else 1
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        where = error.filename or "a file of --out"
+        print(f"error: {error.strerror}: {where}.", file=sys.stderr, flush=True)
+        return 1
+    finally:
+        if dist.is_available() and dist.is_initialized():
+            dist.destroy_process_group()
+    return 0
+
+
+def _complain(world: World | None, error: Exception) -> None:
+    """One line by rank 0. Once the world is known, by the first rank of every other node, too:
+    files or devices may be missing there alone."""
+    if world is not None and world.rank and world.local_rank == 0:
+        print(f"error on {socket.gethostname()}: {error}", file=sys.stderr, flush=True)
+    elif (world or _likely_world()).rank == 0:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+
+
+def _likely_world() -> World:
+    """For a mistake in the flags or in the launcher's variables themselves."""
+    try:
+        return World.from_env()
+    except ConfigError:
+        return World()
+
+
+def run(
+    settings: Settings, world: World, *, commit: Callable[[], None] | None = None
+) -> dict[str, Any] | None:
+    """One training run on this rank. Returns what summary.json says; None if a signal ended it.
+
+    `commit` is called on every rank after every checkpoint, and may raise to end the run there.
+
+    Raises:
+        ConfigError: before anything is trained. RunError: the run cannot go on.
+    """
+    # Else MKL rounds a product by where in memory its tensors lie, and a resumed run would differ.
+    os.environ.setdefault("MKL_CBWR", "AUTO")
+    data = load(
+        settings.data,
+        settings.data_dir,
+        image_size=settings.image_size,
+        augment=settings.augment,
+        seed=settings.seed,
+        holdout=settings.holdout,
+        train_images=settings.train_images,
+    )
+    settings = settings.resolved(ranks=world.size, launcher=world.launcher, samples=len(data.train))
+    assemble.check(settings, world.size)
+    device = assemble.device_of(settings, world)
+    roster = assemble.join(settings, world, device)
+    hosts = roster.hosts if roster else [socket.gethostname()]
+    with rundir.told(Path(settings.out), world.rank), roster or nullcontext():
+        try:
+            fit = Fit(settings, data, device, commit)
+            if fit.first:
+                rundir.record(fit.out, world, hosts)
+            return fit.run()
+        finally:
+            rundir.release(Path(settings.out))
