@@ -110,7 +110,7 @@ class Engine:
         if look and not self._second_pass(batches, replay, local):
             seen = self.backend.skip()
         else:
-            seen = self.backend.descend()
+            seen = self.backend.update()
         if replay.statistics:
             replay.undo_statistics(unless=seen.finite)
         return Report(number, self.backend.mean(loss), seen)
@@ -118,13 +118,13 @@ class Engine:
     def _second_pass(self, batches: Sequence[Any], replay: Replay, local: bool) -> bool:
         """False if the first pass was not finite, so that looking would be in vain."""
         try:
-            if not self.backend.climb(local=local):
+            if not self.backend.perturb(local=local):
                 return False
             with replay.again():
                 self.backend.backward(batches, self.loss)
             self.passes += 1
         except BaseException:
-            self.backend.lower()
+            self.backend.restore()
             raise
         return True
 

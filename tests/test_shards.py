@@ -9,7 +9,7 @@ from dist_looksam import Engine, LookSAM
 from dist_looksam.maths import shards
 from dist_looksam.maths.shards import copies, dots, products, squares
 from dist_looksam.optim import seen
-from dist_looksam.optim.seen import perturb_seen_in_
+from dist_looksam.optim.seen import perturb_measured_
 
 
 def layers(*sizes: int, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
@@ -97,10 +97,10 @@ def test_what_16_bits_show_of_eps_does_not_depend_on_how_many_layers_go_together
     weights, eps = layers(*sizes), [0.003 * x for x in layers(*sizes)]
     eps[5] = eps[5] * 100
     started = copies(weights)
-    sums = perturb_seen_in_(weights, iter(eps), dtype)
+    sums = perturb_measured_(weights, iter(eps), dtype)
     for i, (w, old, e) in enumerate(zip(weights, started, eps, strict=True)):
         assert torch.equal(w, old + e)
         a = w.to(dtype).float() - old.to(dtype).float()
         want = [torch.dot(a, e), torch.dot(a, a), torch.dot(e, e)]
         assert sums[:, i].tolist() == pytest.approx([float(x) for x in want], rel=1e-6)
-    assert perturb_seen_in_([], iter([]), dtype).shape == (3, 0)
+    assert perturb_measured_([], iter([]), dtype).shape == (3, 0)

@@ -1,4 +1,4 @@
-"""What the engine asks of a way of living. The maths never asks."""
+"""Interface between the engine and a data-parallel backend."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -49,14 +49,14 @@ class Backend(Protocol):
         """
         ...
 
-    def climb(self, *, local: bool) -> bool:
+    def perturb(self, *, local: bool) -> bool:
         """Keep w and g, make w + eps visible. `local`: each rank its own eps.
 
         False, the same on all ranks, if g is known not to be finite: then `skip` follows.
         """
         ...
 
-    def descend(self) -> Seen:
+    def update(self) -> Seen:
         """Weights back, base optimizer's step, g_v remembered, new weights visible."""
         ...
 
@@ -64,7 +64,7 @@ class Backend(Protocol):
         """Give the step up after its first pass: weights and state as before it."""
         ...
 
-    def lower(self) -> None:
+    def restore(self) -> None:
         """Weights back after an exception between climb and descend."""
         ...
 

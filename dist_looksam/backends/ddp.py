@@ -70,7 +70,7 @@ class DDP(Ranks, Plain):
         np.random.set_state(drawn[1])
         self.optimizer.zero_grad()
 
-    def quiet(self) -> AbstractContextManager[Any]:
+    def no_sync(self) -> AbstractContextManager[Any]:
         """DDP's own no_sync."""
         assert self._wrapped is not None
         return self._wrapped.no_sync()

@@ -147,7 +147,7 @@ class FSDP2(Ranks, Plain):
             self._reshard()
 
     @torch.no_grad()
-    def settle(self, *, average: bool) -> None:
+    def finish_gradients(self, *, average: bool) -> None:
         """The optimizer's gradients are the shards that backward has reduced."""
         self._reshard()  # a unit that stays gathered would not see what is written to the rows
         named: Any = dict(self.module.named_parameters())
@@ -186,15 +186,15 @@ class FSDP2(Ranks, Plain):
 
     # The two-gradient step.
 
-    def climb(self, *, local: bool) -> bool:
-        """See `Backend.climb`. Sums over ranks, and so the answer, are the same on all."""
+    def perturb(self, *, local: bool) -> bool:
+        """See `Backend.perturb`. Sums over ranks, and so the answer, are the same on all."""
         assert not local  # Engine refuses `--ascent rank`: no rank has a gradient of its own
-        finite = self.optimizer.climb(reduce=self.reduce)
+        finite = self.optimizer.perturb(reduce=self.reduce)
         return self.scaler is None or bool(finite)
 
-    def descend(self) -> Seen:
-        """See `Backend.descend`."""
-        return self._scaled(self.optimizer.descend(reduce=self.reduce))
+    def update(self) -> Seen:
+        """See `Backend.update`."""
+        return self._scaled(self.optimizer.update(reduce=self.reduce))
 
     # What a checkpoint needs.
 

@@ -97,11 +97,11 @@ class Plain:
         """The module that forward is called on."""
         return module
 
-    def quiet(self) -> AbstractContextManager[Any]:
+    def no_sync(self) -> AbstractContextManager[Any]:
         """Inside, backward only adds to this rank's own gradients."""
         return nullcontext()
 
-    def settle(self, *, average: bool) -> None:
+    def finish_gradients(self, *, average: bool) -> None:
         """After the last micro-batch of a pass: gradients are now to be what was asked for."""
 
     def gradients(self) -> list[Tensor]:
@@ -130,32 +130,32 @@ class Plain:
         total = torch.zeros((), device=self.device)
         for i, batch in enumerate(batches):
             last = i == len(batches) - 1
-            with nullcontext() if last and average else self.quiet():
+            with nullcontext() if last and average else self.no_sync():
                 with self.arithmetic():
                     value = loss(self.model, batch)
                 (value * (scale / len(batches))).backward()
             total += value.detach().float()
-        self.settle(average=average)
+        self.finish_gradients(average=average)
         if self.scaler:
             torch._foreach_mul_(self.gradients(), 1.0 / scale)
         return total / len(batches)
 
-    def climb(self, *, local: bool) -> bool:
-        """See `Backend.climb`. Reads the overflow flag in fp16 only."""
-        finite = self.optimizer.climb(average_=self.average_ if local else None)
+    def perturb(self, *, local: bool) -> bool:
+        """See `Backend.perturb`. Reads the overflow flag in fp16 only."""
+        finite = self.optimizer.perturb(average_=self.average_ if local else None)
         return self.scaler is None or bool(self.mean(finite.float()) == 1)
 
-    def descend(self) -> Seen:
-        """See `Backend.descend`."""
-        return self._scaled(self.optimizer.descend())
+    def update(self) -> Seen:
+        """See `Backend.update`."""
+        return self._scaled(self.optimizer.update())
 
     def skip(self) -> Seen:
         """See `Backend.skip`."""
         return self._scaled(self.optimizer.skip())
 
-    def lower(self) -> None:
-        """See `Backend.lower`."""
-        self.optimizer.lower()
+    def restore(self) -> None:
+        """See `Backend.restore`."""
+        self.optimizer.restore()
 
     def _scaled(self, seen: Seen) -> Seen:
         if self.scaler:
@@ -196,7 +196,7 @@ class Plain:
 
     def counters(self) -> dict[str, Any]:
         """See `Backend.counters`."""
-        saved = {"steps": self.optimizer.steps, "owed": self.optimizer.owed()}
+        saved = {"steps": self.optimizer.steps, "owed": self.optimizer.must_retry_look()}
         scale = {"scale": self.scaler.scale, "good": self.scaler.good_steps} if self.scaler else {}
         states = {n: self.optimizer.state.get(p, {}) for n, p in self._named()}
         keys = {k for n, p in self._named() for k in like_the_layer(states[n], p)}

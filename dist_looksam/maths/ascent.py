@@ -17,7 +17,7 @@ from .shards import Reduce, Shards, dots, per_model, products, ratio
 
 
 @dataclass(frozen=True, kw_only=True)
-class Climb:
+class Perturbation:
     """eps_i = size_i * direction(g_i).
 
     size    [P] float64. 0 for a layer that is not perturbed.
@@ -59,7 +59,9 @@ class Climb:
         return steep.to(grad.dtype).mul_(grad.sign())
 
 
-def climb_model(grads: Shards, *, rho: Tensor | float, p: float = 2.0, reduce: Reduce) -> Climb:
+def model_perturbation(
+    grads: Shards, *, rho: Tensor | float, p: float = 2.0, reduce: Reduce
+) -> Perturbation:
     """Ascent over the whole model in the p-norm, p in (1, inf].
 
     Args:
@@ -70,16 +72,18 @@ def climb_model(grads: Shards, *, rho: Tensor | float, p: float = 2.0, reduce: R
     grad2 = reduce(dots(grads, grads))  # on the ranks' device; an offloaded shard is on the host
     length = per_model(grad2).sqrt()
     if p == 2.0:
-        return Climb(size=ratio(length.new_ones(()) * rho, length, otherwise=0.0), grad2=grad2)
+        return Perturbation(
+            size=ratio(length.new_ones(()) * rho, length, otherwise=0.0), grad2=grad2
+        )
     if math.isinf(p):
         size = torch.where(length == 0, 0.0, torch.ones_like(length) * rho)
-        return Climb(size=size, grad2=grad2, power=0.0)
+        return Perturbation(size=size, grad2=grad2, power=0.0)
     return _climb_p(grads, grad2, length, rho, p, reduce)
 
 
 def _climb_p(
     grads: Shards, grad2: Tensor, length: Tensor, rho: Tensor | float, p: float, reduce: Reduce
-) -> Climb:
+) -> Perturbation:
     """Any other p. |g| is first divided by about its largest entry, so that |g|^q stays in range:
     the 32-norm is between the largest entry and N^(1/32) times it."""
     q = p / (p - 1.0)
@@ -94,12 +98,12 @@ def _climb_p(
     # eps = rho s^(q-1) / (sum s^q)^(1/p) with s = |g| / unit: the unit cancels, as (q-1) = q/p.
     total = power_sum(unit, q)
     size = ratio(torch.ones_like(length) * rho, total.pow(1 / p), otherwise=0.0)
-    return Climb(size=size, grad2=grad2, power=q - 1.0, unit=unit)
+    return Perturbation(size=size, grad2=grad2, power=q - 1.0, unit=unit)
 
 
-def climb_layer(
+def layer_perturbation(
     weights: Shards, grads: Shards, *, rho: Tensor | float, literal: bool = False, reduce: Reduce
-) -> Climb:
+) -> Perturbation:
     """Ascent of every layer on its own, relative to the layer's weights.
 
     Args:
@@ -110,7 +114,7 @@ def climb_layer(
     """
     weight2, grad2 = reduce(products((weights, weights), (grads, grads)))
     size = rho * ratio(weight2, grad2, otherwise=0.0).sqrt()
-    return Climb(size=size, grad2=grad2, power=0.0 if literal else 1.0)
+    return Perturbation(size=size, grad2=grad2, power=0.0 if literal else 1.0)
 
 
 def cosine(sums: Tensor) -> Tensor:

@@ -15,26 +15,26 @@ from .shards import Reduce, Scope, Shards, dots, products, ratio
 
 
 @dataclass(frozen=True, kw_only=True)
-class Given:
+class Update:
     """What the base optimizer gets, as numbers per layer, before anything is written.
 
     size    [P] float64. On a look, g_h = size g. Between looks, g + size g_v.
     scale   0-dim float64, the clipping: everything is multiplied by it once.
     grad2   0-dim float64, ||g||^2.
-    given2  0-dim float64, squared norm of what the base gets, before clipping.
-    kept2   0-dim float64, ||g_v||^2; 0 where there is none, NaN where it is not yet known.
+    update_sq_norm  0-dim float64, squared norm of what the base gets, before clipping.
+    gv_sq_norm   0-dim float64, ||g_v||^2; 0 where there is none, NaN where it is not yet known.
     """
 
     size: Tensor
     scale: Tensor
     grad2: Tensor
-    given2: Tensor
-    kept2: Tensor
+    update_sq_norm: Tensor
+    gv_sq_norm: Tensor
 
     @property
     def finite(self) -> Tensor:
         """0-dim bool: false where any entry of either gradient is NaN or infinite."""
-        return torch.isfinite(self.grad2) & torch.isfinite(self.given2)
+        return torch.isfinite(self.grad2) & torch.isfinite(self.update_sq_norm)
 
 
 def clip_scale(norm2: Tensor, clip: float | None) -> Tensor:
@@ -44,20 +44,22 @@ def clip_scale(norm2: Tensor, clip: float | None) -> Tensor:
     return ratio(torch.full_like(norm2, clip), norm2.sqrt(), otherwise=1.0).clamp(max=1.0)
 
 
-def plain(grads: Shards, *, clip: float | None, reduce: Reduce) -> Given:
+def plain(grads: Shards, *, clip: float | None, reduce: Reduce) -> Update:
     """The base gets g itself. One call of reduce, [P]."""
     grad2 = reduce(dots(grads, grads))
     total = grad2.sum()
-    return Given(
+    return Update(
         size=torch.zeros_like(grad2),
         scale=clip_scale(total, clip),
         grad2=total,
-        given2=total,
-        kept2=torch.zeros_like(total),
+        update_sq_norm=total,
+        gv_sq_norm=torch.zeros_like(total),
     )
 
 
-def learn(sam: Shards, grads: Shards, *, scope: Scope, clip: float | None, reduce: Reduce) -> Given:
+def learn(
+    sam: Shards, grads: Shards, *, scope: Scope, clip: float | None, reduce: Reduce
+) -> Update:
     """A look: the base gets g_s, and g_v = g_s - size g is what to remember.
 
     One call of reduce, [3, P]. ||g_v|| is left to be summed from g_v itself: as a difference of
@@ -67,12 +69,12 @@ def learn(sam: Shards, grads: Shards, *, scope: Scope, clip: float | None, reduc
     sums = products((sam, grads), (grads, grads), alike=True)
     along, grad2, sam2 = reduce(torch.cat([sums, dots(sam, sam).unsqueeze(0)]))
     total = sam2.sum()
-    return Given(
+    return Update(
         size=ratio(scope(along), scope(grad2), otherwise=0.0),
         scale=clip_scale(total, clip),
         grad2=grad2.sum(),
-        given2=total,
-        kept2=torch.full_like(total, torch.nan),
+        update_sq_norm=total,
+        gv_sq_norm=torch.full_like(total, torch.nan),
     )
 
 
@@ -85,21 +87,21 @@ def reuse(
     scope: Scope,
     clip: float | None,
     reduce: Reduce,
-) -> Given:
+) -> Update:
     """Between looks: the base gets g + size g_v, size = alpha ||g|| / ||g_v||, or alpha if natural.
 
     A g_v of zero adds nothing. One call of reduce, [3, P].
     """
-    grad2, along, kept2 = reduce(products((grads, grads), (grads, kept), (kept, kept)))
+    grad2, along, gv_sq_norm = reduce(products((grads, grads), (grads, kept), (kept, kept)))
     if natural:
         size = torch.ones_like(grad2) * alpha
     else:
-        size = alpha * ratio(scope(grad2), scope(kept2), otherwise=0.0).sqrt()
-    given2 = (grad2 + 2 * size * along + size * size * kept2).sum().clamp(min=0)
-    return Given(
+        size = alpha * ratio(scope(grad2), scope(gv_sq_norm), otherwise=0.0).sqrt()
+    update_sq_norm = (grad2 + 2 * size * along + size * size * gv_sq_norm).sum().clamp(min=0)
+    return Update(
         size=size,
-        scale=clip_scale(given2, clip),
+        scale=clip_scale(update_sq_norm, clip),
         grad2=grad2.sum(),
-        given2=given2,
-        kept2=kept2.sum(),
+        update_sq_norm=update_sq_norm,
+        gv_sq_norm=gv_sq_norm.sum(),
     )

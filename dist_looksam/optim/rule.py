@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..maths import look
-from ..maths.ascent import Climb, climb_layer, climb_model
+from ..maths.ascent import Perturbation, layer_perturbation, model_perturbation
 from ..maths.shards import Reduce, Scope, Shards, per_layer, per_model
 
 SCOPES = ("model", "layer")
@@ -38,7 +38,7 @@ class Rule:
 
     ascent        None (never look), "model" or "layer".
     k             look every k-th step.
-    keeps         remember g_v and add it between looks; else the base gets g there.
+    reuses_gv     remember g_v and add it between looks; else the base gets g there.
     p             norm of the model-wide ascent, in (1, inf].
     layer_ascent  "scaled", or "literal" for Algorithm 2 as printed.
     decompose     scope of the decomposition and of the reuse, "model" or "layer".
@@ -47,7 +47,7 @@ class Rule:
 
     ascent: str | None
     k: int = 1
-    keeps: bool = False
+    reuses_gv: bool = False
     p: float = 2.0
     layer_ascent: str = "scaled"
     decompose: str = "model"
@@ -78,24 +78,24 @@ class Rule:
         """
         if self.ascent is None:
             return False
-        return step % self.k == 0 or owed or (self.keeps and not remembers)
+        return step % self.k == 0 or owed or (self.reuses_gv and not remembers)
 
-    def climb(
+    def perturbation(
         self, weights: Shards, grads: Shards, *, rho: Tensor | float, reduce: Reduce
-    ) -> Climb:
+    ) -> Perturbation:
         """How to perturb each layer."""
         if self.ascent == "layer":
             literal = self.layer_ascent == "literal"
-            return climb_layer(weights, grads, rho=rho, literal=literal, reduce=reduce)
-        return climb_model(grads, rho=rho, p=self.p, reduce=reduce)
+            return layer_perturbation(weights, grads, rho=rho, literal=literal, reduce=reduce)
+        return model_perturbation(grads, rho=rho, p=self.p, reduce=reduce)
 
     def learn(
         self, sam: Shards, grads: Shards, *, clip: float | None, reduce: Reduce
-    ) -> look.Given:
+    ) -> look.Update:
         """What the base gets on a look."""
         return look.learn(sam, grads, scope=self.scope, clip=clip, reduce=reduce)
 
-    def between(
+    def reuse_step(
         self,
         grads: Shards,
         kept: Shards | None,
@@ -103,7 +103,7 @@ class Rule:
         alpha: Tensor | float,
         clip: float | None,
         reduce: Reduce,
-    ) -> look.Given:
+    ) -> look.Update:
         """What the base gets on any other step; `kept` is g_v, or None for the plain g."""
         if kept is None:
             return look.plain(grads, clip=clip, reduce=reduce)

@@ -72,7 +72,7 @@ class LookSAM(Sharpness):
         rule = Rule(
             ascent=self.scope,
             k=k,
-            keeps=True,
+            reuses_gv=True,
             p=p,
             layer_ascent=layer_ascent,
             decompose=decompose,

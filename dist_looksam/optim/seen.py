@@ -8,8 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..maths.ascent import Climb
-from ..maths.look import Given
+from ..maths.ascent import Perturbation
+from ..maths.look import Update
 from ..maths.shards import Reduce, Shards, products
 
 
@@ -44,26 +44,31 @@ class Seen:
         return None if self.gv_norm is None else self.gv_norm / self.grad_norm
 
     @classmethod
-    def of(cls, given: Given, *, look: bool, kept2: Tensor | None, eps_cosine: Tensor | None):
+    def of(cls, given: Update, *, look: bool, gv_sq_norm: Tensor | None, eps_cosine: Tensor | None):
         """From the squared sums of a step."""
         return cls(
             look=look,
             finite=given.finite,
             grad_norm=given.grad2.sqrt(),
-            update_norm=given.given2.sqrt() * given.scale,
-            gv_norm=None if kept2 is None else kept2.sqrt(),
+            update_norm=given.update_sq_norm.sqrt() * given.scale,
+            gv_norm=None if gv_sq_norm is None else gv_sq_norm.sqrt(),
             eps_cosine=eps_cosine,
         )
 
 
-def climb_seen_(
-    weights: Shards, grads: Shards, climb: Climb, dtype: torch.dtype | None, *, first: int = 0
+def perturb_(
+    weights: Shards,
+    grads: Shards,
+    climb: Perturbation,
+    dtype: torch.dtype | None,
+    *,
+    first: int = 0,
 ) -> Tensor | None:
     """weights += eps, where `first` is the number of the first of these layers. Returns the sums of
-    `perturb_seen_in_`, if forward sees the weights in another `dtype`."""
+    `perturb_measured_`, if forward sees the weights in another `dtype`."""
     if dtype is not None:
         eps = (climb.eps(i, g) for i, g in enumerate(grads, first))
-        return perturb_seen_in_(weights, eps, dtype)
+        return perturb_measured_(weights, eps, dtype)
     for i, (w, g) in enumerate(zip(weights, grads, strict=True), first):
         climb.add_(i, w, g)
     return None
@@ -72,7 +77,7 @@ def climb_seen_(
 _AT_ONCE = 2**21  # entries of which copies are made at a time
 
 
-def perturb_seen_in_(weights: Shards, eps: Iterable[Tensor], dtype: torch.dtype) -> Tensor:
+def perturb_measured_(weights: Shards, eps: Iterable[Tensor], dtype: torch.dtype) -> Tensor:
     """weights += eps. Returns [3, P]: local sums of (a.eps, a.a, eps.eps), where a is what `dtype`
     shows of eps."""
     if not weights:

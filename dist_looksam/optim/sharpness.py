@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..errors import ConfigError
-from ..maths.ascent import Climb, cosine
+from ..maths.ascent import Perturbation, cosine
 from ..maths.shards import Reduce, Shards, copies, dots, each, whole
 from .base import Pieces, check_whole, guarded_step, in_one_piece
 from .replay import Replay
 from .rule import Rule, check_alpha, check_rho
-from .seen import Probe, Seen, climb_seen_
+from .seen import Probe, Seen, perturb_
 
 
 class Sharpness(Optimizer):
@@ -64,9 +64,9 @@ class Sharpness(Optimizer):
         self.pieces: Pieces = in_one_piece
         self._steps = 0
         self.seen: Seen | None = None
-        self._owed: Tensor | None = None
+        self._look_finite: Tensor | None = None
         self._columns: dict[str, tuple[tuple[float, ...], Tensor | float]] = {}
-        self._lifted: _Lifted | None = None
+        self._perturbed: _Perturbed | None = None
         super().__init__(params, {"rho": rho, "alpha": alpha})
         if not isinstance(base_optimizer, Optimizer):
             raise ConfigError(
@@ -168,20 +168,20 @@ class Sharpness(Optimizer):
         Reads one number from the device if the last step looked, to know if it was skipped.
         """
         remembers = any("g_v" in state for state in self.state.values())
-        return self.rule.looks(self.steps, remembers=remembers, owed=self.owed())
+        return self.rule.looks(self.steps, remembers=remembers, owed=self.must_retry_look())
 
-    def owed(self) -> bool:
+    def must_retry_look(self) -> bool:
         """True if the last step looked and was skipped. May read one number from the device."""
         self._take_counters()
-        return self._owed is not None and not bool(self._owed)
+        return self._look_finite is not None and not bool(self._look_finite)
 
-    def owe(self, finite: Tensor | None) -> None:
+    def record_look(self, finite: Tensor | None) -> None:
         """Note whether the look that has just ended was finite (0-dim bool); None: no look."""
         self._take_counters()
-        self._owed = finite
+        self._look_finite = finite
 
     @torch.no_grad()
-    def climb(
+    def perturb(
         self, *, reduce: Reduce = whole, average_: Callable[[Shards], None] | None = None
     ) -> Tensor:
         """After the first pass: keep w and g, and put w + eps in place of w.
@@ -194,10 +194,10 @@ class Sharpness(Optimizer):
             0-dim bool: this rank's g is finite.
         """
         params, grads = self._active()
-        weights, slopes = self._split(params, params), self._split(params, grads)
-        climb = self.rule.climb(weights, slopes, rho=self.column("rho"), reduce=reduce)
+        weights, layer_grads = self._split(params, params), self._split(params, grads)
+        climb = self.rule.perturbation(weights, layer_grads, rho=self.column("rho"), reduce=reduce)
         backup = copies(params)
-        seen_cosine = self.perturb_(weights, slopes, climb, reduce)
+        seen_cosine = self.perturb_(weights, layer_grads, climb, reduce)
         kept = copies(grads)  # DDP may own the memory behind .grad
         if average_ is not None:
             average_(kept)
@@ -209,68 +209,76 @@ class Sharpness(Optimizer):
     ) -> None:
         """Note that the weights are at w + eps: what `climb` does last, for backends that climb by
         themselves. `backup` is w, `grads` g; both are kept and written to."""
-        self._lifted = _Lifted(list(params), list(backup), list(grads), eps_cosine)
+        self._perturbed = _Perturbed(list(params), list(backup), list(grads), eps_cosine)
         torch.clear_autocast_cache()  # or forward under a caller's autocast would see the old w
 
     def perturb_(
-        self, params: Shards, grads: Shards, climb: Climb, reduce: Reduce
+        self, params: Shards, grads: Shards, climb: Perturbation, reduce: Reduce
     ) -> Tensor | None:
         """w += eps; the cosine between what 16-bit weights show of eps and eps itself."""
-        sums = climb_seen_(params, grads, climb, self.visible_dtype) if params else None
+        sums = perturb_(params, grads, climb, self.visible_dtype) if params else None
         return None if sums is None else cosine(reduce(sums))
 
     @torch.no_grad()
-    def lower(self) -> None:
+    def restore(self) -> None:
         """Put the weights back, bit for bit, as before `climb`. Does nothing if they are."""
-        if self._lifted is None or self._lifted.lowered:
+        if self._perturbed is None or self._perturbed.restored:
             return
-        if self._lifted.params:
-            torch._foreach_copy_(self._lifted.params, self._lifted.backup)
-        self._lifted.lowered = True
+        if self._perturbed.params:
+            torch._foreach_copy_(self._perturbed.params, self._perturbed.backup)
+        self._perturbed.restored = True
         torch.clear_autocast_cache()
 
     @torch.no_grad()
-    def descend(self, *, reduce: Reduce = whole) -> Seen:
+    def update(self, *, reduce: Reduce = whole) -> Seen:
         """After the last pass: restore w, give the base its gradient, let it step, remember g_v."""
-        self.lower()
-        lifted, self._lifted = self._lifted, None
+        self.restore()
+        lifted, self._perturbed = self._perturbed, None
         self.seen = self._after_look(lifted, reduce) if lifted else self._between(reduce)
         self.steps += 1
-        self._owed = self.seen.finite if self.seen.look else None
+        self._look_finite = self.seen.finite if self.seen.look else None
         return self.seen
 
     @torch.no_grad()
     def skip(self) -> Seen:
         """The step is given up after the first pass: all as before, and the next step looks."""
-        self.lower()
-        self._lifted = None
+        self.restore()
+        self._perturbed = None
         nothing = torch.tensor(torch.nan)
         self.seen = Seen(True, torch.tensor(False), nothing, nothing)
         self.steps += 1
-        self._owed = self.seen.finite
+        self._look_finite = self.seen.finite
         return self.seen
 
-    def _after_look(self, lifted: "_Lifted", reduce: Reduce) -> Seen:
+    def _after_look(self, lifted: "_Perturbed", reduce: Reduce) -> Seen:
         pairs = [
             (p, g) for p, g in zip(lifted.params, lifted.grads, strict=True) if p.grad is not None
         ]
         params, grads = [p for p, _ in pairs], [g for _, g in pairs]
         sam: list[Tensor] = [p.grad for p in params]  # type: ignore[misc]
-        slopes, steeper = self._split(params, grads), self._split(params, sam)
-        given = self.rule.learn(steeper, slopes, clip=self.clip, reduce=reduce)
+        layer_grads, layer_sam_grads = self._split(params, grads), self._split(params, sam)
+        given = self.rule.learn(layer_sam_grads, layer_grads, clip=self.clip, reduce=reduce)
         if self.probe is not None:
-            self.probe(step=self.steps, grads=slopes, sam=steeper, share=given.size, reduce=reduce)
+            self.probe(
+                step=self.steps,
+                grads=layer_grads,
+                sam=layer_sam_grads,
+                share=given.size,
+                reduce=reduce,
+            )
         new = grads  # g is not needed after this: its memory becomes g_v's
-        for g, s, size in zip(slopes, steeper, each(given.size, slopes), strict=True):
+        for g, s, size in zip(
+            layer_grads, layer_sam_grads, each(given.size, layer_grads), strict=True
+        ):
             torch.addcmul(s, g, size, value=-1, out=g)
-        kept2 = reduce(dots(slopes, slopes)).sum()
+        gv_sq_norm = reduce(dots(layer_grads, layer_grads)).sum()
         if self.clip is not None:
             for s in sam:
                 s.mul_(given.scale.to(s.dtype))
         stepped = guarded_step(self.base_optimizer, given.finite)
-        if stepped and self.rule.keeps:
+        if stepped and self.rule.reuses_gv:
             self._remember(params, new, given.finite)
-        return Seen.of(given, look=True, kept2=kept2, eps_cosine=lifted.eps_cosine)
+        return Seen.of(given, look=True, gv_sq_norm=gv_sq_norm, eps_cosine=lifted.eps_cosine)
 
     def _remember(self, params: Shards, new: Shards, finite: Tensor) -> None:
         """state["g_v"] = new, or what it was where the step is skipped. After the base's step:
@@ -284,22 +292,24 @@ class Sharpness(Optimizer):
 
     def _between(self, reduce: Reduce) -> Seen:
         params, grads = self._active()
-        slopes, kept = self._split(params, grads), None
-        if self.rule.keeps:
+        layer_grads, kept = self._split(params, grads), None
+        if self.rule.reuses_gv:
             found = [self.state[p].get("g_v") for p in params]
             whole_kept = [torch.zeros_like(p) if v is None else v for p, v in zip(params, found)]
             kept = self._split(params, whole_kept)
-        given = self.rule.between(
-            slopes, kept, alpha=self.column("alpha"), clip=self.clip, reduce=reduce
+        given = self.rule.reuse_step(
+            layer_grads, kept, alpha=self.column("alpha"), clip=self.clip, reduce=reduce
         )
         if kept is not None:
-            for g, v, size in zip(slopes, kept, each(given.size, slopes), strict=True):
+            for g, v, size in zip(layer_grads, kept, each(given.size, layer_grads), strict=True):
                 g.addcmul_(v, size)
         if self.clip is not None:
             for g in grads:
                 g.mul_(given.scale.to(g.dtype))
         guarded_step(self.base_optimizer, given.finite)
-        return Seen.of(given, look=False, kept2=given.kept2 if kept else None, eps_cosine=None)
+        return Seen.of(
+            given, look=False, gv_sq_norm=given.gv_sq_norm if kept else None, eps_cosine=None
+        )
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """One step. Returns the loss of the first pass.
@@ -330,13 +340,13 @@ class Sharpness(Optimizer):
         with torch.enable_grad():
             loss = closure()
         if look:
-            self.climb()
+            self.perturb()
             try:
                 with torch.enable_grad(), replay.again():
                     closure()
             finally:
-                self.lower()  # also if the closure raised: the user's weights are never left moved
-        replay.undo_statistics(unless=self.descend().finite)
+                self.restore()  # also if the closure raised: w is never left moved
+        replay.undo_statistics(unless=self.update().finite)
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -345,7 +355,7 @@ class Sharpness(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """The base's state with g_v in it, in torch's form, plus the counters."""
-        counters = {"steps": self.steps, "owed": self.owed()}
+        counters = {"steps": self.steps, "owed": self.must_retry_look()}
         return {**self.base_optimizer.state_dict(), "sharpness": counters}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -357,7 +367,7 @@ class Sharpness(Optimizer):
 
     def _count_from(self, counters: dict[str, Any]) -> None:
         self._steps = int(counters["steps"])
-        self._owed = torch.tensor(False) if counters["owed"] else None
+        self._look_finite = torch.tensor(False) if counters["owed"] else None
 
     def __getstate__(self) -> dict[str, Any]:
         return dict(self.__dict__)
@@ -369,14 +379,14 @@ class Sharpness(Optimizer):
 
 
 @dataclass
-class _Lifted:
-    """What `climb` keeps until `descend`."""
+class _Perturbed:
+    """What `perturb` keeps until `update`."""
 
     params: list[Tensor]
     backup: list[Tensor]
     grads: list[Tensor]
     eps_cosine: Tensor | None
-    lowered: bool = False
+    restored: bool = False
 
 
 def _check_same_params(own: Optimizer, base: Optimizer) -> None:

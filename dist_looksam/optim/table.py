@@ -19,7 +19,7 @@ class Method:
 
     ascent: str | None
     settable_k: bool = False
-    keeps: bool = False
+    reuses_gv: bool = False
     base: str
 
 
@@ -30,9 +30,9 @@ METHODS = {
     "lars": Method(ascent=None, base="lars"),
     "sam": Method(ascent="model", base="adamw"),
     "sam_k": Method(ascent="model", settable_k=True, base="adamw"),
-    "look_sam": Method(ascent="model", settable_k=True, keeps=True, base="adamw"),
+    "look_sam": Method(ascent="model", settable_k=True, reuses_gv=True, base="adamw"),
     "layer_sam": Method(ascent="layer", base="lamb"),
-    "look_layer_sam": Method(ascent="layer", settable_k=True, keeps=True, base="lamb"),
+    "look_layer_sam": Method(ascent="layer", settable_k=True, reuses_gv=True, base="lamb"),
 }
 BASES = ("sgd", "adamw", "lamb", "lars")
 RHO = {"model": 0.02, "layer": 0.0005}  # by measurement on small data: README, "Defaults"
@@ -77,7 +77,7 @@ def rule_of(
     return Rule(
         ascent=row.ascent,
         k=k if row.settable_k else 1,
-        keeps=row.keeps,
+        reuses_gv=row.reuses_gv,
         p=p,
         layer_ascent=layer_ascent,
         decompose=decompose,
@@ -94,7 +94,7 @@ def unused(name: str, base: str) -> list[str]:
         found += ["layer_ascent"]
     if not row.settable_k:
         found += ["k"]
-    if not row.keeps:
+    if not row.reuses_gv:
         found += ["alpha", "decompose", "reuse"]
     return found + (["betas"] if base in ("sgd", "lars") else ["momentum"])
 

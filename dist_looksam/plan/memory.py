@@ -61,7 +61,7 @@ def memory(run: Run) -> Memory:
         weights=_weights(run),
         masters=_masters(run),
         base_state=4 * shard * _STATE[run.base] + parts * _COUNTER[run.base],
-        g_v=4 * shard if run.row.keeps else 0,
+        g_v=4 * shard if run.row.reuses_gv else 0,
         look=8 * shard if run.row.ascent else 0,
         gradients=gradients,
         buckets=buckets,
@@ -114,7 +114,7 @@ def _in_step(run: Run) -> int:
     """Gradients as the optimizer gets them, what it makes of them, and what waits beside."""
     count, shard, size = run.work.parameters, run.shard, run.weight_bytes
     update = 4 * shard * _UPDATES[run.base]
-    if run.row.keeps and run.stage is not None:
+    if run.row.reuses_gv and run.stage is not None:
         update += 4 * shard  # the new g_v, apart from g
     if run.stage in (None, 0):
         return update + 4 * (shard if run.fsdp else count)

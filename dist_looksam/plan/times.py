@@ -46,7 +46,7 @@ def step_time(run: Run, machine: Machine, *, kind: str) -> Time:
     forward = one / 3
     whole, shown = _pass(run, s, machine, forward, one - forward)
     # One small all-reduce more: train.py asks all ranks whether to stop.
-    extra = {"base": 0, "reuse": _REUSE if run.row.keeps else 2, "look": _LOOK}[kind]
+    extra = {"base": 0, "reuse": _REUSE if run.row.reuses_gv else 2, "look": _LOOK}[kind]
     moved = 4 * run.shard * (UPDATE[run.base] + extra)
     few = (s.small + 1) * seconds(_FEW, run.ranks, machine.network)
     return Time(

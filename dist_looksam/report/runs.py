@@ -53,7 +53,12 @@ class Run:
     def setting(self, name: str) -> Any:
         """What was tuned, else what config.yaml resolved; None where the method has no such."""
         row = METHODS[self.method]
-        has = {"rho": row.ascent, "k": row.settable_k, "alpha": row.keeps, "reuse": row.keeps}
+        has = {
+            "rho": row.ascent,
+            "k": row.settable_k,
+            "alpha": row.reuses_gv,
+            "reuse": row.reuses_gv,
+        }
         if not has.get(name, True):
             return None
         return self.tuned.get(name, self.config.get(name))

@@ -193,7 +193,7 @@ def _method(s: Settings) -> str:
     text = f"{s.optimizer} on {s.base}"
     if rule.ascent is not None:
         text += f": rho {s.rho:g} ({rule.ascent} scope), k {rule.k}"
-    if rule.keeps:
+    if rule.reuses_gv:
         text += f", alpha {s.alpha:g}, reuse {s.reuse}"
     return text
 

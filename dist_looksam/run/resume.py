@@ -66,7 +66,7 @@ def prepare(
     notes += shared(backend, lambda: rundir.prepare(out, resume_step=step))
     if reader is not None:
         notes.append(f"resumed from {reader.path} at step {reader.step}")
-        if settings.rule.keeps and "g_v" not in reader.keys and reader.step % settings.k:
+        if settings.rule.reuses_gv and "g_v" not in reader.keys and reader.step % settings.k:
             notes.append("the checkpoint holds no g_v: the first step looks")
     return reader, notes
 

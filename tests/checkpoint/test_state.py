@@ -113,7 +113,7 @@ def test_the_loss_scale_and_an_owed_look_come_back(tmp_path):
         backends.append(Plain(model, optimizer, precision="fp16"))
     first, second = (Engine(b, loss=small.loss) for b in backends)
     backends[0].scaler.scale, backends[0].scaler.good_steps = 256.0, 17
-    first.optimizer.owe(torch.tensor(False))
+    first.optimizer.record_look(torch.tensor(False))
     first.optimizer.steps = 3
     save(first, tmp_path, 3)
     restore(second, tmp_path, 3)

@@ -153,7 +153,7 @@ def after_four_steps():
 READ = {
     "steps": lambda o: o.steps,
     "state_dict": lambda o: o.state_dict()["sharpness"]["steps"],
-    "owed, then steps": lambda o: o.owed() and o.steps,
+    "owed, then steps": lambda o: o.must_retry_look() and o.steps,
     "looks, then steps": lambda o: o.looks() and o.steps,
 }
 
@@ -173,11 +173,11 @@ def test_what_is_loaded_or_set_after_counters_came_in_the_groups_stays():
     loaded, counted, owing = (brought(after_four_steps(), owed=owed) for owed in (1, 1, 0))
     loaded.load_state_dict(saved)
     counted.steps = 7
-    counted.owe(None)
-    owing.owe(torch.tensor(False))
+    counted.record_look(None)
+    owing.record_look(torch.tensor(False))
     for optimizer, steps, owed in ((loaded, 4, False), (counted, 7, False), (owing, 10, True)):
         optimizer.looks()
-        assert (optimizer.steps, optimizer.owed()) == (steps, owed)
+        assert (optimizer.steps, optimizer.must_retry_look()) == (steps, owed)
 
 
 def test_counters_in_the_groups_are_in_nobodys_way():

@@ -99,7 +99,7 @@ class HorovodSharded(Horovod):
                 at += p.numel()
         return super().backward(batches, loss, average=average)
 
-    def settle(self, *, average: bool) -> None:
+    def finish_gradients(self, *, average: bool) -> None:
         """One reduce-scatter per param group: the mean on the own slice."""
         if not average:
             return
@@ -129,12 +129,12 @@ class HorovodSharded(Horovod):
         torch.clear_autocast_cache()
         self._shown = False
 
-    def climb(self, *, local: bool) -> bool:
-        """See `Backend.climb`."""
+    def perturb(self, *, local: bool) -> bool:
+        """See `Backend.perturb`."""
         if local:
             finite = self._climb_own()
             return self.scaler is None or bool(self.mean(finite.float()) == 1)
-        finite = self.optimizer.climb(reduce=self.reduce)
+        finite = self.optimizer.perturb(reduce=self.reduce)
         if self.scaler is not None and not bool(finite):  # a sum over ranks: the same on all
             return False
         self.publish()
@@ -147,20 +147,20 @@ class HorovodSharded(Horovod):
         layers = [p for row in self.rows for p in row.layers]
         weights = [p.detach().view(-1) for p in layers]
         grads = [p.grad.view(-1) for p in layers if p.grad is not None]
-        self.settle(average=True)
+        self.finish_gradients(average=True)
         masters = [flat.master for flat in self.flats]
         backup = copies(masters)
         rule, rho = self.optimizer.rule, self.optimizer.column("rho")
-        climb = rule.climb(weights, grads, rho=rho, reduce=whole)
+        climb = rule.perturbation(weights, grads, rho=rho, reduce=whole)
         seen = self.optimizer.perturb_(weights, grads, climb, whole)
         means = [m.grad for m in masters if m.grad is not None]
         self.optimizer.lift(masters, backup, means, seen)
         self._shown = True
         return torch.isfinite(climb.grad2.sum())
 
-    def descend(self) -> Seen:
-        """See `Backend.descend`."""
-        seen = self._scaled(self.optimizer.descend(reduce=self.reduce))
+    def update(self) -> Seen:
+        """See `Backend.update`."""
+        seen = self._scaled(self.optimizer.update(reduce=self.reduce))
         self.publish()
         return seen
 
@@ -171,9 +171,9 @@ class HorovodSharded(Horovod):
             self.publish()
         return seen
 
-    def lower(self) -> None:
-        """See `Backend.lower`. The slices of others come back only if they answer."""
-        super().lower()
+    def restore(self) -> None:
+        """See `Backend.restore`. The slices of others come back only if they answer."""
+        super().restore()
         if self._shown:
             self.publish()
 
@@ -196,7 +196,7 @@ class HorovodSharded(Horovod):
         fill(self.flats, self.optimizer.state, read, counters)
         self.publish()
         self.optimizer.steps = int(counters["steps"])
-        self.optimizer.owe(torch.tensor(False) if counters["owed"] else None)
+        self.optimizer.record_look(torch.tensor(False) if counters["owed"] else None)
         self.load_scale(counters)
         check_alike(self.module)
 

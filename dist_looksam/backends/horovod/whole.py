@@ -127,7 +127,7 @@ class Horovod(Plain):
         finally:
             self._armed = armed
 
-    def quiet(self) -> AbstractContextManager[Any]:
+    def no_sync(self) -> AbstractContextManager[Any]:
         """Hooks that send nothing."""
         return self._silence()
 
@@ -142,7 +142,7 @@ class Horovod(Plain):
         finally:
             self._armed = False
 
-    def settle(self, *, average: bool) -> None:
+    def finish_gradients(self, *, average: bool) -> None:
         """Wait for the means."""
         if not average:
             return
@@ -159,10 +159,10 @@ class Horovod(Plain):
                 param.grad.copy_(wire)
         self._sent.clear()
 
-    def descend(self) -> Seen:
-        """See `Backend.descend`. A user's DistributedOptimizer has nothing left to reduce."""
+    def update(self) -> Seen:
+        """See `Backend.update`. A user's DistributedOptimizer has nothing left to reduce."""
         with self.theirs.skip_synchronize() if self.theirs is not None else nullcontext():
-            return super().descend()
+            return super().update()
 
     # Small things.
 

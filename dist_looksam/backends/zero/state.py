@@ -60,7 +60,7 @@ class ZeroState(Ranks):
         """See `Backend.counters`. All layers of a flat have the flat's numbers."""
         return {
             "steps": self.optimizer.steps,
-            "owed": self.optimizer.owed(),
+            "owed": self.optimizer.must_retry_look(),
             **counters_of(self.layout.flats, self.optimizer.state),
             "loss_scale": self.layout.read_scale(),
         }
@@ -71,7 +71,7 @@ class ZeroState(Ranks):
         fill(self.layout.flats, self.optimizer.state, read, counters)
         self.layout.publish()
         self.optimizer.steps = int(counters["steps"])
-        self.optimizer.owe(torch.tensor(False) if counters["owed"] else None)
+        self.optimizer.record_look(torch.tensor(False) if counters["owed"] else None)
         self.layout.write_scale(counters["loss_scale"])
 
     @torch.no_grad()

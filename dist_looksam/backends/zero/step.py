@@ -13,10 +13,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ...maths.ascent import Climb, cosine
-from ...maths.look import Given
+from ...maths.ascent import Perturbation, cosine
+from ...maths.look import Update
 from ...maths.shards import dots, whole
-from ...optim.seen import Seen, climb_seen_, perturb_seen_in_
+from ...optim.seen import Seen, perturb_, perturb_measured_
 from ...optim.sharpness import Sharpness
 from ..backend import Loss
 from ..flat import Flat
@@ -74,7 +74,7 @@ class Zero(ZeroState):
         self._descending = False
         self._new: dict[int, Tensor] = {}  # g_v of this look, until the base has stepped
         self._work: Callable[[Flat, int], None] | None = None
-        self._lifted: list[tuple[Tensor, Tensor]] | None = None  # (w0, g) per flat
+        self._perturbed: list[tuple[Tensor, Tensor]] | None = None  # (w0, g) per flat
         self._unscale = 1.0
         self._cosines: list[Tensor] = []
 
@@ -146,12 +146,12 @@ class Zero(ZeroState):
         return [v for flat in self.layout.flats for v in flat.views(flat.master.detach())]
 
     @torch.no_grad()
-    def climb(self, *, local: bool) -> bool:
-        """See `Backend.climb`: one all-gather at stages 1 and 2, as after any step."""
+    def perturb(self, *, local: bool) -> bool:
+        """See `Backend.perturb`: one all-gather at stages 1 and 2, as after any step."""
         if local:
             return self._climb_locally()
         grads = self._unscaled()
-        climb = self.optimizer.rule.climb(
+        climb = self.optimizer.rule.perturbation(
             self._masters(), grads, rho=self._column("rho"), reduce=self.reduce
         )
         if not bool(torch.isfinite(climb.grad2.sum())):
@@ -167,7 +167,7 @@ class Zero(ZeroState):
         frozen = self.layout.freeze_scale()
         self._run(work)
         self.layout.thaw_scale(frozen)
-        self._lifted = [kept[id(f.master)] for f in self.layout.flats]
+        self._perturbed = [kept[id(f.master)] for f in self.layout.flats]
         return True
 
     def _climb_locally(self) -> bool:
@@ -175,33 +175,33 @@ class Zero(ZeroState):
         params, own = self.layout.visible()
         scale = self.layout.scale()
         grads = [g.float() / scale for g in own]
-        climb = self.optimizer.rule.climb(
+        climb = self.optimizer.rule.perturbation(
             [p.float() for p in params], grads, rho=self._column("rho"), reduce=whole
         )
         eps = [climb.eps(i, g) for i, g in enumerate(grads)]
         self.average_(grads)
         if not bool(torch.isfinite(torch.stack([g.sum() for g in grads]).sum())):
             return False
-        self._lifted, at = [], 0
+        self._perturbed, at = [], 0
         for flat in self.layout.flats:
             mean = torch.zeros_like(flat.master)
             for piece, view in zip(flat.pieces, flat.views(mean), strict=True):
                 view.copy_(grads[at].view(-1)[piece.start : piece.stop])
                 at += 1
-            self._lifted.append((flat.master.detach().clone(), mean))
+            self._perturbed.append((flat.master.detach().clone(), mean))
         self._cosines = []
         if self.optimizer.visible_dtype is None:
             torch._foreach_add_(params, eps)
         else:
-            self._cosines.append(perturb_seen_in_(params, eps, self.optimizer.visible_dtype))
+            self._cosines.append(perturb_measured_(params, eps, self.optimizer.visible_dtype))
         self.engine.optimizer.zero_grad()
         return True
 
-    def _perturb_(self, flat: Flat, first: int, climb: Climb) -> None:
+    def _perturb_(self, flat: Flat, first: int, climb: Perturbation) -> None:
         grad = flat.master.grad
         assert grad is not None
         weights, grads = flat.views(flat.master.detach()), flat.views(grad)
-        sums = climb_seen_(weights, grads, climb, self.optimizer.visible_dtype, first=first)
+        sums = perturb_(weights, grads, climb, self.optimizer.visible_dtype, first=first)
         if sums is not None:
             self._cosines.append(sums)
 
@@ -215,9 +215,9 @@ class Zero(ZeroState):
         self.engine.optimizer.zero_grad()
 
     @torch.no_grad()
-    def descend(self) -> Seen:
-        """See `Backend.descend`: the step of DeepSpeed's engine."""
-        lifted, self._lifted = self._lifted, None
+    def update(self) -> Seen:
+        """See `Backend.update`: the step of DeepSpeed's engine."""
+        lifted, self._perturbed = self._perturbed, None
         return self._between() if lifted is None else self._after_look(lifted)
 
     def _after_look(self, lifted: list[tuple[Tensor, Tensor]]) -> Seen:
@@ -233,15 +233,15 @@ class Zero(ZeroState):
         cosines = self.reduce(torch.cat(self._cosines, -1)) if self._cosines else None
         if not bool(given.finite):
             return self._give_up(lifted, look=True)
-        kept2 = self._apply(given, lifted)
+        gv_sq_norm = self._apply(given, lifted)
         seen = None if cosines is None else cosine(cosines)
-        return self._done(Seen.of(given, look=True, kept2=kept2, eps_cosine=seen))
+        return self._done(Seen.of(given, look=True, gv_sq_norm=gv_sq_norm, eps_cosine=seen))
 
     def _between(self) -> Seen:
         optimizer = self.optimizer
-        given = optimizer.rule.between(
+        given = optimizer.rule.reuse_step(
             self._unscaled(),
-            self._kept() if optimizer.rule.keeps else None,
+            self._kept() if optimizer.rule.reuses_gv else None,
             alpha=self._column("alpha"),
             clip=optimizer.clip,
             reduce=self.reduce,
@@ -249,13 +249,13 @@ class Zero(ZeroState):
         if not bool(given.finite):
             return self._give_up(None, look=False)
         self._apply(given, None)
-        kept2 = given.kept2 if optimizer.rule.keeps else None
-        return self._done(Seen.of(given, look=False, kept2=kept2, eps_cosine=None))
+        gv_sq_norm = given.gv_sq_norm if optimizer.rule.reuses_gv else None
+        return self._done(Seen.of(given, look=False, gv_sq_norm=gv_sq_norm, eps_cosine=None))
 
     def _done(self, seen: Seen) -> Seen:
         self.optimizer.seen = seen
         self.optimizer.steps += 1
-        self.optimizer.owe(None)
+        self.optimizer.record_look(None)
         return seen
 
     def _each(self, lifted: list[tuple[Tensor, Tensor]]) -> list[tuple[Flat, tuple]]:
@@ -271,7 +271,7 @@ class Zero(ZeroState):
             for v in f.views(torch.zeros_like(f.master) if kept is None else kept)
         ]
 
-    def _apply(self, given: Given, lifted: list[tuple[Tensor, Tensor]] | None) -> Tensor | None:
+    def _apply(self, given: Update, lifted: list[tuple[Tensor, Tensor]] | None) -> Tensor | None:
         """DeepSpeed's step, where the base gets what `given` says. On a look, returns ||g_v||^2."""
         self._unscale = self.layout.scale()
         before = {} if lifted is None else {id(f.master): b for f, b in self._each(lifted)}
@@ -285,9 +285,9 @@ class Zero(ZeroState):
                 flat.master.detach().copy_(weight)
                 new = self._learn_(flat, first, grad, g, given)
                 sums.append(dots([new], [new]))
-                if self.optimizer.rule.keeps:
+                if self.optimizer.rule.reuses_gv:
                     self._new[id(flat.master)] = new
-            elif self.optimizer.rule.keeps:
+            elif self.optimizer.rule.reuses_gv:
                 self._reuse_(flat, first, grad, given)
             if self.optimizer.clip is not None:
                 grad.mul_(given.scale.to(grad.device, grad.dtype))
@@ -302,7 +302,7 @@ class Zero(ZeroState):
         device = self.device
         return self.reduce(torch.stack(sums).sum().to(device).view(1)).sum()
 
-    def _learn_(self, flat: Flat, first: int, sam: Tensor, g: Tensor, given: Given) -> Tensor:
+    def _learn_(self, flat: Flat, first: int, sam: Tensor, g: Tensor, given: Update) -> Tensor:
         """g_v of a flat, in memory of its own, where padding is 0."""
         new = torch.zeros_like(g)
         parts = (flat.views(new), flat.views(sam), flat.views(g))
@@ -310,7 +310,7 @@ class Zero(ZeroState):
             torch.addcmul(s, old, given.size[i].to(g.device, g.dtype), value=-1, out=v)
         return new
 
-    def _reuse_(self, flat: Flat, first: int, grad: Tensor, given: Given) -> None:
+    def _reuse_(self, flat: Flat, first: int, grad: Tensor, given: Update) -> None:
         kept = self.optimizer.state.get(flat.master, {}).get("g_v")
         if kept is None:
             return
@@ -344,15 +344,15 @@ class Zero(ZeroState):
         nothing = torch.tensor(torch.nan)
         self.optimizer.seen = Seen(look, torch.tensor(False), nothing, nothing)
         self.optimizer.steps += 1
-        self.optimizer.owe(self.optimizer.seen.finite if look else None)
+        self.optimizer.record_look(self.optimizer.seen.finite if look else None)
         return self.optimizer.seen
 
     @torch.no_grad()
-    def lower(self) -> None:
-        """See `Backend.lower`."""
-        if self._lifted is not None:
+    def restore(self) -> None:
+        """See `Backend.restore`."""
+        if self._perturbed is not None:
             self._wait_for_host()
-            for flat, (weight, _) in self._each(self._lifted):
+            for flat, (weight, _) in self._each(self._perturbed):
                 flat.master.detach().copy_(weight)
-            self._lifted = None
+            self._perturbed = None
             self.layout.publish()
