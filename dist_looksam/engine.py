@@ -83,7 +83,7 @@ class Engine:
             self.backend = _backend(model, optimizer, precision)
         else:
             self.backend = model
-        if ascent == "rank" and not getattr(self.backend, "whole_gradients", True):
+        if ascent == "rank" and not self.backend.whole_gradients:
             raise ConfigError(
                 f"ascent rank needs whole gradients on every rank, got backend "
                 f'{self.backend.name}; use ascent="global".'
@@ -101,32 +101,33 @@ class Engine:
 
         On a look the batches are gone through twice, so they must be a list.
         """
-        look = self.optimizer.looks()
         number = self.optimizer.steps
         replay = Replay(self.module, cuda=self._cuda)
-        local = look and self.ascent == "rank"
-        loss = self.backend.backward(batches, self.loss, average=not local)
-        self.passes += 1
-        if look and not self._second_pass(batches, replay, local):
-            seen = self.backend.skip()
-        else:
-            seen = self.backend.update()
+        try:
+            loss, seen, passes = self._passes(batches, replay)
+        except BaseException:
+            self.backend.abandon()
+            replay.undo()
+            raise
+        self.passes += passes
         if replay.statistics:
             replay.undo_statistics(unless=seen.finite)
         return Report(number, self.backend.mean(loss), seen)
 
-    def _second_pass(self, batches: Sequence[Any], replay: Replay, local: bool) -> bool:
-        """False if the first pass was not finite, so that looking would be in vain."""
-        try:
-            if not self.backend.perturb(local=local):
-                return False
-            with replay.again():
-                self.backend.backward(batches, self.loss)
-            self.passes += 1
-        except BaseException:
-            self.backend.restore()
-            raise
-        return True
+    def _passes(self, batches: Sequence[Any], replay: Replay) -> tuple[Tensor, Seen, int]:
+        """One pass or two: the loss of the first, what the step did, and how many passes it took.
+
+        The second is left out if the first was not finite, so that looking would be in vain.
+        """
+        backend, local = self.backend, self.ascent == "rank" and self.optimizer.may_look()
+        loss = backend.backward(batches, self.loss, average=not local)
+        if not self.optimizer.looks():
+            return loss, backend.update(), 1
+        if not backend.perturb(local=local):
+            return loss, backend.skip(), 1
+        with replay.again():
+            backend.backward(batches, self.loss)
+        return loss, backend.update(), 2
 
 
 def _with_rule(optimizer: Optimizer) -> Sharpness:

@@ -6,10 +6,9 @@ import pytest
 import torch
 
 from dist_looksam import Engine, LookSAM
-from dist_looksam.maths import shards
+from dist_looksam.maths import ascent, shards
+from dist_looksam.maths.ascent import perturb_measured_
 from dist_looksam.maths.shards import copies, dots, products, squares
-from dist_looksam.optim import seen
-from dist_looksam.optim.seen import perturb_measured_
 
 
 def layers(*sizes: int, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
@@ -91,7 +90,7 @@ def test_what_16_bits_show_of_eps_does_not_depend_on_how_many_layers_go_together
     dtype, at_once, gpu, monkeypatch
 ):
     """Layers of which this rank has nothing may make up a batch."""
-    monkeypatch.setattr(seen, "_AT_ONCE", at_once)
+    monkeypatch.setattr(ascent, "_AT_ONCE", at_once)
     monkeypatch.setattr(shards, "on_gpu", lambda xs: gpu)
     sizes = (0, 30, 0, 0, 10, 7, 0)
     weights, eps = layers(*sizes), [0.003 * x for x in layers(*sizes)]

@@ -24,23 +24,71 @@ class Piece:
     stop: int
 
 
-class Backend(Protocol):
-    """Where weights live, how gradients become means, how weights become visible.
+class Ranks(Protocol):
+    """The processes that train together. Every rank makes the same calls."""
 
-    A step is: backward, (climb, backward,) descend. Every rank makes the same calls.
+    rank: int
+    size: int
+
+    def mean(self, numbers: Tensor) -> Tensor:
+        """The mean of a small tensor over ranks. One collective, or none."""
+        ...
+
+    def gather(self, thing: Any) -> list[Any]:
+        """Everybody's small picklable thing, in the order of ranks, on every rank."""
+        ...
+
+
+class Stored(Protocol):
+    """Where weights and state are: what a checkpoint reads and writes.
+
+    Attributes:
+        module: the user's own module, for names and buffers.
+        copies: (number of ranks that hold the same pieces, which of them this one is).
+    """
+
+    module: nn.Module
+    copies: tuple[int, int]
+
+    def pieces(self) -> list[Piece]:
+        """This rank's part of every layer, in the same order as `slots`."""
+        ...
+
+    def slots(self) -> list[dict[str, Tensor]]:
+        """For each piece, flat views of its fp32 weight ("weight") and of all state by key."""
+        ...
+
+    def counters(self) -> dict[str, Any]:
+        """What a checkpoint holds besides slots, the same on every rank.
+
+        The optimizer's counters; "keys" of the slots besides "weight"; "layers": name -> the
+        base's numbers for this layer; "loss_scale": {} or "scale" and "good" steps at it.
+        """
+        ...
+
+    def load(self, read: "Read", counters: dict[str, Any]) -> None:
+        """Take weights and state from a checkpoint, written by any backend at any size."""
+        ...
+
+    def full_weights(self) -> dict[str, Tensor] | None:
+        """The module's state_dict, fp32, on the host; on rank 0, None elsewhere. Collective."""
+        ...
+
+
+class Backend(Ranks, Stored, Protocol):
+    """How gradients become means over ranks, and how weights become visible to forward.
+
+    A step is: backward, (perturb, backward,) update.
 
     Attributes:
         name: as in `--backend`.
-        rank, size: of this process among those that train together.
-        module: the user's own module, for names and evaluation.
         optimizer: decides and counts; its `rule` says what to do.
+        whole_gradients: every rank can have its own gradient of all layers, for `local`.
     """
 
     name: str
-    rank: int
-    size: int
-    module: nn.Module
     optimizer: Sharpness
+    whole_gradients: bool
 
     def backward(self, batches: Sequence[Any], loss: Loss, *, average: bool = True) -> Tensor:
         """Replace the gradients by the mean over all micro-batches of all ranks.
@@ -64,47 +112,15 @@ class Backend(Protocol):
         """Give the step up after its first pass: weights and state as before it."""
         ...
 
-    def restore(self) -> None:
-        """Weights back after an exception between climb and descend."""
-        ...
-
-    def mean(self, numbers: Tensor) -> Tensor:
-        """The mean of a small tensor over ranks. One collective, or none."""
+    def abandon(self) -> None:
+        """After an exception: weights back, and nothing left of the step that had begun."""
         ...
 
     def evaluate(self, forward: Callable[[nn.Module], Tensor]) -> Tensor:
         """forward(model) with the weights and the arithmetic of training; no gradients."""
         ...
 
-    def gather(self, thing: Any) -> list[Any]:
-        """Everybody's small picklable thing, in the order of ranks, on every rank."""
-        ...
-
     def memory(self) -> dict[str, int]:
         """Bytes this rank holds between steps: weights, masters, base_state, g_v; look: what a look
         adds while it lasts."""
-        ...
-
-    def pieces(self) -> list[Piece]:
-        """This rank's part of every layer, in the same order as `slots`."""
-        ...
-
-    def slots(self) -> list[dict[str, Tensor]]:
-        """For each piece, flat views of its fp32 weight ("weight") and of all state by key."""
-        ...
-
-    def counters(self) -> dict[str, Any]:
-        """What a checkpoint holds besides slots, the same on every rank.
-
-        "steps", "owed"; "keys" of the slots besides "weight"; "layers": name -> the optimizer's
-        numbers for this layer; "loss_scale": {} or "scale" and "good" steps at it.
-        """
-        ...
-
-    def load(self, read: "Read", counters: dict[str, Any]) -> None:
-        """Take weights and state from a checkpoint, written by any backend at any size."""
-        ...
-
-    def full_weights(self) -> dict[str, Tensor] | None:
-        """The module's state_dict, fp32, on the host; on rank 0, None elsewhere. Collective."""
         ...

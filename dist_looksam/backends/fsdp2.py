@@ -14,7 +14,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from ..optim.seen import Seen
 from . import fsdp2_units
 from .alike import differing
 from .backend import Loss, Piece, Read
@@ -39,7 +38,6 @@ class FSDP2(Ranks, Plain):
     """
 
     name = "fsdp2"
-    replicated = False
     whole_gradients = False
 
     def __init__(self, module: nn.Module, optimizer: Any, *, precision: str = "fp32") -> None:
@@ -48,8 +46,6 @@ class FSDP2(Ranks, Plain):
         self._reshard()
         self.params = fsdp2_units.trained(module)
         mesh = next(iter(self.params.values())).device_mesh
-        # Ranks that hold the same rows write them together: their number, and which of them.
-        self.copies = (mesh.size(0), mesh.get_local_rank(0)) if mesh.ndim == 2 else (1, 0)
         _check_precision(module, precision)
         with torch.no_grad():
             self.shards = {n: p.to_local().detach() for n, p in self.params.items()}
@@ -57,9 +53,7 @@ class FSDP2(Ranks, Plain):
             self._check_copies(mesh)
         self._hand_over(optimizer)
         super().__init__(module, optimizer, precision=precision)
-        base: Any = optimizer.base_optimizer
-        if hasattr(base, "pieces"):
-            base.reduce = self.reduce
+        self.copies = (mesh.size(0), mesh.get_local_rank(0)) if mesh.ndim == 2 else (1, 0)
         self._begun = False  # a forward has begun, and with it all that torch counts
         self._hook = module.register_forward_pre_hook(self._begin)
 
@@ -100,7 +94,11 @@ class FSDP2(Ranks, Plain):
             )
         for group in groups:
             group["params"] = [mine[id(p)] for p in group["params"] if p.requires_grad]
-        optimizer.driver = refuse_step
+
+    def bind(self) -> None:
+        """See `Plain.bind`."""
+        dtype = self.dtype
+        self.optimizer.bind(reduce=self.reduce, visible_dtype=dtype, driver=refuse_step)
 
     def reduce(self, sums: Tensor) -> Tensor:
         """Add over the ranks that split a layer. One small all-reduce.
@@ -189,12 +187,8 @@ class FSDP2(Ranks, Plain):
     def perturb(self, *, local: bool) -> bool:
         """See `Backend.perturb`. Sums over ranks, and so the answer, are the same on all."""
         assert not local  # Engine refuses `--ascent rank`: no rank has a gradient of its own
-        finite = self.optimizer.perturb(reduce=self.reduce)
+        finite = self.optimizer.perturb()
         return self.scaler is None or bool(finite)
-
-    def update(self) -> Seen:
-        """See `Backend.update`."""
-        return self._scaled(self.optimizer.update(reduce=self.reduce))
 
     # What a checkpoint needs.
 

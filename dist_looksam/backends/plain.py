@@ -80,6 +80,7 @@ class Plain:
     name = "plain"
     rank = 0
     size = 1
+    whole_gradients = True
 
     def __init__(self, module: nn.Module, optimizer: Sharpness, *, precision: str = "fp32") -> None:
         self.module = module
@@ -88,10 +89,14 @@ class Plain:
         self.dtype = DTYPES[precision]
         self.scaler = LossScale() if precision == "fp16" else None
         self.device = next(module.parameters()).device
-        optimizer.visible_dtype = self.dtype
-        optimizer.model = None  # the engine looks after running statistics
+        self.copies = (self.size, self.rank)
+        self.bind()
 
     # What backends with several ranks change.
+
+    def bind(self) -> None:
+        """Tell the optimizer what it trains on."""
+        self.optimizer.bind(visible_dtype=self.dtype)
 
     def wrap(self, module: nn.Module) -> nn.Module:
         """The module that forward is called on."""
@@ -153,9 +158,9 @@ class Plain:
         """See `Backend.skip`."""
         return self._scaled(self.optimizer.skip())
 
-    def restore(self) -> None:
-        """See `Backend.restore`."""
-        self.optimizer.restore()
+    def abandon(self) -> None:
+        """See `Backend.abandon`. Gradients are cleared by the next pass."""
+        self.optimizer.abandon()
 
     def _scaled(self, seen: Seen) -> Seen:
         if self.scaler:
@@ -196,12 +201,16 @@ class Plain:
 
     def counters(self) -> dict[str, Any]:
         """See `Backend.counters`."""
-        saved = {"steps": self.optimizer.steps, "owed": self.optimizer.must_retry_look()}
         scale = {"scale": self.scaler.scale, "good": self.scaler.good_steps} if self.scaler else {}
         states = {n: self.optimizer.state.get(p, {}) for n, p in self._named()}
         keys = {k for n, p in self._named() for k in like_the_layer(states[n], p)}
         layers = {n: numbers(state) for n, state in states.items()}
-        return {**saved, "keys": sorted(keys), "layers": layers, "loss_scale": scale}
+        return {
+            **self.optimizer.counters(),
+            "keys": sorted(keys),
+            "layers": layers,
+            "loss_scale": scale,
+        }
 
     @torch.no_grad()
     def load(self, read: Read, counters: dict[str, Any]) -> None:

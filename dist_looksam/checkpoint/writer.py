@@ -263,8 +263,7 @@ def slices(backend: Backend) -> list[tuple[str, str, int, Tensor]]:
 
     Ranks that hold the same piece share it out, so that every entry is written once.
     """
-    replicated = getattr(backend, "replicated", True)
-    parts, part = (backend.size, backend.rank) if replicated else getattr(backend, "copies", (1, 0))
+    parts, part = backend.copies
     written = []
     for piece, slots in zip(backend.pieces(), backend.slots(), strict=True):
         length = piece.stop - piece.start

@@ -1,4 +1,4 @@
-"""Where to look: the perturbation eps added to the weights before the second gradient.
+"""The perturbation eps that is added to the weights before the second gradient.
 
 scope model   eps = rho * sign(g) |g|^(q-1) / (||g||_q^q)^(1/p),  q = p / (p - 1), over all layers.
               Source: Foret et al., arXiv:2010.01412, equation 2. rho g / ||g|| at p = 2.
@@ -8,55 +8,116 @@ literal       eps_i = rho (||w_i|| / ||g_i||) sign(g_i), as printed in Liu et al
 """
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
 
-from .shards import Reduce, Shards, dots, per_model, products, ratio
+from .shards import Reduce, Shards, dots, each, per_model, products, ratio
 
 
 @dataclass(frozen=True, kw_only=True)
 class Perturbation:
     """eps_i = size_i * direction(g_i).
 
-    size    [P] float64. 0 for a layer that is not perturbed.
-    grad2   [P] float64, ||g_i||^2, the true sums.
-    power   exponent of |g| in the direction: 1 is g itself, 0 is its sign.
-    unit    0-dim; |g| is divided by it before the power is taken, against underflow.
+    size           [P] float64. 0 for a layer that is not perturbed.
+    grad_sq_norms  [P] float64, ||g_i||^2, the true sums.
+    power          exponent of |g| in the direction: 1 is g itself, 0 is its sign.
+    unit           0-dim; |g| is divided by it before the power is taken, against underflow.
     """
 
     size: Tensor
-    grad2: Tensor
+    grad_sq_norms: Tensor
     power: float = 1.0
     unit: Tensor | None = None
-    _cast: dict[tuple, tuple[Tensor, ...]] = field(default_factory=dict, repr=False)
 
-    def _sized(self, layer: int, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """One layer's size, 0-dim, where and as `like` is; all layers' are cut from one cast, not
-        a cast each."""
-        kind = (like.device, dtype or like.dtype)
-        if kind not in self._cast:
-            self._cast[kind] = self.size.to(*kind).unbind()
-        return self._cast[kind][layer]
+    @property
+    def finite(self) -> Tensor:
+        """0-dim bool: false where any entry of g is NaN or infinite."""
+        return torch.isfinite(self.grad_sq_norms.sum())
 
-    def add_(self, layer: int, weight: Tensor, grad: Tensor) -> None:
-        """weight += eps, in place."""
-        if self.power == 1.0:
-            weight.addcmul_(grad, self._sized(layer, grad))
-        else:
-            weight.add_(self.eps(layer, grad))
+    def eps(self, grads: Shards, *, layers: Sequence[int] | None = None) -> Iterator[Tensor]:
+        """One after another, each of its gradient's shape and dtype. `layers`: as of `each`."""
+        for g, size in zip(grads, each(self.size, grads, layers), strict=True):
+            if self.power == 1.0:
+                yield g * size
+            elif self.power == 0.0:
+                yield g.sign().mul_(size)
+            else:
+                assert self.unit is not None
+                steep = (g.abs().double() / self.unit.to(g.device)).pow_(self.power)
+                yield steep.mul_(size.double()).to(g.dtype).mul_(g.sign())
 
-    def eps(self, layer: int, grad: Tensor) -> Tensor:
-        """The perturbation of one layer's shard, of grad's shape and dtype."""
-        if self.power == 1.0:
-            return grad * self._sized(layer, grad)
-        if self.power == 0.0:
-            return grad.sign().mul_(self._sized(layer, grad))
-        assert self.unit is not None
-        steep = (grad.abs().double() / self.unit.to(grad.device)).pow_(self.power)
-        steep.mul_(self._sized(layer, grad, torch.float64))
-        return steep.to(grad.dtype).mul_(grad.sign())
+
+def perturb_(
+    weights: Shards,
+    grads: Shards,
+    perturbation: Perturbation,
+    *,
+    layers: Sequence[int] | None = None,
+    visible_dtype: torch.dtype | None = None,
+) -> Tensor | None:
+    """weights += eps.
+
+    Args:
+        layers: which of the perturbation's layers these are; left out, all.
+        visible_dtype: dtype in which forward sees the weights, if another.
+
+    Returns:
+        With a visible dtype the sums of `perturb_measured_`.
+    """
+    if visible_dtype is not None:
+        return perturb_measured_(weights, perturbation.eps(grads, layers=layers), visible_dtype)
+    if perturbation.power == 1.0:
+        for w, g, size in zip(weights, grads, each(perturbation.size, grads, layers), strict=True):
+            w.addcmul_(g, size)
+    else:
+        for w, eps in zip(weights, perturbation.eps(grads, layers=layers), strict=True):
+            w.add_(eps)
+    return None
+
+
+_AT_ONCE = 2**21  # entries of which copies are made at a time
+
+
+def perturb_measured_(weights: Shards, eps: Iterable[Tensor], dtype: torch.dtype) -> Tensor:
+    """weights += eps. Returns [3, P]: local sums of (a.eps, a.a, eps.eps), where a is what `dtype`
+    shows of eps."""
+    if not weights:
+        return torch.zeros(3, 0, dtype=torch.float64)
+    coming, found = iter(eps), []
+    for some in _batches(weights):
+        steps = list(islice(coming, len(some)))
+        before = _shown(some, dtype, steps)
+        torch._foreach_add_(some, steps)
+        applied = _shown(some, dtype, steps)
+        torch._foreach_sub_(applied, before)
+        found.append(products((applied, steps), (applied, applied), (steps, steps)))
+    return torch.cat(found, -1)
+
+
+def _batches(weights: Shards) -> Iterator[list[Tensor]]:
+    """One after another, of so many layers together as have _AT_ONCE entries, or of one."""
+    batch: list[Tensor] = []
+    size = 0
+    for w in weights:
+        if batch and size + w.numel() > _AT_ONCE:
+            yield batch
+            batch, size = [], 0
+        batch.append(w)
+        size += w.numel()
+    yield batch
+
+
+def _shown(weights: Shards, dtype: torch.dtype, like: Shards) -> list[Tensor]:
+    """The weights as `dtype` shows them, in the type of `like`."""
+    low = [torch.empty_like(w, dtype=dtype) for w in weights]
+    shown = [torch.empty_like(w, dtype=x.dtype) for w, x in zip(weights, like, strict=True)]
+    torch._foreach_copy_(low, list(weights))
+    torch._foreach_copy_(shown, low)
+    return shown
 
 
 def model_perturbation(
@@ -69,20 +130,28 @@ def model_perturbation(
         rho: radius, in the units of the weights; a number, or [P] one per layer.
         reduce: one call of [P] at p = 2 and p = inf, three otherwise.
     """
-    grad2 = reduce(dots(grads, grads))  # on the ranks' device; an offloaded shard is on the host
-    length = per_model(grad2).sqrt()
+    grad_sq_norms = reduce(
+        dots(grads, grads)
+    )  # on the ranks' device; an offloaded shard is on the host
+    length = per_model(grad_sq_norms).sqrt()
     if p == 2.0:
         return Perturbation(
-            size=ratio(length.new_ones(()) * rho, length, otherwise=0.0), grad2=grad2
+            size=ratio(length.new_ones(()) * rho, length, otherwise=0.0),
+            grad_sq_norms=grad_sq_norms,
         )
     if math.isinf(p):
         size = torch.where(length == 0, 0.0, torch.ones_like(length) * rho)
-        return Perturbation(size=size, grad2=grad2, power=0.0)
-    return _climb_p(grads, grad2, length, rho, p, reduce)
+        return Perturbation(size=size, grad_sq_norms=grad_sq_norms, power=0.0)
+    return _p_perturbation(grads, grad_sq_norms, length, rho, p, reduce)
 
 
-def _climb_p(
-    grads: Shards, grad2: Tensor, length: Tensor, rho: Tensor | float, p: float, reduce: Reduce
+def _p_perturbation(
+    grads: Shards,
+    grad_sq_norms: Tensor,
+    length: Tensor,
+    rho: Tensor | float,
+    p: float,
+    reduce: Reduce,
 ) -> Perturbation:
     """Any other p. |g| is first divided by about its largest entry, so that |g|^q stays in range:
     the 32-norm is between the largest entry and N^(1/32) times it."""
@@ -98,7 +167,7 @@ def _climb_p(
     # eps = rho s^(q-1) / (sum s^q)^(1/p) with s = |g| / unit: the unit cancels, as (q-1) = q/p.
     total = power_sum(unit, q)
     size = ratio(torch.ones_like(length) * rho, total.pow(1 / p), otherwise=0.0)
-    return Perturbation(size=size, grad2=grad2, power=q - 1.0, unit=unit)
+    return Perturbation(size=size, grad_sq_norms=grad_sq_norms, power=q - 1.0, unit=unit)
 
 
 def layer_perturbation(
@@ -112,9 +181,9 @@ def layer_perturbation(
         literal: the printed Algorithm 2 (see above) in place of the scale-free rule.
         reduce: one call of [2, P].
     """
-    weight2, grad2 = reduce(products((weights, weights), (grads, grads)))
-    size = rho * ratio(weight2, grad2, otherwise=0.0).sqrt()
-    return Perturbation(size=size, grad2=grad2, power=0.0 if literal else 1.0)
+    weight2, grad_sq_norms = reduce(products((weights, weights), (grads, grads)))
+    size = rho * ratio(weight2, grad_sq_norms, otherwise=0.0).sqrt()
+    return Perturbation(size=size, grad_sq_norms=grad_sq_norms, power=0.0 if literal else 1.0)
 
 
 def cosine(sums: Tensor) -> Tensor:

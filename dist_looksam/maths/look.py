@@ -6,35 +6,69 @@ g_h  the part of g_s along g.  g_v   the rest: what g_s says that g does not.
 Source: Liu et al., arXiv:2203.02714, Algorithm 1.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .shards import Reduce, Scope, Shards, dots, products, ratio
+from .shards import Reduce, Scope, Shards, dots, each, products, ratio
 
 
 @dataclass(frozen=True, kw_only=True)
 class Update:
-    """What the base optimizer gets, as numbers per layer, before anything is written.
+    """What the base optimizer gets, as numbers per layer; and how it is written.
 
-    size    [P] float64. On a look, g_h = size g. Between looks, g + size g_v.
-    scale   0-dim float64, the clipping: everything is multiplied by it once.
-    grad2   0-dim float64, ||g||^2.
+    size            [P] float64. On a look, g_h = size g. Between looks, g + size g_v.
+    scale           0-dim float64, the clipping: everything is multiplied by it once.
+    grad_sq_norm    0-dim float64, ||g||^2.
     update_sq_norm  0-dim float64, squared norm of what the base gets, before clipping.
-    gv_sq_norm   0-dim float64, ||g_v||^2; 0 where there is none, NaN where it is not yet known.
+    gv_sq_norm      0-dim float64, ||g_v||^2; 0 where there is none, NaN where not yet known.
+    finite          0-dim bool: false where any entry of either gradient is NaN or infinite.
+
+    `layers` of a method: which of [P] the shards are; left out, all.
     """
 
     size: Tensor
     scale: Tensor
-    grad2: Tensor
+    grad_sq_norm: Tensor
     update_sq_norm: Tensor
     gv_sq_norm: Tensor
+    finite: Tensor
 
-    @property
-    def finite(self) -> Tensor:
-        """0-dim bool: false where any entry of either gradient is NaN or infinite."""
-        return torch.isfinite(self.grad2) & torch.isfinite(self.update_sq_norm)
+    def along(self, grads: Shards) -> list[Tensor]:
+        """g_h, new tensors."""
+        return [g * size for g, size in zip(grads, each(self.size, grads), strict=True)]
+
+    def learn_(self, sam: Shards, grads: Shards, *, layers: Sequence[int] | None = None) -> None:
+        """grads, which hold g, become g_v = g_s - size g."""
+        for s, g, size in zip(sam, grads, each(self.size, grads, layers), strict=True):
+            torch.addcmul(s, g, size, value=-1, out=g)
+
+    def reuse_(self, grads: Shards, kept: Shards, *, layers: Sequence[int] | None = None) -> None:
+        """grads, which hold g, become g + size g_v."""
+        for g, v, size in zip(grads, kept, each(self.size, grads, layers), strict=True):
+            g.addcmul_(v, size)
+
+    def clip_(self, grads: Shards) -> None:
+        """grads *= scale, by few kernels for all."""
+        alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+        for g in grads:
+            alike.setdefault((g.device, g.dtype), []).append(g)
+        for kind, some in alike.items():
+            torch._foreach_mul_(some, self.scale.to(*kind))
+
+
+def _update(
+    *, clip: float | None, update_sq_norm: Tensor, grad_sq_norm: Tensor, **rest: Tensor
+) -> Update:
+    return Update(
+        scale=clip_scale(update_sq_norm, clip),
+        update_sq_norm=update_sq_norm,
+        grad_sq_norm=grad_sq_norm,
+        finite=torch.isfinite(grad_sq_norm) & torch.isfinite(update_sq_norm),
+        **rest,
+    )
 
 
 def clip_scale(norm2: Tensor, clip: float | None) -> Tensor:
@@ -48,10 +82,10 @@ def plain(grads: Shards, *, clip: float | None, reduce: Reduce) -> Update:
     """The base gets g itself. One call of reduce, [P]."""
     grad2 = reduce(dots(grads, grads))
     total = grad2.sum()
-    return Update(
+    return _update(
         size=torch.zeros_like(grad2),
-        scale=clip_scale(total, clip),
-        grad2=total,
+        clip=clip,
+        grad_sq_norm=total,
         update_sq_norm=total,
         gv_sq_norm=torch.zeros_like(total),
     )
@@ -69,10 +103,10 @@ def learn(
     sums = products((sam, grads), (grads, grads), alike=True)
     along, grad2, sam2 = reduce(torch.cat([sums, dots(sam, sam).unsqueeze(0)]))
     total = sam2.sum()
-    return Update(
+    return _update(
         size=ratio(scope(along), scope(grad2), otherwise=0.0),
-        scale=clip_scale(total, clip),
-        grad2=grad2.sum(),
+        clip=clip,
+        grad_sq_norm=grad2.sum(),
         update_sq_norm=total,
         gv_sq_norm=torch.full_like(total, torch.nan),
     )
@@ -92,16 +126,15 @@ def reuse(
 
     A g_v of zero adds nothing. One call of reduce, [3, P].
     """
-    grad2, along, gv_sq_norm = reduce(products((grads, grads), (grads, kept), (kept, kept)))
+    grad2, along, kept2 = reduce(products((grads, grads), (grads, kept), (kept, kept)))
     if natural:
         size = torch.ones_like(grad2) * alpha
     else:
-        size = alpha * ratio(scope(grad2), scope(gv_sq_norm), otherwise=0.0).sqrt()
-    update_sq_norm = (grad2 + 2 * size * along + size * size * gv_sq_norm).sum().clamp(min=0)
-    return Update(
+        size = alpha * ratio(scope(grad2), scope(kept2), otherwise=0.0).sqrt()
+    return _update(
         size=size,
-        scale=clip_scale(update_sq_norm, clip),
-        grad2=grad2.sum(),
-        update_sq_norm=update_sq_norm,
-        gv_sq_norm=gv_sq_norm.sum(),
+        clip=clip,
+        grad_sq_norm=grad2.sum(),
+        update_sq_norm=(grad2 + 2 * size * along + size * size * kept2).sum().clamp(min=0),
+        gv_sq_norm=kept2.sum(),
     )

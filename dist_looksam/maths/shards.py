@@ -95,11 +95,15 @@ def copies(tensors: Shards) -> list[Tensor]:
     return new
 
 
-def each(column: Tensor, like: Shards) -> list[Tensor]:
-    """[P] as one 0-dim number per layer, in the dtype of the layer's shard."""
-    if len({x.dtype for x in like}) <= 1 and like:
-        return list(column.to(like[0].dtype).unbind())
-    return [number.to(x.dtype) for number, x in zip(column.unbind(), like, strict=True)]
+def each(column: Tensor, like: Shards, layers: Sequence[int] | None = None) -> list[Tensor]:
+    """[P] as one 0-dim number per layer, on the device and in the dtype of the layer's shard.
+
+    layers: which of [P] the shards in `like` are; left out, all.
+    """
+    kinds = {(x.device, x.dtype) for x in like}
+    cast = {kind: column.to(*kind).unbind() for kind in kinds}
+    places = range(len(column)) if layers is None else layers
+    return [cast[x.device, x.dtype][i] for i, x in zip(places, like, strict=True)]
 
 
 def ratio(over: Tensor, under: Tensor, *, otherwise: float) -> Tensor:

@@ -55,6 +55,13 @@ class Replay:
                     buffer.copy_(kept)
 
     @torch.no_grad()
+    def undo(self) -> None:
+        """Everything as before the first pass, after an exception."""
+        self._set_random(self._before)
+        for buffer, before in zip(self.statistics, self._statistics_before, strict=True):
+            buffer.copy_(before)
+
+    @torch.no_grad()
     def undo_statistics(self, unless: Tensor) -> None:
         """A skipped step leaves the statistics as they were before it; `unless`: 0-dim bool."""
         for buffer, before in zip(self.statistics, self._statistics_before, strict=True):

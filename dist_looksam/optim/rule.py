@@ -1,4 +1,4 @@
-"""When to look, and what to do with what is seen: one method's settings, with no state."""
+"""When to look, and which gradient the base then gets: one method's settings, with no state."""
 
 from dataclasses import dataclass
 

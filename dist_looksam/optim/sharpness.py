@@ -6,23 +6,20 @@ memory g_v is saved with the base's own state, as `state[param]["g_v"]`.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from ..errors import ConfigError
-from ..maths.ascent import Perturbation, cosine
-from ..maths.shards import Reduce, Shards, copies, dots, each, whole
-from .base import Pieces, check_whole, guarded_step, in_one_piece
+from .base import check_whole
 from .replay import Replay
 from .rule import Rule, check_alpha, check_rho
-from .seen import Probe, Seen, perturb_
+from .step import TwoGradients
 
 
-class Sharpness(Optimizer):
+class Sharpness(TwoGradients):
     """A base optimizer plus a `Rule` of which gradient it gets. Users take one of the subclasses.
 
     Args:
@@ -32,12 +29,7 @@ class Sharpness(Optimizer):
         rho, alpha: defaults for groups that name none.
         model: whose BatchNorm statistics one step leaves as one pass would.
 
-    Attributes:
-        seen: what the last step did.
-        clip: limit of the norm of what the base gets; None for none.
-        visible_dtype: dtype in which forward sees the weights; if set, looks report the cosine
-            between applied and intended perturbation.
-        pieces: the layers inside one flat parameter, where a backend has flattened several.
+    Attributes: as of `TwoGradients`.
 
     Raises:
         ConfigError: a setting is out of range, or `params` are not those of the base.
@@ -55,18 +47,7 @@ class Sharpness(Optimizer):
     ) -> None:
         check_rho(rho)
         check_alpha(alpha)
-        self.rule = rule
-        self.model = model
-        self.clip: float | None = None
-        self.visible_dtype: torch.dtype | None = None
-        self.probe: Probe | None = None
-        self.driver: Callable[[], None] | None = None
-        self.pieces: Pieces = in_one_piece
-        self._steps = 0
-        self.seen: Seen | None = None
-        self._look_finite: Tensor | None = None
-        self._columns: dict[str, tuple[tuple[float, ...], Tensor | float]] = {}
-        self._perturbed: _Perturbed | None = None
+        self._begin(rule, model)
         super().__init__(params, {"rho": rho, "alpha": alpha})
         if not isinstance(base_optimizer, Optimizer):
             raise ConfigError(
@@ -102,215 +83,6 @@ class Sharpness(Optimizer):
             return
         base.add_param_group({name: self.defaults[name] for name in ("rho", "alpha")} | param_group)
 
-    # What the step works on: parameters, and the layers in them. A parameter without a gradient
-    # takes no part.
-
-    def _layers(self) -> list[Tensor]:
-        return [p for group in self.param_groups for p in group["params"]]
-
-    def _active(self) -> tuple[list[Tensor], list[Tensor]]:
-        """(parameters, their gradients), for the parameters that have one."""
-        params = [p for p in self._layers() if p.grad is not None]
-        for p in params:
-            if p.grad.is_sparse:  # type: ignore[union-attr]
-                raise ConfigError("gradients must be dense, got a sparse one; use sparse=False.")
-        return params, [p.grad for p in params]  # type: ignore[misc]
-
-    def column(self, name: str) -> Tensor | float:
-        """rho or alpha of every active layer: one number if all agree, else [P]."""
-        values = tuple(
-            g[name]
-            for g in self.param_groups
-            for p in g["params"]
-            if p.grad is not None
-            for _ in self.pieces(p, p)
-        )
-        if len(set(values)) <= 1:
-            return values[0] if values else 0.0
-        if self._columns.get(name, ((), 0.0))[0] != values:
-            device = next(p.device for p in self._layers())
-            column = torch.tensor(values, dtype=torch.float64, device=device)
-            self._columns[name] = (values, column)
-        return self._columns[name][1]
-
-    def _split(self, params: Shards, like: Shards) -> list[Tensor]:
-        """The layers inside parameters, as views of tensors laid out as these."""
-        return [v for p, x in zip(params, like, strict=True) for v in self.pieces(p, x)]
-
-    # Where the run is.
-
-    def _take_counters(self, *_: Any) -> None:
-        """Take over the counters that came in the groups, if any did, and clear them from there.
-
-        DeepSpeed's loader of universal checkpoints fills groups, knows no other place, and tells
-        nobody. So whoever reads or writes a counter comes here first, and what is written stays.
-        """
-        brought = [group.pop("sharpness") for group in self.param_groups if "sharpness" in group]
-        if brought:
-            self._count_from(brought[0])
-
-    @property
-    def steps(self) -> int:
-        """Steps taken, skipped ones included; the next one is step number `steps`."""
-        self._take_counters()
-        return self._steps
-
-    @steps.setter
-    def steps(self, steps: int) -> None:
-        self._take_counters()
-        self._steps = steps
-
-    # One step, in the parts that the closure form and the engine share.
-
-    def looks(self) -> bool:
-        """True if the step about to begin computes the second gradient.
-
-        Reads one number from the device if the last step looked, to know if it was skipped.
-        """
-        remembers = any("g_v" in state for state in self.state.values())
-        return self.rule.looks(self.steps, remembers=remembers, owed=self.must_retry_look())
-
-    def must_retry_look(self) -> bool:
-        """True if the last step looked and was skipped. May read one number from the device."""
-        self._take_counters()
-        return self._look_finite is not None and not bool(self._look_finite)
-
-    def record_look(self, finite: Tensor | None) -> None:
-        """Note whether the look that has just ended was finite (0-dim bool); None: no look."""
-        self._take_counters()
-        self._look_finite = finite
-
-    @torch.no_grad()
-    def perturb(
-        self, *, reduce: Reduce = whole, average_: Callable[[Shards], None] | None = None
-    ) -> Tensor:
-        """After the first pass: keep w and g, and put w + eps in place of w.
-
-        Args:
-            average_: given, gradients are this rank's own and so is eps; it replaces them by their
-                mean over ranks, for the decomposition.
-
-        Returns:
-            0-dim bool: this rank's g is finite.
-        """
-        params, grads = self._active()
-        weights, layer_grads = self._split(params, params), self._split(params, grads)
-        climb = self.rule.perturbation(weights, layer_grads, rho=self.column("rho"), reduce=reduce)
-        backup = copies(params)
-        seen_cosine = self.perturb_(weights, layer_grads, climb, reduce)
-        kept = copies(grads)  # DDP may own the memory behind .grad
-        if average_ is not None:
-            average_(kept)
-        self.lift(params, backup, kept, seen_cosine)
-        return torch.isfinite(climb.grad2.sum())
-
-    def lift(
-        self, params: Shards, backup: Shards, grads: Shards, eps_cosine: Tensor | None
-    ) -> None:
-        """Note that the weights are at w + eps: what `climb` does last, for backends that climb by
-        themselves. `backup` is w, `grads` g; both are kept and written to."""
-        self._perturbed = _Perturbed(list(params), list(backup), list(grads), eps_cosine)
-        torch.clear_autocast_cache()  # or forward under a caller's autocast would see the old w
-
-    def perturb_(
-        self, params: Shards, grads: Shards, climb: Perturbation, reduce: Reduce
-    ) -> Tensor | None:
-        """w += eps; the cosine between what 16-bit weights show of eps and eps itself."""
-        sums = perturb_(params, grads, climb, self.visible_dtype) if params else None
-        return None if sums is None else cosine(reduce(sums))
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        """Put the weights back, bit for bit, as before `climb`. Does nothing if they are."""
-        if self._perturbed is None or self._perturbed.restored:
-            return
-        if self._perturbed.params:
-            torch._foreach_copy_(self._perturbed.params, self._perturbed.backup)
-        self._perturbed.restored = True
-        torch.clear_autocast_cache()
-
-    @torch.no_grad()
-    def update(self, *, reduce: Reduce = whole) -> Seen:
-        """After the last pass: restore w, give the base its gradient, let it step, remember g_v."""
-        self.restore()
-        lifted, self._perturbed = self._perturbed, None
-        self.seen = self._after_look(lifted, reduce) if lifted else self._between(reduce)
-        self.steps += 1
-        self._look_finite = self.seen.finite if self.seen.look else None
-        return self.seen
-
-    @torch.no_grad()
-    def skip(self) -> Seen:
-        """The step is given up after the first pass: all as before, and the next step looks."""
-        self.restore()
-        self._perturbed = None
-        nothing = torch.tensor(torch.nan)
-        self.seen = Seen(True, torch.tensor(False), nothing, nothing)
-        self.steps += 1
-        self._look_finite = self.seen.finite
-        return self.seen
-
-    def _after_look(self, lifted: "_Perturbed", reduce: Reduce) -> Seen:
-        pairs = [
-            (p, g) for p, g in zip(lifted.params, lifted.grads, strict=True) if p.grad is not None
-        ]
-        params, grads = [p for p, _ in pairs], [g for _, g in pairs]
-        sam: list[Tensor] = [p.grad for p in params]  # type: ignore[misc]
-        layer_grads, layer_sam_grads = self._split(params, grads), self._split(params, sam)
-        given = self.rule.learn(layer_sam_grads, layer_grads, clip=self.clip, reduce=reduce)
-        if self.probe is not None:
-            self.probe(
-                step=self.steps,
-                grads=layer_grads,
-                sam=layer_sam_grads,
-                share=given.size,
-                reduce=reduce,
-            )
-        new = grads  # g is not needed after this: its memory becomes g_v's
-        for g, s, size in zip(
-            layer_grads, layer_sam_grads, each(given.size, layer_grads), strict=True
-        ):
-            torch.addcmul(s, g, size, value=-1, out=g)
-        gv_sq_norm = reduce(dots(layer_grads, layer_grads)).sum()
-        if self.clip is not None:
-            for s in sam:
-                s.mul_(given.scale.to(s.dtype))
-        stepped = guarded_step(self.base_optimizer, given.finite)
-        if stepped and self.rule.reuses_gv:
-            self._remember(params, new, given.finite)
-        return Seen.of(given, look=True, gv_sq_norm=gv_sq_norm, eps_cosine=lifted.eps_cosine)
-
-    def _remember(self, params: Shards, new: Shards, finite: Tensor) -> None:
-        """state["g_v"] = new, or what it was where the step is skipped. After the base's step:
-        optimizers that fill an empty state at their first step must find it empty."""
-        for p, v in zip(params, new, strict=True):
-            old = self.state[p].get("g_v")
-            if old is None:
-                self.state[p]["g_v"] = torch.where(finite, v, 0.0)
-            else:
-                torch.where(finite, v, old, out=old)
-
-    def _between(self, reduce: Reduce) -> Seen:
-        params, grads = self._active()
-        layer_grads, kept = self._split(params, grads), None
-        if self.rule.reuses_gv:
-            found = [self.state[p].get("g_v") for p in params]
-            whole_kept = [torch.zeros_like(p) if v is None else v for p, v in zip(params, found)]
-            kept = self._split(params, whole_kept)
-        given = self.rule.reuse_step(
-            layer_grads, kept, alpha=self.column("alpha"), clip=self.clip, reduce=reduce
-        )
-        if kept is not None:
-            for g, v, size in zip(layer_grads, kept, each(given.size, layer_grads), strict=True):
-                g.addcmul_(v, size)
-        if self.clip is not None:
-            for g in grads:
-                g.mul_(given.scale.to(g.dtype))
-        guarded_step(self.base_optimizer, given.finite)
-        return Seen.of(
-            given, look=False, gv_sq_norm=given.gv_sq_norm if kept else None, eps_cosine=None
-        )
-
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """One step. Returns the loss of the first pass.
 
@@ -336,17 +108,19 @@ class Sharpness(Optimizer):
             )
         check_whole(self._layers())
         replay = Replay(self.model, cuda=any(p.is_cuda for p in self._layers()))
-        look = self.looks()
-        with torch.enable_grad():
-            loss = closure()
-        if look:
-            self.perturb()
-            try:
+        try:
+            with torch.enable_grad():
+                loss = closure()
+            if self.looks():
+                self.perturb()
                 with torch.enable_grad(), replay.again():
                     closure()
-            finally:
-                self.restore()  # also if the closure raised: w is never left moved
-        replay.undo_statistics(unless=self.update().finite)
+            seen = self.update()
+        except BaseException:
+            self.abandon()
+            replay.undo()
+            raise
+        replay.undo_statistics(unless=seen.finite)
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -355,7 +129,7 @@ class Sharpness(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """The base's state with g_v in it, in torch's form, plus the counters."""
-        counters = {"steps": self.steps, "owed": self.must_retry_look()}
+        counters = self.counters()
         return {**self.base_optimizer.state_dict(), "sharpness": counters}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -365,10 +139,6 @@ class Sharpness(Optimizer):
         self.base_optimizer.load_state_dict(state_dict)
         self._count_from(counters)
 
-    def _count_from(self, counters: dict[str, Any]) -> None:
-        self._steps = int(counters["steps"])
-        self._look_finite = torch.tensor(False) if counters["owed"] else None
-
     def __getstate__(self) -> dict[str, Any]:
         return dict(self.__dict__)
 
@@ -376,17 +146,6 @@ class Sharpness(Optimizer):
         super().__setstate__(state)
         if "base_optimizer" in state:  # a copy; torch's copy of the base has lost its hooks
             self._follow_base()
-
-
-@dataclass
-class _Perturbed:
-    """What `perturb` keeps until `update`."""
-
-    params: list[Tensor]
-    backup: list[Tensor]
-    grads: list[Tensor]
-    eps_cosine: Tensor | None
-    restored: bool = False
 
 
 def _check_same_params(own: Optimizer, base: Optimizer) -> None:

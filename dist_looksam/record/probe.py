@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..maths.look import Update
 from ..maths.shards import Reduce, Shards, dots
 from ..optim.seen import Seen
 
@@ -40,13 +41,13 @@ class ProbeLog:
 
     @torch.no_grad()
     def __call__(
-        self, *, step: int, grads: Shards, sam: Shards, share: Tensor, reduce: Reduce
+        self, *, step: int, grads: Shards, sam: Shards, update: Update, reduce: Reduce
     ) -> None:
         """Sum the squares of this look, one call of reduce; `flush` writes them."""
         self.looks += 1
         if (self.looks - 1) % self.every:
             return
-        along = [g * share[i].to(g.dtype) for i, g in enumerate(grads)]
+        along = update.along(grads)
         across = [s - h for s, h in zip(sam, along, strict=True)]
         rows = [dots(x, x) for x in (grads, sam, along, across)] + [dots(grads, sam)]
         names: tuple[str, ...] = _NORMS

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from ...errors import ConfigError
-from ...maths.shards import copies, whole
 from ...optim.seen import Seen
 from ..backend import Loss, Piece, Read
 from ..flat import Flat, counters_of, cut, fill, slots_of
@@ -42,8 +41,6 @@ class HorovodSharded(Horovod):
         its state must be empty, and its base none of Horovod's.
     """
 
-    replicated = False
-
     def _share_state(self) -> None:
         raise ConfigError(
             "a sharded optimizer must start without state, got some; load a checkpoint after "
@@ -60,11 +57,14 @@ class HorovodSharded(Horovod):
         base: Any = self.optimizer.base_optimizer
         self.rows = [self._row(n, group) for n, group in enumerate(base.param_groups)]
         self.flats = [row.flat for row in self.rows]
-        flat_of = {id(flat.master): flat for flat in self.flats}
-        self.optimizer.pieces = lambda param, like: flat_of[id(param)].views(like)
-        if hasattr(base, "pieces"):
-            base.pieces, base.reduce = self.optimizer.pieces, self.reduce
-        self.optimizer.driver = refuse_step
+        flat_of = {flat.master: flat for flat in self.flats}
+        self.optimizer.bind(
+            pieces=lambda param, like: flat_of[param].views(like),
+            reduce=self.reduce,
+            visible_dtype=self.dtype,
+            driver=refuse_step,
+        )
+        self.copies = (1, 0)
         self._shown = False  # w + eps is in slices that are not this rank's own
 
     def _row(self, number: int, group: dict[str, Any]) -> Row:
@@ -132,9 +132,9 @@ class HorovodSharded(Horovod):
     def perturb(self, *, local: bool) -> bool:
         """See `Backend.perturb`."""
         if local:
-            finite = self._climb_own()
+            finite = self._perturb_own()
             return self.scaler is None or bool(self.mean(finite.float()) == 1)
-        finite = self.optimizer.perturb(reduce=self.reduce)
+        finite = self.optimizer.perturb()
         if self.scaler is not None and not bool(finite):  # a sum over ranks: the same on all
             return False
         self.publish()
@@ -142,25 +142,20 @@ class HorovodSharded(Horovod):
         return True
 
     @torch.no_grad()
-    def _climb_own(self) -> Tensor:
+    def _perturb_own(self) -> Tensor:
         """Perturb the whole weights along this rank's own gradient; keep g of the own slice."""
         layers = [p for row in self.rows for p in row.layers]
         weights = [p.detach().view(-1) for p in layers]
         grads = [p.grad.view(-1) for p in layers if p.grad is not None]
         self.finish_gradients(average=True)
         masters = [flat.master for flat in self.flats]
-        backup = copies(masters)
-        rule, rho = self.optimizer.rule, self.optimizer.column("rho")
-        climb = rule.perturbation(weights, grads, rho=rho, reduce=whole)
-        seen = self.optimizer.perturb_(weights, grads, climb, whole)
-        means = [m.grad for m in masters if m.grad is not None]
-        self.optimizer.lift(masters, backup, means, seen)
+        self.optimizer.keep(masters, [m.grad for m in masters if m.grad is not None])
         self._shown = True
-        return torch.isfinite(climb.grad2.sum())
+        return self.optimizer.perturb_whole_(masters, weights, grads)
 
     def update(self) -> Seen:
         """See `Backend.update`."""
-        seen = self._scaled(self.optimizer.update(reduce=self.reduce))
+        seen = super().update()
         self.publish()
         return seen
 
@@ -171,9 +166,9 @@ class HorovodSharded(Horovod):
             self.publish()
         return seen
 
-    def restore(self) -> None:
-        """See `Backend.restore`. The slices of others come back only if they answer."""
-        super().restore()
+    def abandon(self) -> None:
+        """See `Backend.abandon`. The slices of others come back only if they answer."""
+        self.optimizer.abandon()
         if self._shown:
             self.publish()
 
@@ -195,8 +190,7 @@ class HorovodSharded(Horovod):
         """See `Backend.load`. RunError if ranks hold different weights then."""
         fill(self.flats, self.optimizer.state, read, counters)
         self.publish()
-        self.optimizer.steps = int(counters["steps"])
-        self.optimizer.record_look(torch.tensor(False) if counters["owed"] else None)
+        self.optimizer.load_counters(counters)
         self.load_scale(counters)
         check_alike(self.module)
 

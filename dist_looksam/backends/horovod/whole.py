@@ -68,6 +68,7 @@ class Horovod(Plain):
         self.theirs: Any = base if hasattr(base, "skip_synchronize") else None
         self._half = compression == "fp16"
         self._armed = False
+        self._unfinished = False  # an abandoned pass may have sent some gradients
         self._sent: dict[Tensor, tuple[int, Tensor]] = {}  # parameter -> (handle, what travels)
         super().__init__(module, optimizer, precision=precision)
         self._names = {p: n for n, p in self._named()}
@@ -133,10 +134,12 @@ class Horovod(Plain):
 
     def backward(self, batches: Sequence[Any], loss: Loss, *, average: bool = True) -> Tensor:
         """See `Backend.backward`."""
+        if self._unfinished:  # every rank sends what it has not, or they would wait for each other
+            self.finish_gradients(average=True)
+            self._unfinished = False
         if self.theirs is not None:  # it counts backwards, and sends at the last
             self.theirs.set_backward_passes_per_step(len(batches) + (not average))
         self._armed = average
-        self._sent.clear()  # of a pass that was given up
         try:
             return super().backward(batches, loss, average=average)
         finally:
@@ -149,6 +152,7 @@ class Horovod(Plain):
         if self.theirs is not None:
             self.theirs.synchronize()
             return
+        self._armed = True
         for param in self._names:
             if param not in self._sent:
                 self._send(param)
@@ -158,6 +162,11 @@ class Horovod(Plain):
                 assert param.grad is not None
                 param.grad.copy_(wire)
         self._sent.clear()
+
+    def abandon(self) -> None:
+        """See `Backend.abandon`. What was sent is waited for by the next pass, on all ranks."""
+        super().abandon()
+        self._unfinished = True
 
     def update(self) -> Seen:
         """See `Backend.update`. A user's DistributedOptimizer has nothing left to reduce."""

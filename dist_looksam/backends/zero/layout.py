@@ -45,6 +45,11 @@ class Layout:
         self.sharded_bf16 = hasattr(self.zero, "fp32_groups_gradient_flat_partition")
 
     @property
+    def whole_gradients(self) -> bool:
+        """Before a boundary every rank has its own gradient of all layers: see `visible`."""
+        return self.stage == 0 or (self.stage == 1 and not self.engine.zero_use_cpu_optimizer())
+
+    @property
     def group(self) -> Any:
         """The process group whose ranks split the layers; None for all."""
         return getattr(self.zero, "dp_process_group", None)
@@ -116,6 +121,40 @@ class Layout:
             return layers, [g for group in self.zero.fp32_groups_gradients for g in group]
         layers = [p for group in self.zero.bit16_groups for p in group]
         return layers, [_or_zero(self.zero.get_gradient_for_reduction(p), p) for p in layers]
+
+    def forget_pass(self) -> None:
+        """Clear what a pass that was broken off has left: gradients, buckets, gathered layers.
+
+        Local. In the state in which `step` of DeepSpeed's optimizer leaves them.
+        """
+        zero = self.zero
+        zero.zero_grad()
+        if self.stage == 0 or self.sharded_bf16:
+            return
+        hooks = zero._backward_hook_state
+        hooks.reset_for_new_step()
+        hooks.backward_active_depth = hooks.remaining_grad_acc_hooks = 0
+        reduced = zero.params_already_reduced  # a list, at stage 3 a dict
+        for number in list(reduced) if self.stage == 3 else range(len(reduced)):
+            reduced[number] = False
+        if self.stage == 3:
+            for bucket in zero.ipg_buckets.values():
+                bucket.clear_params()
+            zero.averaged_gradients = {}
+            zero.parameter_offload.release_backward_leftovers()
+            zero.parameter_offload.partition_all_parameters()
+            return
+        for bucket in zero.ipg_buckets.values():
+            bucket.clear()
+        zero.extra_large_param_to_reduce.clear()
+        zero._clear_previous_reduced_grads()
+        zero._release_ipg_buffers()
+        zero.micro_step_id = -1
+        for number in zero.averaged_gradients:
+            zero.averaged_gradients[number] = zero.all_grad_tensors[number] = None
+        if zero.cpu_offload:
+            zero._offload_accumulated_param_ids = set()
+            zero.reset_cpu_buffers()
 
     def scale(self) -> float:
         """The loss scale; 1 where there is none."""

@@ -22,7 +22,7 @@ class ZeroState(Ranks):
     optimizer: Sharpness
     layout: Layout
     device: torch.device
-    replicated: bool
+    copies: tuple[int, int]
     stage: int
     rank: int
     size: int
@@ -31,7 +31,7 @@ class ZeroState(Ranks):
 
     def reduce(self, sums: Tensor) -> Tensor:
         """Add over the ranks that split a layer; nothing at stage 0, where all hold all."""
-        if self.replicated:
+        if self.stage == 0:
             return whole(sums)
         sums = sums.to(self.device)
         dist.all_reduce(sums, group=self.layout.group)
@@ -59,8 +59,7 @@ class ZeroState(Ranks):
     def counters(self) -> dict[str, Any]:
         """See `Backend.counters`. All layers of a flat have the flat's numbers."""
         return {
-            "steps": self.optimizer.steps,
-            "owed": self.optimizer.must_retry_look(),
+            **self.optimizer.counters(),
             **counters_of(self.layout.flats, self.optimizer.state),
             "loss_scale": self.layout.read_scale(),
         }
@@ -70,8 +69,7 @@ class ZeroState(Ranks):
         """See `Backend.load`."""
         fill(self.layout.flats, self.optimizer.state, read, counters)
         self.layout.publish()
-        self.optimizer.steps = int(counters["steps"])
-        self.optimizer.record_look(torch.tensor(False) if counters["owed"] else None)
+        self.optimizer.load_counters(counters)
         self.layout.write_scale(counters["loss_scale"])
 
     @torch.no_grad()
@@ -81,7 +79,7 @@ class ZeroState(Ranks):
         for piece, slot in zip(self.pieces(), self.slots(), strict=True):
             flat = torch.zeros(torch.Size(piece.shape).numel(), device=self.device)
             flat[piece.start : piece.stop] = slot["weight"]
-            if not self.replicated:
+            if self.stage:
                 dist.reduce(flat, 0, group=self.layout.group)
             weights[piece.name] = flat.view(piece.shape).cpu()
         return weights if self.rank == 0 else None
