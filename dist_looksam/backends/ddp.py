@@ -40,6 +40,7 @@ class DDP(Ranks, Plain):
             self._wrapped.module if self._wrapped else module, optimizer, precision=precision
         )
         self._sorted = False
+        self._broken = False  # a step that was abandoned may have left a pass half reduced
 
     def wrap(self, module: nn.Module) -> nn.Module:
         """The module in DistributedDataParallel, which also makes all ranks start from rank 0's."""
@@ -53,13 +54,14 @@ class DDP(Ranks, Plain):
 
     def backward(self, batches: Sequence[Any], loss: Loss, *, average: bool = True) -> Tensor:
         """See `Backend.backward`."""
+        if self._broken:
+            self._renew_reducer()
         if not self._sorted:
             self._sort_buckets(batches[0], loss)
         return super().backward(batches, loss, average=average)
 
     def _sort_buckets(self, batch: Any, loss: Loss) -> None:
         """One pass for DDP's order of gradients. What else it leaves: see the class."""
-        self._sorted = True
         replay = Replay(self.module, cuda=self.device.type == "cuda")
         drawn = random.getstate(), np.random.get_state()
         with replay.again():
@@ -69,6 +71,23 @@ class DDP(Ranks, Plain):
         random.setstate(drawn[0])
         np.random.set_state(drawn[1])
         self.optimizer.zero_grad()
+        self._sorted = True
+
+    def abandon(self) -> None:
+        """See `Backend.abandon`."""
+        super().abandon()
+        self._broken = True
+
+    def _renew_reducer(self) -> None:
+        """A new reducer, as when DDP is copied: the old one may wait for the rest of a backward,
+        or take the next micro-batch for the last. Local; all settings and comm hooks stay."""
+        assert self._wrapped is not None
+        self._broken, self._sorted = False, False
+        self.optimizer.zero_grad()
+        hooks, self._wrapped._comm_hooks = self._wrapped._comm_hooks, []
+        self._wrapped.__setstate__(self._wrapped.__getstate__())
+        for hook, state in hooks:
+            self._wrapped.register_comm_hook(state, hook)
 
     def no_sync(self) -> AbstractContextManager[Any]:
         """DDP's own no_sync."""

@@ -128,6 +128,8 @@ class Layout:
         Local. In the state in which `step` of DeepSpeed's optimizer leaves them.
         """
         zero = self.zero
+        for p in self.engine.module.parameters():
+            p.grad = None  # stage 3's zero_grad raises on a CPU where there is one
         zero.zero_grad()
         if self.stage == 0 or self.sharded_bf16:
             return
