@@ -49,7 +49,7 @@ class Engine:
             once more before the first step of a process, for the order of its buckets.
         clip: limit of the norm of the gradient that the base gets; None for none.
         precision: "fp32", "bf16", or "fp16" with a loss scale. Weights stay fp32.
-        ascent: "global", eps from the averaged gradient; "rank", every rank climbs its own.
+        ascent: "global", eps from the averaged gradient; "rank", from each rank's own.
 
     Attributes:
         passes: forward+backward passes so far, of whole global batches.

@@ -1,8 +1,8 @@
 """torch's fully_shard: every rank has some rows of every layer, and all state for these alone.
 
 The optimizer is given this rank's rows as plain tensors that share the DTensors' memory, so that
-any torch optimizer steps on them, and forward gathers what it has written. A look climbs in the
-shards and comes back from a copy of them; its second pass gathers and reduces as the first did,
+any torch optimizer steps on them, and forward gathers what it has written. A look perturbs the
+shards and restores them from a copy; its second pass gathers and reduces as the first did,
 and nothing else is sent but sums of a few numbers per layer.
 """
 

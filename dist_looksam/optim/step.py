@@ -17,11 +17,12 @@ from ..maths.ascent import Perturbation, cosine, perturb_
 from ..maths.look import Update
 from ..maths.shards import Reduce, Shards, copies, dots, whole
 from .base import Pieces, guarded_step, in_one_piece
+from .counters import Counted
 from .rule import Rule
 from .seen import Probe, Seen
 
 
-class TwoGradients(Optimizer):
+class TwoGradients(Counted):
     """The step of an optimizer around `base_optimizer`, whose groups and state are its own.
 
     Attributes:
@@ -45,8 +46,6 @@ class TwoGradients(Optimizer):
         self.visible_dtype: torch.dtype | None = None
         self._group_of: dict[Tensor, int] | None = None
         self._device: torch.device | None = None
-        self._steps = 0
-        self._look_finite: Tensor | None = None
         self._columns: dict[str, tuple[tuple[float, ...], Tensor | float]] = {}
         self._places: dict[Tensor, range] = {}
         self._perturbed: _Perturbed | None = None
@@ -118,66 +117,6 @@ class TwoGradients(Optimizer):
         """The layers inside parameters, as views of tensors laid out as these."""
         return [v for p, x in zip(params, like, strict=True) for v in self.pieces(p, x)]
 
-    # Where the run is.
-
-    def _take_counters(self, *_: Any) -> None:
-        """Take over the counters that came in the groups, if any did, and clear them from there.
-
-        DeepSpeed's loader of universal checkpoints fills groups, knows no other place, and tells
-        nobody. So whoever reads or writes a counter comes here first, and what is written stays.
-        """
-        brought = [group.pop("sharpness") for group in self.param_groups if "sharpness" in group]
-        if brought:
-            self._count_from(brought[0])
-
-    @property
-    def steps(self) -> int:
-        """Steps taken, skipped ones included; the next one is step number `steps`."""
-        self._take_counters()
-        return self._steps
-
-    @steps.setter
-    def steps(self, steps: int) -> None:
-        self._take_counters()
-        self._steps = steps
-
-    def counters(self) -> dict[str, Any]:
-        """Where the run is, as numbers to be saved; the same on every rank."""
-        return {"steps": self.steps, "owed": self.must_retry_look()}
-
-    def load_counters(self, counters: dict[str, Any]) -> None:
-        """Go on from there. Other keys are passed over."""
-        self._take_counters()
-        self._count_from(counters)
-
-    def _count_from(self, counters: dict[str, Any]) -> None:
-        self._steps = int(counters["steps"])
-        self._look_finite = torch.tensor(False) if counters["owed"] else None
-
-    def must_retry_look(self) -> bool:
-        """True if the last step looked and was skipped. Reads one number from the device, once."""
-        self._take_counters()
-        skipped = self._look_finite is not None and not bool(self._look_finite)
-        self._look_finite = torch.tensor(False) if skipped else None
-        return skipped
-
-    def record_look(self, finite: Tensor | None) -> None:
-        """Note whether the look that has just ended was finite (0-dim bool); None: no look."""
-        self._take_counters()
-        self._look_finite = finite
-
-    def may_look(self) -> bool:
-        """Before the first pass: whether this step may look. No rule needs the gradient to say."""
-        return self.looks()
-
-    def looks(self) -> bool:
-        """After the first pass: True if this step computes the second gradient.
-
-        Reads one number from the device if the last step looked, to know if it was skipped.
-        """
-        remembers = any("g_v" in state for state in self.state.values())
-        return self.rule.looks(self.steps, remembers=remembers, owed=self.must_retry_look())
-
     # The second gradient.
 
     @torch.no_grad()
@@ -234,7 +173,7 @@ class TwoGradients(Optimizer):
         """w + eps from this rank's own gradient, where `params` are its slices of the layers.
 
         Args:
-            weights, grads: the whole layers, one shard each; weights are written to. Then `keep`.
+            weights, grads: the whole layers, one shard each; weights are written to. After `keep`.
 
         Returns:
             0-dim bool: this rank's g is finite. No collective.
@@ -323,7 +262,7 @@ class TwoGradients(Optimizer):
 
     @torch.no_grad()
     def update(self) -> Seen:
-        """After the last pass, where `.grad` holds what it has left: the rest of the step."""
+        """After the last pass, whose gradients are in `.grad`: the rest of the step."""
         self.restore()
         params, grads = self._active()
         if self._perturbed is not None:
@@ -364,8 +303,6 @@ class TwoGradients(Optimizer):
     def _step_base(self, finite: Tensor) -> bool:
         """The base's step on the groups shown at this moment: DeepSpeed may show one at a time."""
         base = self.base_optimizer
-        if base.param_groups is self.param_groups:
-            return guarded_step(base, finite)
         groups, base.param_groups = base.param_groups, self.param_groups
         try:
             return guarded_step(base, finite)

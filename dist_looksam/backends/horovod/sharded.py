@@ -5,7 +5,7 @@ rank's slice of a row is the parameter that the optimizer knows: it is a view of
 step writes where forward reads, and one all-gather completes the row. A look costs one more
 reduce-scatter and one more all-gather: a rank knows g on its own slice alone, so that only it can
 perturb that slice. Going back costs nothing, since the gather after the base's step brings both.
-Where every rank climbs its own gradient, it has that gradient whole and gathers nothing for eps.
+With eps of its own gradient, which a rank has whole, nothing is gathered for eps.
 """
 
 from collections.abc import Sequence

@@ -3,7 +3,7 @@
 DeepSpeed calls the client optimizer's `step()` with its flat fp32 masters and their reduced,
 unscaled gradients, and then shows the masters to forward. So the client perturbs in one such step
 and restores in the next; nothing of DeepSpeed is copied or patched, and no gather is spent on going
-back: the weights that are shown after the descent are those of the next step.
+back: the weights that are shown after the base's step are those of the next step.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,0 +1,75 @@
+"""Where a run is: the numbers that say what the next step does."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from .rule import Rule
+
+
+class Counted(Optimizer):
+    """Counts steps, and remembers a look that was skipped."""
+
+    rule: Rule
+    _steps = 0
+    _look_finite: Tensor | None = None
+
+    def _take_counters(self, *_: Any) -> None:
+        """Take over the counters that came in the groups, if any did, and clear them from there.
+
+        DeepSpeed's loader of universal checkpoints fills groups, knows no other place, and tells
+        nobody. So whoever reads or writes a counter comes here first, and what is written stays.
+        """
+        brought = [group.pop("sharpness") for group in self.param_groups if "sharpness" in group]
+        if brought:
+            self._count_from(brought[0])
+
+    @property
+    def steps(self) -> int:
+        """Steps taken, skipped ones included; the next one is step number `steps`."""
+        self._take_counters()
+        return self._steps
+
+    @steps.setter
+    def steps(self, steps: int) -> None:
+        self._take_counters()
+        self._steps = steps
+
+    def counters(self) -> dict[str, Any]:
+        """Where the run is, as numbers to be saved; the same on every rank."""
+        return {"steps": self.steps, "owed": self.must_retry_look()}
+
+    def load_counters(self, counters: dict[str, Any]) -> None:
+        """Go on from there. Other keys are passed over."""
+        self._take_counters()
+        self._count_from(counters)
+
+    def _count_from(self, counters: dict[str, Any]) -> None:
+        self._steps = int(counters["steps"])
+        self._look_finite = torch.tensor(False) if counters["owed"] else None
+
+    def must_retry_look(self) -> bool:
+        """True if the last step looked and was skipped. Reads one number from the device, once."""
+        self._take_counters()
+        skipped = self._look_finite is not None and not bool(self._look_finite)
+        self._look_finite = torch.tensor(False) if skipped else None
+        return skipped
+
+    def record_look(self, finite: Tensor | None) -> None:
+        """Note whether the look that has just ended was finite (0-dim bool); None: no look."""
+        self._take_counters()
+        self._look_finite = finite
+
+    def may_look(self) -> bool:
+        """Before the first pass: whether this step may look. No rule needs the gradient to say."""
+        return self.looks()
+
+    def looks(self) -> bool:
+        """After the first pass: True if this step computes the second gradient.
+
+        Reads one number from the device if the last step looked, to know if it was skipped.
+        """
+        remembers = any("g_v" in state for state in self.state.values())
+        return self.rule.looks(self.steps, remembers=remembers, owed=self.must_retry_look())
