@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from dist_looksam.errors import ConfigError
-from dist_looksam.report.tables import NONE, Table, Text
+from dist_looksam.report.tables import NONE, Table
 
 PAPER = Path(__file__).with_name("paper_figures.yaml")
 
@@ -34,11 +34,7 @@ class Reference:
     def table(self) -> Table:
         """As a table of its own, never mixed with what was run."""
         rows = [
-            [
-                Text(text=text)
-                for text in (f.method, f"{f.batch:,}", f"{100 * f.top1:.1f}", f.note or NONE)
-            ]
-            for f in self.figures
+            [f.method, f"{f.batch:,}", f"{100 * f.top1:.1f}", f.note or NONE] for f in self.figures
         ]
         return Table(
             title=f"Second-hand: {self.title}",
