@@ -23,9 +23,11 @@ from dist_looksam.report.study import Label
 AMBER, SKY, OLIVE = "#e69f00", "#56b4e9", "#7f7a00"
 # In the order of METHODS; what is left over is for new methods and for variants of one.
 _COLOURS = [GREY, INK, AMBER, OLIVE, BLUE, SKY, ORANGE, GREEN, PURPLE,
-            "#a50f15", "#00a3a3", "#6b4f2a", "#e377c2", "#3f007d"]  # fmt: skip
+            "#a50f15", "#00a3a3", "#6b4f2a", "#e377c2", "#3f007d", "#4d9221",
+            "#b2abd2"]  # fmt: skip
 _SHAPES = ["triangle-left", "circle", "square", "triangle-right", "diamond", "wedge",
-           "triangle-up", "triangle-down", "cross", "arrow"]  # fmt: skip
+           "triangle-up", "triangle-down", "cross", "arrow", "M-1,-1L1,-1L-1,1L1,1Z",
+           "M0,-1L0.59,0.81L-0.95,-0.31L0.95,-0.31L-0.59,0.81Z"]  # fmt: skip
 _SHORT = "datum.value % 512 || datum.value < 1024 ? datum.label : datum.value / 1024 + 'k'"
 _CROSS = "M-1,-1L1,1M1,-1L-1,1"  # a run that diverged
 _EDGE = 0.3  # octaves from the outer points to the ends of the axis

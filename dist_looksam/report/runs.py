@@ -109,7 +109,7 @@ class Choice:
 
 
 @dataclass(kw_only=True)
-class Found:
+class RunSet:
     """All that was found below the folders of a report."""
 
     runs: list[Run] = field(default_factory=list)
@@ -118,12 +118,12 @@ class Found:
     notes: list[str] = field(default_factory=list)
 
 
-def find(folders: Sequence[str]) -> Found:
+def find(folders: Sequence[str]) -> RunSet:
     """Every run and sweep below `folders`, and the runs of report.csv files among them.
 
     Raises ConfigError where there is no run at all.
     """
-    found = Found()
+    found = RunSet()
     seen: set[str] = set()
     for root in folders:
         if Path(root).suffix == ".csv" and Path(root).is_file():
@@ -155,7 +155,7 @@ def _walk(root: str, seen: set[str]) -> Iterator[Path]:
         seen.add(real)
 
 
-def _take(folder: Path, found: Found) -> None:
+def _take(folder: Path, found: RunSet) -> None:
     if (folder / "config.yaml").exists() or (folder / "point.json").exists():
         try:
             found.runs.append(_read(folder))

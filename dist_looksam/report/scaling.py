@@ -102,16 +102,16 @@ def _run_top1(run: Run) -> str:
 
 
 def _settings(runs: Sequence[Run]) -> dict[str, str]:
-    told = {}
+    tip = {}
     for name in ("lr", "rho"):
         values = {v: None for run in runs if (v := run.setting(name)) is not None}
         words = [f"{v:g}" if isinstance(v, int | float) else str(v) for v in values]
-        told[name] = ", ".join(words) or "none"
+        tip[name] = ", ".join(words) or "none"
     scaling = {run.setting("lr_scaling") for run in runs} - {None, "none"}
     if scaling:  # lr is of the batch that it was found at
         batches = {run.setting("lr_base_batch") for run in runs}
-        told["lr"] += f" at batch {', '.join(map(str, batches))}, {', '.join(map(str, scaling))}"
-    return told
+        tip["lr"] += f" at batch {', '.join(map(str, batches))}, {', '.join(map(str, scaling))}"
+    return tip
 
 
 def _by_batch(study: Study, value: Any, unit: str, digits: int) -> list[Point]:

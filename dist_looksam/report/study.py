@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from dist_looksam.optim.table import METHODS
-from dist_looksam.report.runs import SUPERSEDED, UNFINISHED, Found, Run
+from dist_looksam.report.runs import SUPERSEDED, UNFINISHED, Run, RunSet
 from dist_looksam.report.statistic import Difference, MeanSd
 
 # Settings that say where and how a run goes, not what it computes; the seed is what runs of a cell
@@ -199,7 +199,7 @@ class Study:
         )
 
 
-def study(found: Found) -> Study:
+def study(found: RunSet) -> Study:
     """Group what was found; `notes` tells of everything that a reader must know."""
     notes = list(found.notes)
     finals = _of_one_kind([run for run in found.runs if run.final], notes)
@@ -305,7 +305,7 @@ def _labels(runs: list[Run]) -> list[Label]:
                 base=run.base,
                 k=run.setting("k") if row.settable_k else None,
                 base_label=name if is_base else line(run.base, run.base),
-                sam_label=line(sams[0], run.base) if row.settable_k else None,
+                sam_label=line(sams[0], run.base) if row.settable_k and sams else None,
             )
         )
     return found
@@ -346,8 +346,10 @@ def _unlike(labels: list[Label], cells: dict[tuple[str, int], Cell]) -> list[str
             for count in {run.steps for run in cell.runs} if cell else ():
                 steps.setdefault(count, []).append(label.name)
         if len(steps) > 1:
-            told = "; ".join(f"{', '.join(who)}: {n:,}" for n, who in steps.items() if n)
-            notes.append(f"At batch {batch:,} the methods took different numbers of steps: {told}.")
+            counts = "; ".join(f"{', '.join(who)}: {n:,}" for n, who in steps.items() if n)
+            notes.append(
+                f"At batch {batch:,} the methods took different numbers of steps: {counts}."
+            )
     hosts = sorted({run.host for run in runs if run.host})
     if len(hosts) > 1:
         notes.append(
@@ -362,23 +364,23 @@ def _mixed(cells: dict[tuple[str, int], Cell]) -> list[str]:
     notes = []
     for (label, batch), cell in cells.items():
         names = sorted({name for run in cell.runs for name in run.config} - _LOCAL)
-        told = []
+        parts = []
         for name in names:
             seeds: dict[str, list[int]] = {}
             for run in cell.runs:
-                seeds.setdefault(_said(run.setting(name)), []).append(run.seed)
+                seeds.setdefault(_as_text(run.setting(name)), []).append(run.seed)
             if len(seeds) > 1:
                 each = [f"{v} (seed {', '.join(map(str, who))})" for v, who in seeds.items()]
-                told.append(f"{name} {' and '.join(each)}")
-        if told:
+                parts.append(f"{name} {' and '.join(each)}")
+        if parts:
             notes.append(
                 f"{label}, batch {batch:,}: mean and spread are over runs of different settings: "
-                f"{'; '.join(told)}."
+                f"{'; '.join(parts)}."
             )
     return notes
 
 
-def _said(value: object) -> str:
+def _as_text(value: object) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     return "not set" if value is None else str(value)

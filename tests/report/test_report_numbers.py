@@ -1,6 +1,7 @@
 """Means, spread, differences, ratios, falls, and the tables made of them."""
 
 import re
+from dataclasses import replace
 
 import made_up
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from dist_looksam.optim.table import METHODS
 from dist_looksam.report import runs, scaling, study, tables
+from dist_looksam.report.comparison import report
 from dist_looksam.report.panels import apart
 from dist_looksam.report.statistic import Difference
 
@@ -293,8 +295,10 @@ def test_variants_of_a_method_have_its_marker_and_a_colour_of_no_method(tmp_path
 def test_a_new_row_of_the_table_of_methods_is_reported(tmp_path, monkeypatch):
     """A method that the table of colours did not know ended the report in a KeyError."""
     monkeypatch.setitem(METHODS, "new_sam", METHODS["look_sam"])
+    monkeypatch.setitem(METHODS, "newer_sam", replace(METHODS["look_sam"], ascent="new"))
     every = styles(tmp_path, METHODS)
-    assert every["new_sam"].colour not in {s.colour for n, s in every.items() if n != "new_sam"}
+    assert len({style.colour for style in every.values()}) == len(METHODS)
+    report([str(tmp_path)], out=tmp_path / "out")
 
 
 def test_every_point_stands_at_its_batch(tmp_path):

@@ -277,6 +277,14 @@ def test_wrong_arguments_are_one_sentence(flags, told, tmp_path, capsys, monkeyp
     assert told in error and len(error.splitlines()) == 1
 
 
+@pytest.mark.parametrize("text", ["", "a,b\n1,2\n", "method,state\nno_such,finished\n"])
+def test_a_csv_that_is_no_reports_is_one_sentence(text, tmp_path, capsys):
+    (tmp_path / "x.csv").write_text(text)
+    assert cli.main(["report", str(tmp_path / "x.csv")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: a ") and len(error.splitlines()) == 1 and "x.csv" in error
+
+
 def test_a_report_that_cannot_be_written_is_one_sentence(tmp_path, capsys):
     made_up.run(tmp_path / "run")
     (tmp_path / "file").write_text("")
