@@ -189,14 +189,14 @@ def test_a_label_cannot_swallow_the_scripts(label, tmp_path):
 
 
 def test_a_page_says_which_commit_its_runs_were_made_with(tmp_path):
-    """ "commit" was that of the report, made weeks later from another checkout."""
+    """What stood there was the commit of the report, made weeks later from another checkout."""
+    made_up.run(tmp_path / "runs" / "old", seed=9)
     for seed, commit in enumerate(("aaaa1111", "aaaa1111", "bbbb2222", None)):
         made_up.run(tmp_path / "runs" / str(seed), seed=seed)
         job = {"started": 1.0, "host": "node1", "version": "0.1.0", "commit": commit}
         (tmp_path / "runs" / str(seed) / "job.json").write_text(json.dumps(job))
     report([str(tmp_path / "runs")], out=tmp_path / "out")
     text = body(tmp_path / "out" / "index.html")
-    made_up.run(tmp_path / "runs" / "old", seed=9)
     told = "aaaa1111 (2 runs), bbbb2222 (1 run), dist_looksam 0.1.0 (1 run), not recorded (1 run)"
     assert f"<dt>commit of the runs</dt><dd>{told}</dd>" in text
     assert "<dt>page made by</dt><dd>dist_looksam 0." in text and "<dt>commit</dt>" not in text
