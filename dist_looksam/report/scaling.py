@@ -120,7 +120,7 @@ def _by_batch(study: Study, value: Any, unit: str, digits: int) -> list[Point]:
     for label in study.labels:
         for batch, cell in study.along(label.name):
             found = value(label, batch, cell)
-            if found is not None and found.mean > 0:
+            if found is not None and min(found.values) > 0:  # an axis may be logarithmic
                 tip = {"method": label.name, "batch": f"{batch:,}", unit: mean_sd(found, digits)}
                 points.append(panels.point(label.name, batch, found, tip | {"n": str(found.n)}))
     return points
@@ -155,7 +155,7 @@ def lesser(study: Study, *, width: int, height: int, hover: bool = False) -> lis
     plain = {"format": "~g", "tickCount": 5}
     found = [
         Panel(
-            title="Time / base method's (dotted: passes)",
+            title="Time over the base's (dotted: passes)",
             points=ratio,
             rule=1.0,
             diagonals=passes,
