@@ -183,7 +183,8 @@ def picture(study: Study, title: str, subtitle: list[str]) -> alt.VConcatChart:
         if (names := {label.name for label in study.labels if label.base == base})
     ]
     below = [panel.chart() for panel in lesser(study, width=250, height=170)]
-    rows = [drawing.across(*(panel.chart() for panel in families), spacing=170)]
+    spacing = 50 + 8 * max(len(label.name) for label in study.labels)  # for names at the ends
+    rows = [drawing.across(*(panel.chart() for panel in families), spacing=spacing)]
     rows += [drawing.across(*below)] if below else []
     subtitle = [*subtitle, *[every.title] * (len(bases) > 1)]
     chart = alt.vconcat(*rows, spacing=26)
