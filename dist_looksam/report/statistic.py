@@ -1,11 +1,10 @@
 """A mean over runs with its spread, and a difference seed by seed with its interval."""
 
-import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scipy.stats import t as students_t
+from scipy.stats import ttest_1samp
 
 
 @dataclass(frozen=True)
@@ -47,11 +46,10 @@ class Difference:
     def of(cls, values: Sequence[float]) -> "Difference":
         """Of the difference at each seed, at least one."""
         mean, n = statistics.fmean(values), len(values)
-        sd = statistics.stdev(values) if n > 1 else 0.0
-        if sd < 1e-12:  # equal but for rounding
+        if max(values) - min(values) < 1e-12:  # equal but for rounding
             return cls(mean, None, None, n)
-        half = float(students_t.ppf(0.975, n - 1)) * sd / math.sqrt(n)
-        return cls(mean, mean - half, mean + half, n)
+        found = ttest_1samp(values, 0.0).confidence_interval(0.95)
+        return cls(mean, float(found.low), float(found.high), n)
 
     @property
     def clear(self) -> bool:
