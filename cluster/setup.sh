@@ -13,7 +13,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 root=$PWD
 TORCH=${TORCH:-torch==2.13.0}
 DEEPSPEED=deepspeed==0.19.8
-EXTRAS=deepspeed,mpi,jpeg,dev,tensorboard,wandb,peers
+EXTRAS=report,deepspeed,mpi,jpeg,dev,tensorboard,wandb,peers
 HOROVOD_NEEDS=(setuptools packaging numpy cloudpickle psutil pyyaml cffi)
 DATA_PACKAGES=(dataset-fashion-mnist)
 TEST_PACKAGES=(g++ make cmake python3-dev openmpi-bin libopenmpi-dev libpmix2 mpich

@@ -13,6 +13,7 @@ import pytest
 
 import dist_looksam
 from dist_looksam.cli import main as cli
+from dist_looksam.cli import table
 from dist_looksam.record.metrics import FIELDS
 
 ROOT = Path(__file__).parents[1]
@@ -100,3 +101,14 @@ def test_a_reader_that_has_seen_enough_is_no_error(command, tmp_path):
     )
     done.stdout.close()
     assert (done.wait(timeout=120), done.stderr.read()) == (0, "")
+
+
+def test_a_table_is_aligned_and_no_cell_of_it_is_wrapped_cut_or_read_as_markup():
+    """rich's own tables break lines at 80 characters where the output is a pipe."""
+    path = "runs/" + 300 * "x"
+    text = table.text(["run", "[red]top1"], [[path, "1"], ["[b]", "100"]], indent="  ")
+    lines = text.splitlines()
+    assert [line.split() for line in lines] == [["run", "[red]top1"], [path, "1"], ["[b]", "100"]]
+    assert lines[1].endswith("        1") and len({len(line) for line in lines}) == 1
+    assert all(line.startswith("  ") for line in lines)
+    assert table.text(["", ""], [["a", "1"]]) == "a  1"

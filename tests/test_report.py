@@ -1,15 +1,18 @@
 import json
 import math
+import os
 import random
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from dist_looksam.cli import main as cli
 from dist_looksam.errors import ConfigError
 from dist_looksam.report import curves, drawing, probe_figures
-from dist_looksam.report.__main__ import main
 
 K = 5
 
@@ -46,6 +49,48 @@ def run(folder: Path, steps: int, *, looks: bool = True, evaluate: bool = True) 
             lines.append({"step": t + 1, "eval_top1": top1, "eval_loss": loss})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
     return folder
+
+
+@pytest.fixture
+def without_altair(tmp_path):
+    """An environment in whose Python altair cannot be imported, as after a bare pip install."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(
+        "import sys\n"
+        "class Missing:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] == 'altair':\n"
+        "            raise ModuleNotFoundError('no altair', name='altair')\n"
+        "sys.meta_path.insert(0, Missing())\n"
+    )
+    return os.environ | {"PYTHONPATH": f"{tmp_path / 'site'}:{Path(__file__).parents[1]}"}
+
+
+def command(env, *words):
+    line = [sys.executable, "-m", "dist_looksam.cli.main", *map(str, words)]
+    return subprocess.run(line, env=env, capture_output=True, text=True)
+
+
+def test_without_the_extra_that_draws_a_run_trains_to_its_end_and_says_how_to_get_it(
+    tmp_path, without_altair
+):
+    """Drawing is the last thing a run does: a missing library would end hours of it badly."""
+    out = tmp_path / "run"
+    flags = ["--data", "digits", "--steps", "3", "--batch_size", "64", "--device", "cpu"]
+    done = command(without_altair, "train", *flags, "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert "curves.png was not drawn: drawing needs altair" in done.stdout + done.stderr
+    assert "pip install 'dist-looksam[report]'" in done.stdout + done.stderr
+    assert (out / "summary.json").exists() and (out / "model.safetensors").exists()
+    assert not (out / "curves.png").exists()
+
+
+@pytest.mark.parametrize("name", ["curves", "probe", "report"])
+def test_without_the_extra_commands_that_draw_are_one_sentence(name, tmp_path, without_altair):
+    done = command(without_altair, name, tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: drawing needs altair, vl-convert-python and jinja2")
+    assert len(done.stderr.splitlines()) == 1
 
 
 def probes(folder: Path, looks: int, *, eps: bool = True) -> Path:
@@ -115,6 +160,34 @@ def test_the_schedule_is_drawn_on_a_linear_axis_and_all_panels_share_the_steps(
     assert lower[0]["layer"][0]["encoding"]["y"]["scale"]["type"] == "linear"
 
 
+def test_a_quantity_has_the_same_axis_in_every_run_and_the_last_accuracy_is_named(
+    tmp_path, monkeypatch
+):
+    """g_v's axis was logarithmic where its values were wide, linear where not; and the best of
+    many evaluations on the test images was written large, which is a choice made on them."""
+    charts = []
+    monkeypatch.setattr(drawing, "save_png", lambda chart, path: charts.append(chart.to_dict()))
+    for scale in (1.0, 3.0):
+        folder = run(tmp_path / str(scale), 60)
+        rows = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
+        for row in rows:
+            for name in ("gv_ratio", "grad_norm", "loss"):
+                if row.get(name):  # as wide as its scale says
+                    row[name] = row[name] ** scale
+        if scale == 3.0:
+            rows[-1]["eval_top1"] = 0.123  # far below the best
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+        curves(folder)
+    kinds = [
+        [panel["layer"][0]["encoding"]["y"]["scale"].get("type") for panel in row["hconcat"]]
+        for chart in charts
+        for row in chart["vconcat"]
+    ]
+    assert kinds == [["linear", None], ["linear", "log", "log"]] * 2
+    text = json.dumps(charts[1])
+    assert "last 12.30%" in text and "best" not in text and "held-out" not in text
+
+
 @pytest.mark.parametrize("steps", [1, 2, 7])
 def test_a_run_that_has_hardly_begun_can_be_drawn(tmp_path, steps):
     assert curves(run(tmp_path, steps)).exists()
@@ -145,7 +218,7 @@ def test_long_runs_give_pictures_of_bounded_data(tmp_path, monkeypatch):
 def test_a_directory_without_a_run_is_the_users_mistake(tmp_path):
     with pytest.raises(ConfigError, match=r"at least one step.*--out"):
         curves(tmp_path)
-    assert main([str(tmp_path)]) == 2
+    assert cli.main(["curves", str(tmp_path)]) == 2
 
 
 def test_probe_figures_are_two_pictures_and_two_pages(tmp_path):

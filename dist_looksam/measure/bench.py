@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from .. import models
 from ..backends.plain import DTYPES
 from ..cli.arguments import Parser, guarded
+from ..cli.table import text as table_text
 from ..engine import Engine
 from ..errors import ConfigError
 from ..optim import table
@@ -224,16 +225,16 @@ def _cost(racer: Racer, own: list[Lap], base: list[Lap], micro: int, on_cpu: boo
 
 def to_text(costs: Sequence[Cost]) -> str:
     """The rows as a table."""
-    width = max(len(c.optimizer) for c in costs)
-    heads = "base   passes  ms/step  ratio to base (quartiles)  of cpu time"
-    lines = [f"{'optimizer':<{width}}  {heads}"]
-    for c in costs:
-        ratio = f"{c.ratio:.3f} ({c.ratio_low:.3f}-{c.ratio_high:.3f})"
-        lines.append(
-            f"{c.optimizer:<{width}}  {c.base:<5}  {c.passes_per_step:>6.2f}  {c.ms_per_step:>7.1f}"
-            f"  {ratio:<25}  {'-' if c.cpu_ratio is None else f'{c.cpu_ratio:.3f}'}"
+    rows = [
+        (
+            c.optimizer, c.base, f"{c.passes_per_step:.2f}", f"{c.ms_per_step:.1f}",
+            f"{c.ratio:.3f} ({c.ratio_low:.3f}-{c.ratio_high:.3f})",
+            "-" if c.cpu_ratio is None else f"{c.cpu_ratio:.3f}",
         )
-    return "\n".join(lines)
+        for c in costs
+    ]  # fmt: skip
+    heads = ("optimizer", "base", "passes", "ms/step", "ratio to base (quartiles)", "of cpu time")
+    return table_text(heads, rows, left=2)
 
 
 def _installed_peers() -> list[str]:

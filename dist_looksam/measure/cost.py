@@ -12,6 +12,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from ..cli import table
 from ..cli.arguments import Parser
 from ..data import Data, TrainLoader, load
 from ..engine import Engine
@@ -93,12 +94,10 @@ def _print(settings: Settings, ranks: int, rows: dict[str, Any]) -> None:
     stage = "" if settings.zero_stage is None else f" stage {settings.zero_stage}"
     print(f"{settings.optimizer} on {settings.base}, {settings.backend}{stage}, {ranks} ranks")
     print("elements that rank 0 puts into collectives, per optimizer step:")
-    kinds = sorted({k for r in ("base", "look", "reuse") if rows[r] for k in rows[r]["elements"]})
-    print(f"  {'step':<8}" + "".join(f"{kind:>16}" for kind in kinds))
-    for name in ("base", "look", "reuse"):
-        if rows[name]:
-            row = rows[name]["elements"]
-            print(f"  {name:<8}" + "".join(f"{row.get(kind, 0):>16,}" for kind in kinds))
+    steps = {name: rows[name]["elements"] for name in ("base", "look", "reuse") if rows[name]}
+    kinds = sorted({kind for elements in steps.values() for kind in elements})
+    sent = [[n, *(f"{row.get(kind, 0):,}" for kind in kinds)] for n, row in steps.items()]
+    print(table.text(["step", *kinds], sent, indent="  "))
     print("bytes that rank 0 holds:")
-    for name, size in rows["memory"].items():
-        print(f"  {name:<16}{size:>16,}")
+    held = [[name, f"{size:,}"] for name, size in rows["memory"].items()]
+    print(table.text(["", ""], held, indent="  "))

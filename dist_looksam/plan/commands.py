@@ -15,6 +15,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from ..cli import table
 from ..cli.arguments import Parser
 from ..errors import ConfigError
 from ..settings import config
@@ -153,25 +154,24 @@ def _head(found: Plan) -> list[str]:
 def _memory(found: Plan) -> list[str]:
     m = found.memory.to_dict()
     peak = m.pop("peak")
-    lines = ["memory of a rank"] + [f"  {k:<14}{_bytes(v):>12}" for k, v in m.items() if v]
     room = found.machine.device.memory
-    share = f"  of {room / 1e9:.0f} GB" if room else ""
-    lines.append(f"  {'most at once':<14}{_bytes(peak):>12}{share}")
+    share = f"of {room / 1e9:.0f} GB" if room else ""
+    rows = [[name, _bytes(size), ""] for name, size in m.items() if size]
+    rows.append(["most at once", _bytes(peak), share])
+    lines = ["memory of a rank", table.text(["", "", ""], rows, indent="  ")]
     if found.largest_micro_batch:
         lines.append(f"  largest micro_batch that fits: {found.largest_micro_batch}")
     return lines
 
 
 def _steps(found: Plan) -> list[str]:
-    heads = ("sent by a rank", "compute", "communication", "not hidden", "update", "step")
-    lines = [f"{'step':<8}" + "".join(f"{h:>16}" for h in heads)]
+    heads = ("step", "sent by a rank", "compute", "communication", "not hidden", "update", "step")
+    rows = []
     for kind, t in found.times.items():
         cells = (t.compute, t.communication, t.exposed, t.update, t.total)
         name = f"mean, k={found.settings.rule.k}" if kind == "mean" else kind
-        lines.append(
-            f"{name:<10}{_bytes(found.wire[kind]):>14}" + "".join(f"{_time(c):>16}" for c in cells)
-        )
-    return lines
+        rows.append([name, _bytes(found.wire[kind]), *map(_time, cells)])
+    return [table.text(heads, rows)]
 
 
 def _end(found: Plan) -> list[str]:

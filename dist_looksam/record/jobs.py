@@ -21,6 +21,7 @@ import yaml
 
 from .. import checkpoint
 from ..cli.arguments import Parser
+from ..cli.table import text as table_text
 from ..errors import ConfigError, RunError
 from . import metrics, rundir
 
@@ -183,10 +184,7 @@ def show_jobs(argv: Sequence[str]) -> int:
     if flags.json:
         print(*(json.dumps(row) for row in rows), sep="\n")
         return 0
-    lines = [list(COLUMNS), *([row[c] for c in COLUMNS] for row in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(COLUMNS))]
-    for line in lines:
-        print("  ".join(f"{text:<{w}}" for text, w in zip(line, widths, strict=True)).rstrip())
+    print(table_text(COLUMNS, [[row[c] for c in COLUMNS] for row in rows], left=len(COLUMNS)))
     return 0
 
 

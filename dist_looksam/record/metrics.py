@@ -121,7 +121,7 @@ class MetricsLog:
         self._hold(row)
 
     def evaluation(self, step: int, *, top1: Value, loss: Value) -> None:
-        """Record the accuracy (a fraction) and mean loss on the held-out set after `step` steps."""
+        """Record accuracy (a fraction) and mean loss on the evaluation images at `step` steps."""
         self.evaluated = step
         self._hold({"step": step, "eval_top1": top1, "eval_loss": loss})
 

@@ -85,7 +85,7 @@ class Progress:
         self._show(now)
 
     def evaluation(self, step: int, top1: float, loss: float) -> None:
-        """The accuracy, a fraction, and mean loss on the held-out set after `step` steps."""
+        """The accuracy, a fraction, and mean loss on the evaluation images after `step` steps."""
         self._facts["top1"] = f"{top1:.4f}"
         self.note(f"step {step}/{self.total} evaluation: top1 {top1:.4f} loss {loss:.4f}")
 

@@ -10,9 +10,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from .. import checkpoint
+from .. import __version__, checkpoint
 from ..errors import ConfigError
 from ..world import World, slurm_job
+from . import source
 
 JOB = "job.json"
 LOCK = ".lock"
@@ -141,6 +142,8 @@ def record(out: Path, world: World, hosts: list[str]) -> None:
         "output": os.environ.get("LOOKSAM_OUTPUT"),
         "starts": int(before.get("starts", 0)) + 1,
         "started": time.time(),
+        "version": __version__,
+        "commit": source.commit(),
     }
     (out / "summary.json").unlink(missing_ok=True)
     scratch = out / f".{JOB}.new"

@@ -37,7 +37,8 @@ def draw_report(argv: Sequence[str]) -> int:
     if not (math.isfinite(flags.points) and flags.points > 0):
         raise ConfigError(f"points must be > 0 and finite, got {flags.points:g}; 1 is the default.")
     files = [*([reference.PAPER] if flags.paper else []), *flags.reference]
-    out = flags.out or Path(flags.folders[0]) / "report"
+    first = Path(flags.folders[0])
+    out = flags.out or (first.parent if first.is_file() else first) / "report"
     try:
         done = comparison.report(
             flags.folders,
@@ -60,7 +61,9 @@ def _report_parser() -> Parser:
         description="Accuracy, time and cost against batch size of all runs below the folders: "
         "scaling.png, index.html (works offline), report.md, report.csv.",
     )
-    parser.add_argument("folders", metavar="DIR", nargs="+", help="holds runs, or a sweep")
+    parser.add_argument(
+        "folders", metavar="DIR", nargs="+", help="holds runs, or a sweep; or a report.csv"
+    )
     parser.add_argument("--out", type=Path, help="folder of the report (the first DIR's report/)")
     parser.add_argument(
         "--points", type=float, default=1.0, help="%% below its own best that counts as a fall (1)"

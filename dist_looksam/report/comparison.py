@@ -1,24 +1,20 @@
-"""`dist-looksam report`: everything that a set of runs says, as files and on the terminal."""
+"""`dist-looksam report`: a set of runs compared, as files and on the terminal."""
 
-import platform
 import shlex
-import subprocess
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from dist_looksam import __version__
+from dist_looksam.record import source
 from dist_looksam.report import drawing, scaling, tables, trials
-from dist_looksam.report.answer import answer
 from dist_looksam.report.page import Section, page
-from dist_looksam.report.reference import Reference
-from dist_looksam.report.runs import FINAL, TUNE, Found, Run, find
+from dist_looksam.report.runs import FINAL, TUNE, Run, RunSet, find, to_csv
 from dist_looksam.report.study import Study, study
 from dist_looksam.report.tables import Table
 from dist_looksam.report.tuning import Tuning, tunings, warnings
@@ -26,9 +22,9 @@ from dist_looksam.report.tuning import Tuning, tunings, warnings
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What was written, and its words."""
+    """What was written, and its text."""
 
-    text: str  # Markdown: answer, notes, tables
+    text: str  # Markdown: notes, tables
     paths: list[Path]
 
 
@@ -37,7 +33,7 @@ def report(
     *,
     out: Path,
     points: float = 1.0,
-    references: Sequence[Reference] = (),
+    references: Sequence[Table] = (),
     command: Sequence[str] = (),
 ) -> Report:
     """Compare the runs below `folders`; writes pictures, index.html, report.md, report.csv.
@@ -46,23 +42,25 @@ def report(
     Raises ConfigError where there are no runs, RunError where `out` cannot be written.
     """
     found = find(folders)
-    seen = study(found)
-    tuned = tunings(found, [label.name for label in seen.labels])
-    seen.notes += _not_begun(found) + warnings(tuned)
+    results = study(found)
+    tuned = tunings(found, [label.name for label in results.labels])
+    results.notes += _not_begun(found) + warnings(tuned)
     out.mkdir(parents=True, exist_ok=True)
-    words = answer(seen, points) if seen.cells else "No final run has finished yet."
-    shown = _tables(seen, tuned, points)
-    paths = _pictures(seen, found, tuned, out)
-    paths.append(_write(out / "report.csv", tables.to_csv(found.runs)))
-    text = _markdown(words, seen.notes, shown + [r.table() for r in references])
+    if not results.cells:
+        results.notes.insert(0, "No final run has finished yet.")
+    sections = _sections(results, found, tuned, points, references)
+    paths = _pictures(results, found, tuned, out)
+    paths.append(_write(out / "report.csv", to_csv(found.runs)))
+    listed = "".join(f"- {note}\n" for note in results.notes)
+    shown = [table.markdown() for section in sections for table in section.tables]
+    text = "\n".join([*([listed] if listed else []), *shown])
     paths.append(_write(out / "report.md", text))
     html = page(
-        title=_title(seen),
-        subtitle=_subtitle(seen, found),
+        title=_title(results),
+        subtitle=_subtitle(results, found),
         facts=_facts(command, found),
-        answer=words,
-        notes=seen.notes,
-        sections=_sections(seen, found, tuned, points, references),
+        notes=results.notes,
+        sections=sections,
     )
     paths.append(_write(out / "index.html", html))
     return Report(text=text, paths=paths)
@@ -73,28 +71,15 @@ def _write(path: Path, text: str) -> Path:
     return path
 
 
-def _tables(seen: Study, tuned: list[Tuning], points: float) -> list[Table]:
-    if not seen.cells:
-        return [tables.tuning(tuned)] if tuned else []
-    shown = [tables.accuracy(seen), tables.cost(seen, points), tables.seconds(seen)]
-    if lines := scaling.series(seen.finals):
-        shown.append(tables.ranks(lines))
-    return shown + ([tables.tuning(tuned)] if tuned else [])
-
-
-def _markdown(words: str, notes: Sequence[str], shown: Sequence[Table]) -> str:
-    listed = "".join(f"- {note}\n" for note in notes)
-    parts = [words + "\n", listed, *(table.markdown() for table in shown)]
-    return "\n".join(part for part in parts if part)
-
-
-def _pictures(seen: Study, found: Found, tuned: list[Tuning], out: Path) -> list[Path]:
+def _pictures(results: Study, found: RunSet, tuned: list[Tuning], out: Path) -> list[Path]:
     paths = []
-    if seen.cells:
-        chart = scaling.picture(seen, _title(seen), [_subtitle(seen, found), scaling.spread(seen)])
+    if results.cells:
+        chart = scaling.picture(
+            results, _title(results), [_subtitle(results, found), scaling.spread(results)]
+        )
         paths.append(drawing.save_png(chart, out / "scaling.png"))
-    if lines := scaling.series(seen.finals):
-        paths.append(drawing.save_png(scaling.ranks(lines, seen).chart(), out / "ranks.png"))
+    if lines := scaling.series(results):
+        paths.append(drawing.save_png(scaling.ranks(lines, results).chart(), out / "ranks.png"))
     tried = trials.chart(tuned)
     if tried is not None:
         paths.append(drawing.save_png(tried, out / "tuning.png"))
@@ -102,20 +87,25 @@ def _pictures(seen: Study, found: Found, tuned: list[Tuning], out: Path) -> list
 
 
 def _sections(
-    seen: Study, found: Found, tuned: list[Tuning], points: float, references: Sequence[Reference]
+    results: Study,
+    found: RunSet,
+    tuned: list[Tuning],
+    points: float,
+    references: Sequence[Table],
 ) -> list[Section]:
     sections = []
-    if seen.cells:
-        main = scaling.accuracy(seen, width=840, height=430, hover=True).chart()
-        spread = f"{scaling.spread(seen)}. Crosses: runs in trouble."
-        table = tables.accuracy(seen)
-        sections.append(Section(title="Accuracy", text=spread, charts=[main], tables=[table]))
-        others = scaling.lesser(seen, width=270, height=220, hover=True)
+    if results.cells:
+        main = scaling.accuracy(results, width=840, height=430, hover=True).chart()
+        spread = f"{scaling.spread(results)}. Crosses: runs in trouble."
+        shown = [tables.accuracy(results), tables.differences(results)]
+        both = [table for table in shown if table]
+        sections.append(Section(title="Accuracy", text=spread, charts=[main], tables=both))
+        others = scaling.lesser(results, width=270, height=220, hover=True)
         small = [panel.chart() for panel in others]
-        both = [tables.cost(seen, points), tables.seconds(seen)]
+        both = [tables.cost(results, points), *[tables.seconds(results)] * results.quiet]
         sections.append(Section(title="Cost", charts=small, tables=both))
-    if lines := scaling.series(seen.finals):
-        chart = scaling.ranks(lines, seen, hover=True).chart()
+    if lines := scaling.series(results):
+        chart = scaling.ranks(lines, results, hover=True).chart()
         sections.append(Section(title="Ranks", charts=[chart], tables=[tables.ranks(lines)]))
     if tuned:
         tried = trials.chart(tuned)
@@ -129,15 +119,15 @@ def _sections(
             Section(
                 title="Figures of others",
                 text="Second-hand, of other data and models: not comparable with the runs above.",
-                tables=[reference.table()],
+                tables=[reference],
                 second_hand=True,
             )
         )
     return sections
 
 
-def _title(seen: Study) -> str:
-    data = _common(seen.finals, "data")
+def _title(results: Study) -> str:
+    data = _common(results.finals, "data")
     return "Accuracy against batch size" + (f", {data}" if data else "")
 
 
@@ -147,18 +137,18 @@ def _common(runs: Sequence[Run], name: str) -> str | None:
     return values.pop() if len(values) == 1 else None
 
 
-def _subtitle(seen: Study, found: Found) -> str:
-    seeds = {run.seed for run in seen.finals}
+def _subtitle(results: Study, found: RunSet) -> str:
+    seeds = {run.seed for run in results.finals}
     facts = [
-        _many(len(seen.labels), "method"),
-        _many(len(seen.batches), "batch size"),
+        _many(len(results.labels), "method"),
+        _many(len(results.batches), "batch size"),
         _many(len(seeds), "seed"),
-        _many(len(seen.finals), "finished run"),
+        _many(len(results.finals), "finished run"),
     ]
     trials = sum(run.stage == TUNE for run in found.runs)
     facts += [_many(trials, "tuning trial")] if trials else []
-    facts += [f"{len(seen.unfinished)} unfinished"] if seen.unfinished else []
-    model = _common(seen.finals, "model")
+    facts += [f"{len(results.unfinished)} unfinished"] if results.unfinished else []
+    model = _common(results.finals, "model")
     return " · ".join([*([model] if model and model != "auto" else []), *facts])
 
 
@@ -166,7 +156,7 @@ def _many(count: int, what: str) -> str:
     return f"{count:,} {what}{'s' * (count != 1)}"
 
 
-def _not_begun(found: Found) -> list[str]:
+def _not_begun(found: RunSet) -> list[str]:
     """Final points that a sweep.yaml asks for and that have no folder yet."""
     there = {(run.label, run.batch, run.seed) for run in found.runs if run.stage == FINAL}
     notes = []
@@ -195,61 +185,17 @@ def _several(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _facts(command: Sequence[str], found: Found) -> dict[str, str]:
-    """The page's header: what was run, of which commit, where, with what, when."""
+def _facts(command: Sequence[str], found: RunSet) -> dict[str, str]:
+    """The page's header: what was run, made with which commit, and by what this page was made."""
     hosts = {run.host for run in found.runs if run.host}
-    facts = {
-        "report": shlex.join(command),
+    commits = Counter(run.commit or "not recorded" for run in found.runs)
+    made_with = ", ".join(f"{name} ({_many(n, 'run')})" for name, n in commits.items())
+    own = source.commit()
+    return {
+        "command": shlex.join(command),
         "runs": ", ".join(found.grids) or "single runs",
-        "commit": _commit() or "not known",
-        "this machine": _machine(),
+        "commit of the runs": next(iter(commits)) if len(commits) == 1 else made_with,
         "runs were on": _many(len(hosts), "machine") if hosts else "not known",
-        "versions": ", ".join(f"{name} {v}" for name, v in _versions().items()),
-        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "page made on": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "page made by": f"dist_looksam {__version__}" + (f", commit {own}" if own else ""),
     }
-    return {name: text for name, text in facts.items() if text}
-
-
-def _commit() -> str | None:
-    """The commit of the checkout this package is in, and whether it was changed since."""
-    root = Path(__file__).parents[2]
-    if not (root / ".git").exists():
-        return None
-
-    def git(*words: str) -> str:
-        done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True)
-        return done.stdout.strip()
-
-    try:
-        commit = git("rev-parse", "--short=12", "HEAD")
-        changed = " with local changes" if git("status", "--porcelain", "-uno") else ""
-    except OSError:  # no git here
-        return None
-    return f"{commit}{changed}" if commit else None
-
-
-def _machine() -> str:
-    model = platform.machine()
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                model = line.split(":", 1)[1].strip()
-                break
-    except OSError:  # not Linux
-        pass
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return ", ".join([f"{model}, {torch.multiprocessing.cpu_count()} cores", *gpus])
-
-
-def _versions() -> dict[str, str]:
-    found = {
-        "dist_looksam": __version__,
-        "Python": platform.python_version(),
-        "torch": torch.__version__,
-    }
-    for name in ("deepspeed", "horovod"):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found

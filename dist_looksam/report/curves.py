@@ -97,8 +97,8 @@ def _series(steps: Rows, field: str) -> tuple[Rows, Rows]:
     return dots, drawing.thinned(line, _MOST_POINTS)
 
 
-def _y(values: list[float], *, may_be_log: bool = True) -> alt.Y:
-    log = may_be_log and drawing.is_wide(values)
+def _y(values: list[float], *, log: bool = False) -> alt.Y:
+    """A quantity has the same kind of axis in every run, so that pictures can be compared."""
     scale = alt.Scale(
         type="log" if log else "linear",
         domain=drawing.domain(values, log=log),
@@ -111,30 +111,30 @@ def _y(values: list[float], *, may_be_log: bool = True) -> alt.Y:
 
 def _loss(steps: Rows, evaluations: Rows, x: alt.X) -> alt.LayerChart:
     dots, line = _series(steps, "loss")
-    held_out = [
-        {"step": row["step"], "value": row["eval_loss"], "kind": "held-out"}
+    evaluated = [
+        {"step": row["step"], "value": row["eval_loss"], "kind": "evaluation"}
         for row in evaluations
         if row["eval_loss"] is not None
     ]
     kinds = [kind for kind in _DOTS if any(dot["kind"] == kind for dot in dots)]
     names = {kind: _DOTS[kind] for kind in kinds} | {"smoothed": INK}
-    names |= {"held-out": GREEN} if held_out else {}
+    names |= {"evaluation": GREEN} if evaluated else {}
     colour = alt.Color(
         "kind:N",
         scale=alt.Scale(domain=list(names), range=list(names.values())),
         legend=alt.Legend(symbolType="circle", symbolSize=60),
     )
-    y = _y([row["value"] for row in dots + line + held_out])
+    y = _y([row["value"] for row in dots + line + evaluated])
     layers: list[alt.Chart] = [
         _dots(dots).encode(x=x, y=y, color=colour),
         alt.Chart(drawing.rows([row | {"kind": "smoothed"} for row in line]))
         .mark_line(strokeWidth=2)
         .encode(x=x, y=y, color=colour),
     ]
-    if held_out:
+    if evaluated:
         layers.append(
-            alt.Chart(drawing.rows(drawing.thinned(held_out, _MOST_POINTS)))
-            .mark_line(strokeWidth=2, point=len(held_out) < 40)
+            alt.Chart(drawing.rows(drawing.thinned(evaluated, _MOST_POINTS)))
+            .mark_line(strokeWidth=2, point=len(evaluated) < 40)
             .encode(x=x, y=y, color=colour)
         )
     layers += _skipped(steps, x)
@@ -159,7 +159,6 @@ def _skipped(steps: Rows, x: alt.X) -> list[alt.Chart]:
 def _top1(evaluations: Rows, x: alt.X) -> alt.LayerChart:
     known = [row for row in evaluations if row["eval_top1"] is not None]
     points = [{"step": row["step"], "value": row["eval_top1"]} for row in known]
-    best = max(points, key=lambda row: row["value"])
     values = [row["value"] for row in points]
     margin = 0.15 * (max(values) - min(values)) or 0.05
     limits = [max(0.0, min(values) - margin / 3), min(1.0, max(values) + margin)]
@@ -174,26 +173,29 @@ def _top1(evaluations: Rows, x: alt.X) -> alt.LayerChart:
         strokeWidth=2,
         point={"color": GREEN, "size": 30} if len(points) < 40 else False,
     )
-    mark = alt.Chart(drawing.rows([best])).encode(x=x, y=y)
+    mark = alt.Chart(drawing.rows([points[-1]])).encode(x=x, y=y)
     return alt.layer(
         line.encode(x=x, y=y),
         mark.mark_circle(color=ORANGE, size=70, opacity=1),
         mark.mark_text(
             color=ORANGE, align="right", dx=-2, dy=-13, fontSize=12, fontWeight=600
-        ).encode(text=alt.value(f"best {best['value']:.2%}")),
-    ).properties(width=328, height=270, title="Top-1 accuracy on held-out images")
+        ).encode(text=alt.value(f"last {points[-1]['value']:.2%}")),
+    ).properties(width=328, height=270, title="Top-1 accuracy at evaluations")
 
 
 def _small(
     steps: Rows, x: alt.X, field: str, title: str, colour: str, *, dots: bool = True
 ) -> alt.LayerChart | None:
-    """A panel of the lower row; None where the run has no such number."""
+    """A panel of the lower row; None where the run has no such number. Norms have dots, on a
+    logarithmic axis."""
+    if dots:  # a logarithmic axis has no place for 0
+        steps = [row for row in steps if (row.get(field) or 0) > 0]
     raw, line = _series(steps, field)
     if not raw:
         return None
     if not dots:  # a schedule: exact, not smoothed
         line = drawing.thinned(sorted(raw, key=lambda row: row["step"]), _MOST_POINTS)
-    y = _y([row["value"] for row in (raw if dots else line)], may_be_log=dots)
+    y = _y([row["value"] for row in (raw if dots else line)], log=dots)
     layers = []
     if dots:
         colours = alt.Color(

@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 import altair as alt
 import numpy as np
 import vl_convert
+from scipy import ndimage
 
 Rows: TypeAlias = list[dict[str, Any]]
 
@@ -63,9 +64,9 @@ def x_step(last: int | None = None) -> alt.X:
     return alt.X("step:Q", title="step", axis=axis, scale=alt.Scale(nice=False, domain=limits))
 
 
-def across(*panels: Any) -> alt.HConcatChart:
+def across(*panels: Any, spacing: int = 72) -> alt.HConcatChart:
     """Panels side by side, each with its own colours; plot areas, not labels, are aligned."""
-    row = alt.hconcat(*panels, bounds="flush", spacing=72)
+    row = alt.hconcat(*panels, bounds="flush", spacing=spacing)
     return row.resolve_scale(color="independent")
 
 
@@ -89,11 +90,9 @@ def smoothed(values: Sequence[float], *, window: int) -> np.ndarray:
     y = np.asarray(values, dtype=float)
     if window < 2 or len(y) < 5:
         return y
-    y = np.median(np.lib.stride_tricks.sliding_window_view(np.pad(y, 2, mode="edge"), 5), axis=1)
-    reach = min(2 * window, len(y) - 1)
-    bell = np.exp(-0.5 * (np.arange(-reach, reach + 1) / (window / 2)) ** 2)
-    weight = np.convolve(np.ones_like(y), bell, mode="full")[reach : reach + len(y)]
-    return np.convolve(y, bell, mode="full")[reach : reach + len(y)] / weight
+    y = ndimage.median_filter(y, size=5, mode="nearest")
+    bell = {"sigma": window / 2, "mode": "constant"}
+    return ndimage.gaussian_filter1d(y, **bell) / ndimage.gaussian_filter1d(np.ones_like(y), **bell)
 
 
 def domain(values: Sequence[float], *, log: bool = False) -> list[float]:
@@ -106,15 +105,6 @@ def domain(values: Sequence[float], *, log: bool = False) -> list[float]:
         return [float(low / 1.3), float(high * 1.3)]
     margin = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
     return [float(low - margin), float(high + margin)]
-
-
-def is_wide(values: Sequence[float]) -> bool:
-    """Whether positive values span so much that only a logarithmic axis shows them."""
-    y = np.asarray(values, dtype=float)
-    if len(y) < 2 or y.min() <= 0:
-        return False
-    low, high = np.quantile(y, [0.01, 0.99])
-    return bool(high / low > 30)
 
 
 def save_png(chart: alt.TopLevelMixin, path: Path) -> Path:

@@ -1,55 +1,19 @@
 """Figures of others that may stand beside a report: checked, and always marked second-hand."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from dist_looksam.errors import ConfigError
-from dist_looksam.report.tables import NONE, Table, Text
+from dist_looksam.report.tables import NONE, Table
 
 PAPER = Path(__file__).with_name("paper_figures.yaml")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Figure:
-    """One accuracy that somebody else reported."""
-
-    method: str
-    batch: int
-    top1: float
-    note: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reference:
-    """A file of such figures, and where they come from."""
-
-    title: str
-    source: str
-    figures: Sequence[Figure]
-
-    def table(self) -> Table:
-        """As a table of its own, never mixed with what was run."""
-        rows = [
-            [
-                Text(text=text)
-                for text in (f.method, f"{f.batch:,}", f"{100 * f.top1:.1f}", f.note or NONE)
-            ]
-            for f in self.figures
-        ]
-        return Table(
-            title=f"Second-hand: {self.title}",
-            caption=f"Source: {self.source}.",
-            head=["", "batch", "top-1 in %", "note"],
-            rows=rows,
-        )
-
-
-def read(path: str | Path) -> Reference:
-    """A YAML file with title, source and figures. Raises ConfigError, in one sentence."""
+def read(path: str | Path) -> Table:
+    """A YAML file with title, source and figures, as a table of its own, never mixed with what was
+    run. Raises ConfigError, in one sentence."""
     try:
         text = yaml.safe_load(Path(path).read_text())
     except OSError as error:
@@ -61,8 +25,12 @@ def read(path: str | Path) -> Reference:
             f"reference must be YAML, got {' '.join(str(error).split())} in {path}."
         ) from None
     try:
-        figures = [_figure(row) for row in text["figures"]]
-        return Reference(title=str(text["title"]), source=str(text["source"]), figures=figures)
+        return Table(
+            title=f"Second-hand: {text['title']}",
+            caption=f"Source: {text['source']}.",
+            head=["", "batch", "top-1 in %", "note"],
+            rows=[_row(figure) for figure in text["figures"]],
+        )
     except (TypeError, KeyError, ValueError) as error:
         raise ConfigError(
             f"reference must hold title, source and figures, each with method, batch and top1 (a "
@@ -70,10 +38,9 @@ def read(path: str | Path) -> Reference:
         ) from None
 
 
-def _figure(row: dict[str, Any]) -> Figure:
-    top1 = float(row["top1"])
+def _row(figure: dict[str, Any]) -> list[str]:
+    top1 = float(figure["top1"])
     if not 0 <= top1 <= 1:
         raise ValueError(f"top1 {top1:g}")
-    return Figure(
-        method=str(row["method"]), batch=int(row["batch"]), top1=top1, note=str(row.get("note", ""))
-    )
+    text = [str(figure["method"]), f"{int(figure['batch']):,}", f"{100 * top1:.1f}"]
+    return [*text, str(figure.get("note") or NONE)]

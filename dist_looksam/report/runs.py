@@ -4,6 +4,8 @@ A run is a folder with config.yaml (or a sweep's point.json), metrics.jsonl and,
 summary.json. A sweep's own folder has sweep.yaml, its grid, and choices.json, what tuning chose.
 """
 
+import csv
+import io
 import json
 import math
 import os
@@ -23,6 +25,18 @@ FINISHED, UNFINISHED, DIVERGED = "finished", "unfinished", "diverged"
 FINAL, TUNE, SUPERSEDED = "final", "tune", "superseded"  # the last: of settings a sweep dropped
 _SKIPPED_SHARE = 0.1  # of a run's steps; more is told
 _TAKEN = ("trials", "score")  # of choices.json: what is not a setting
+_TEXTS = ("folder", "label", "method", "base", "stage", "state", "host", "commit")
+_NUMBERS = ("batch", "seed", "world_size", "top1", "steps", "seconds", "images_per_s", "passes",
+            "gv_ratio", "skipped")  # fmt: skip
+_SETTING_NUMBERS = ("lr", "rho", "k", "alpha", "weight_decay", "warmup_steps", "holdout")
+_TUNABLE = _SETTING_NUMBERS[:4]
+_SETTING_TEXTS = ("reuse", "data", "model")
+_COLUMNS = (
+    "folder", "label", "method", "base", "stage", "batch", "seed", "state", "world_size", "top1",
+    "steps", "seconds", "images_per_s", "passes", "gv_ratio", "skipped", "holdout", "lr", "rho",
+    "k", "alpha", "reuse", "weight_decay", "warmup_steps", "trouble", "data", "model", "host",
+    "commit",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +63,7 @@ class Run:
     config: dict[str, Any] = field(default_factory=dict)
     started: float = 0.0
     host: str | None = None
+    commit: str | None = None  # of the checkout it was made with, else the package's version
 
     def setting(self, name: str) -> Any:
         """What was tuned, else what config.yaml resolved; None where the method has no such."""
@@ -99,7 +114,7 @@ class Choice:
 
 
 @dataclass(kw_only=True)
-class Found:
+class RunSet:
     """All that was found below the folders of a report."""
 
     runs: list[Run] = field(default_factory=list)
@@ -108,11 +123,18 @@ class Found:
     notes: list[str] = field(default_factory=list)
 
 
-def find(folders: Sequence[str]) -> Found:
-    """Every run and sweep below `folders`. Raises ConfigError where there is no run at all."""
-    found = Found()
+def find(folders: Sequence[str]) -> RunSet:
+    """Every run and sweep below `folders`, and the runs of report.csv files among them.
+
+    Raises ConfigError where there is no run at all.
+    """
+    found = RunSet()
     seen: set[str] = set()
     for root in folders:
+        if Path(root).suffix == ".csv" and Path(root).is_file():
+            found.runs += read_csv(Path(root))
+            _take(Path(root).parent, found)
+            continue
         if not Path(root).is_dir():
             raise ConfigError(f"a report needs folders that hold runs, got {root}: no such folder.")
         for folder in _walk(root, seen):
@@ -138,7 +160,7 @@ def _walk(root: str, seen: set[str]) -> Iterator[Path]:
         seen.add(real)
 
 
-def _take(folder: Path, found: Found) -> None:
+def _take(folder: Path, found: RunSet) -> None:
     if (folder / "config.yaml").exists() or (folder / "point.json").exists():
         try:
             found.runs.append(_read(folder))
@@ -211,6 +233,7 @@ def _read(folder: Path) -> Run:
     top1 = _finite(end.get("top1"))
     lost = bool(end) and (top1 is None or bool(steps and steps[-1]["loss"] is None))
     looks = [row["gv_ratio"] for row in steps if row["look"] and row["gv_ratio"] is not None]
+    version = job.get("version")
     return Run(
         folder=str(folder),
         label=str(point.get("label") or own),
@@ -232,8 +255,52 @@ def _read(folder: Path) -> Run:
         config={**(point.get("flags") or {}), **config},
         started=float(job.get("started") or 0.0),
         host=job.get("host"),
+        commit=job.get("commit") or (f"dist_looksam {version}" if version else None),
     )
 
 
 def _finite(value: Any) -> float | None:
     return float(value) if value is not None and math.isfinite(value) else None
+
+
+def to_csv(runs: Sequence[Run]) -> str:
+    """Every run found, trials and unfinished ones too, a line each; what is not known is empty."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_COLUMNS)
+    for run in sorted(runs, key=lambda r: (r.stage, r.label, r.batch, r.seed, r.folder)):
+        writer.writerow(
+            getattr(run, name) if hasattr(run, name) else run.setting(name) for name in _COLUMNS
+        )
+    return text.getvalue()
+
+
+def read_csv(path: Path) -> list[Run]:
+    """The runs of a report.csv. Raises ConfigError where it is none."""
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            runs = [_of_line(line) for line in csv.DictReader(file)]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ConfigError(
+            f"a CSV of runs must be the report.csv of a report, got {path} ({error!r})."
+        ) from None
+    trials = [run for run in runs if run.stage == TUNE]
+    varied: dict[tuple[str, int, str], set[Any]] = {}
+    for run in trials:
+        for name in _TUNABLE:
+            varied.setdefault((run.label, run.batch, name), set()).add(run.setting(name))
+    for run in trials:
+        names = [n for n in _TUNABLE if len(varied[run.label, run.batch, n]) > 1]
+        run.tuned.update((name, run.setting(name)) for name in names)
+    return runs
+
+
+def _of_line(line: dict[str, str]) -> Run:
+    known = {name: text for name, text in line.items() if text}
+    values: dict[str, Any] = {name: known[name] for name in _TEXTS if name in known}
+    values |= {name: json.loads(known[name]) for name in _NUMBERS if name in known}
+    config = {name: json.loads(known[name]) for name in _SETTING_NUMBERS if name in known}
+    config |= {name: known[name] for name in _SETTING_TEXTS if name in known}
+    if values["method"] not in METHODS:
+        raise ValueError(f"method {values['method']}")
+    return Run(**values, config=config)

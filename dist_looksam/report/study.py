@@ -1,21 +1,19 @@
-"""What a set of runs says: means and spread per method and batch, costs, where accuracy falls.
+"""What a set of runs says: means per method and batch, differences, costs, where accuracy falls.
 
-A *cell* is one method label at one batch. Its spread is the sample standard deviation over seeds,
-unknown for a single seed. Two cells differ *clearly* where their means are further apart than the
-standard deviation of the difference of one run of each, sqrt(sd_a^2 + sd_b^2); a mean that leads
-by less is called within spread. Fewer than three seeds of either are too few to judge: two are
-equal by chance, and then have no spread at all.
+A *cell* is one label at one batch, each seed once. Two cells are compared seed by seed, because
+runs of one seed share their first weights and the order of their samples: the mean of the
+differences, with its 95 % interval by Student's t (which takes them as normally distributed).
+One shared seed, or equal differences, give no interval.
 """
 
-import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from dist_looksam.optim.table import METHODS
-from dist_looksam.report.runs import SUPERSEDED, UNFINISHED, Found, Run
+from dist_looksam.report.runs import SUPERSEDED, UNFINISHED, Run, RunSet
+from dist_looksam.report.statistic import Difference, MeanSd
 
-FEWEST = 3  # seeds, of which a spread says anything
 # Settings that say where and how a run goes, not what it computes; the seed is what runs of a cell
 # differ by. Ranks, backend and ZeRO stage give the same weights.
 _LOCAL = {
@@ -23,49 +21,9 @@ _LOCAL = {
     "timeout", "dry_run", "ranks", "local_rank", "workers", "data_dir", "micro_batch", "backend",
     "zero_stage", "offload",
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Amount:
-    """A mean over n runs and its sample standard deviation; None where n is 1."""
-
-    mean: float
-    sd: float | None
-    n: int
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> "Amount":
-        """Of at least one value."""
-        sd = statistics.stdev(values) if len(values) > 1 else None
-        return cls(statistics.fmean(values), sd, len(values))
-
-    def over(self, other: "Amount") -> "Amount":
-        """The ratio, its spread to first order."""
-        ratio, sd = self.mean / other.mean, None
-        if self.sd is not None and other.sd is not None:
-            sd = ratio * math.hypot(self.sd / self.mean, other.sd / other.mean)
-        return Amount(ratio, sd, min(self.n, other.n))
-
-    def minus(self, other: "Amount") -> "Amount":
-        """The difference, with the spread of the difference of one run of each."""
-        sd = None
-        if self.sd is not None and other.sd is not None:
-            sd = math.hypot(self.sd, other.sd)
-        return Amount(self.mean - other.mean, sd, min(self.n, other.n))
-
-    def times(self, factor: float) -> "Amount":
-        """In another unit."""
-        return Amount(factor * self.mean, None if self.sd is None else factor * self.sd, self.n)
-
-    @property
-    def judged(self) -> bool:
-        """Whether there are seeds enough, and any spread, to say what is clear."""
-        return self.n >= FEWEST and bool(self.sd)
-
-    @property
-    def clear(self) -> bool:
-        """Of a difference: whether it is larger than its spread, which must be known."""
-        return self.judged and self.sd is not None and abs(self.mean) > self.sd
+# Runs that differ in the seed alone take equally long on a machine that does nothing else; on one
+# that others kept busy they were seen to differ by a factor of 10.
+_QUIET = 1.25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,47 +45,55 @@ class Cell:
     runs: tuple[Run, ...]
 
     @property
-    def top1(self) -> Amount:
+    def top1(self) -> MeanSd:
         """Accuracy, a fraction."""
-        return Amount.of(self.values)
+        return MeanSd(tuple(self.by_seed.values()))
 
     @property
-    def values(self) -> list[float]:
-        """Accuracy of each run."""
-        return [run.top1 for run in self.runs if run.top1 is not None]
+    def by_seed(self) -> dict[int, float]:
+        """Accuracy of each seed."""
+        return {run.seed: run.top1 for run in self.runs if run.top1 is not None}
+
+    def minus(self, other: "Cell") -> Difference:
+        """Accuracy minus that of `other`, seed by seed."""
+        mine, others = self.by_seed, other.by_seed
+        shared = [mine[seed] - others[seed] for seed in mine.keys() & others.keys()]
+        if not shared:
+            return Difference(self.top1.mean - other.top1.mean, None, None, 0)
+        return Difference.of(shared)
 
     @property
     def troubled(self) -> bool:
         """Whether one of its runs diverged or skipped many steps."""
         return any(run.trouble for run in self.runs)
 
-    def amount(self, name: str, *, per_step: bool = False) -> Amount | None:
+    def numbers(self, name: str, *, per_step: bool = False) -> MeanSd | None:
         """Of a number that runs report; None where none does."""
-        known = [(getattr(run, name), run.steps or 1) for run in self.runs]
-        values = [x / n if per_step else x for x, n in known if x is not None]
-        return Amount.of(values) if values else None
+        values = tuple(per_seed(self.runs, name, per_step=per_step).values())
+        return MeanSd(values) if values else None
 
-    def on(self, ranks: int | None) -> "Cell | None":
-        """Its runs on so many ranks: times of other numbers of ranks are not comparable."""
-        runs = tuple(run for run in self.runs if run.world_size == ranks)
-        return Cell(runs=runs) if runs else None
+
+def per_seed(runs: Sequence[Run], name: str, *, per_step: bool = True) -> dict[int, float]:
+    """A number that runs report, by seed, without runs that do not know it."""
+    known = {run.seed: (getattr(run, name), run.steps or 1) for run in runs}
+    return {s: x / n if per_step else x for s, (x, n) in known.items() if x is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Hold:
+class BatchRange:
     """How far one label keeps within `points` of its own best mean as the batch grows."""
 
     best_at: int
-    best: Amount
+    best: MeanSd
     up_to: int  # the largest batch before a fall
     falls_at: int | None = None
-    fall: Amount | None = None  # best minus the mean there, > 0; None: no run there has an accuracy
+    fall: Difference | None = None  # that mean minus the best; None: no run there has an accuracy
     missing: tuple[int, ...] = ()  # batches before up_to at which no run of it has finished
 
 
 @dataclass(kw_only=True)
 class Study:
-    """Everything that tables, charts and words are made from."""
+    """Everything that tables and charts are made from."""
 
     labels: list[Label]
     batches: list[int]
@@ -135,6 +101,7 @@ class Study:
     finals: list[Run]  # finished final runs, also those that means leave out
     lost: set[tuple[str, int]]  # cells with a finished run that has no accuracy at all
     unfinished: list[Run]
+    quiet: bool  # whether times say something: runs that differ in their seed alone took as long
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -151,23 +118,37 @@ class Study:
         """(batch, cell) of one label, batches rising."""
         return [(b, self.cells[label, b]) for b in self.batches if (label, b) in self.cells]
 
-    def difference(self, label: str, other: str | None, batch: int) -> Amount | None:
-        """Accuracy of `label` minus that of `other`; None where one was not run."""
-        a, b = self.of(label, batch), self.of(other, batch)
-        return a.top1.minus(b.top1) if a and b else None
+    def differences(self, label: str, other: str) -> dict[int, Difference]:
+        """Accuracy of `label` minus that of `other`, by batch, where both were run."""
+        both = [b for b in self.batches if {(label, b), (other, b)} <= self.cells.keys()]
+        return {b: self.cells[label, b].minus(self.cells[other, b]) for b in both}
 
-    def cost(self, label: Label, batch: int, name: str) -> Amount | None:
-        """`name` per step over that of the base, from runs on the same number of ranks."""
+    def over_batches(self, label: str, other: str) -> Difference | None:
+        """The same in the mean over these batches, of seeds that both were run with at each."""
+        batches = self.differences(label, other)
+        cells = [(self.cells[label, b].by_seed, self.cells[other, b].by_seed) for b in batches]
+        seeds = set.intersection(*(x.keys() & y.keys() for x, y in cells)) if cells else ()
+        each = [statistics.fmean(x[s] - y[s] for x, y in cells) for s in seeds]
+        return Difference.of(each) if each else None
+
+    def cost(self, label: Label, batch: int, name: str) -> MeanSd | None:
+        """`name` per step over that of the base, by seed, from runs on as many ranks.
+
+        Where they share no seed it is the ratio of their means.
+        """
         mine, base = self.of(label.name, batch), self.of(label.base_label, batch)
         if not mine or not base:
             return None
         shared = {r.world_size for r in mine.runs} & {r.world_size for r in base.runs}
         for ranks in sorted(shared, key=lambda n: n or 0):
-            a, b = mine.on(ranks), base.on(ranks)
-            over = a.amount(name, per_step=True) if a else None
-            under = b.amount(name, per_step=True) if b else None
-            if over and under and under.mean > 0:
-                return over.over(under)
+            over, under = (
+                per_seed([r for r in cell.runs if r.world_size == ranks], name)
+                for cell in (mine, base)
+            )
+            if over and under and min(under.values()) > 0:
+                means = statistics.fmean(over.values()) / statistics.fmean(under.values())
+                seeds = sorted(over.keys() & under.keys())
+                return MeanSd(tuple(over[s] / under[s] for s in seeds) or (means,))
         return None
 
     def best(self, batch: int) -> list[str]:
@@ -176,17 +157,17 @@ class Study:
         return sorted(here, key=lambda name: -self.cells[name, batch].top1.mean)
 
     def leader(self, batch: int) -> str | None:
-        """The best label, where it leads the second by more than the spread.
+        """The best label, where the interval of its lead over the second leaves out 0.
 
         None where a run of it was lost: the mean of those that are left is too good.
         """
         order = self.best(batch)
         if len(order) < 2 or (order[0], batch) in self.lost:
             return None
-        lead = self.difference(order[0], order[1], batch)
-        return order[0] if lead and lead.clear else None
+        lead = self.cells[order[0], batch].minus(self.cells[order[1], batch])
+        return order[0] if lead.clear else None
 
-    def hold(self, label: str, points: float) -> Hold | None:
+    def batch_range(self, label: str, points: float) -> BatchRange | None:
         """From its best batch upwards, until the mean is more than `points` % below the best.
 
         A batch at which all its runs ended without an accuracy is a fall; one that others were run
@@ -203,12 +184,12 @@ class Study:
             if cell is None and (label, batch) not in self.lost:
                 missing.append(batch)
                 continue
-            fall = best.top1.minus(cell.top1) if cell else None
-            if fall is None or 100 * fall.mean > points:
+            fall = cell.minus(best) if cell else None
+            if cell is None or 100 * (best.top1.mean - cell.top1.mean) > points:
                 falls_at = batch
                 break
             up_to = batch
-        return Hold(
+        return BatchRange(
             best_at=best_at,
             best=best.top1,
             up_to=up_to,
@@ -218,7 +199,7 @@ class Study:
         )
 
 
-def study(found: Found) -> Study:
+def study(found: RunSet) -> Study:
     """Group what was found; `notes` tells of everything that a reader must know."""
     notes = list(found.notes)
     finals = _of_one_kind([run for run in found.runs if run.final], notes)
@@ -238,6 +219,13 @@ def study(found: Found) -> Study:
             f"{which}{more}."
         )
     notes += _troubles(finals) + _unlike(labels, cells) + _mixed(cells)
+    slowest = _slowest([run for run in finals if run.counts])
+    if slowest > _QUIET:
+        notes.append(
+            f"Times are left out, for they were not measured on a quiet machine: of two runs that "
+            f"differ in their seed alone one took {slowest:.1f} times as long. report.csv has the "
+            f"seconds of every run."
+        )
     return Study(
         labels=labels,
         batches=sorted({batch for _, batch in cells}),
@@ -245,6 +233,7 @@ def study(found: Found) -> Study:
         finals=[run for run in finals if run.counts],
         lost={(r.label, r.batch) for r in finals if r.state != UNFINISHED and r.top1 is None},
         unfinished=unfinished,
+        quiet=slowest <= _QUIET,
         notes=notes,
     )
 
@@ -316,10 +305,20 @@ def _labels(runs: list[Run]) -> list[Label]:
                 base=run.base,
                 k=run.setting("k") if row.settable_k else None,
                 base_label=name if is_base else line(run.base, run.base),
-                sam_label=line(sams[0], run.base) if row.settable_k else None,
+                sam_label=line(sams[0], run.base) if row.settable_k and sams else None,
             )
         )
     return found
+
+
+def _slowest(runs: list[Run]) -> float:
+    """The largest ratio of seconds a step of two runs that differ in their seed alone."""
+    alike: dict[tuple[str, int, int | None, str | None], list[float]] = {}
+    for run in runs:
+        if run.seconds and run.steps and not run.trouble:
+            at = run.label, run.batch, run.world_size, run.host
+            alike.setdefault(at, []).append(run.seconds / run.steps)
+    return max((max(seconds) / min(seconds) for seconds in alike.values()), default=1.0)
 
 
 def _troubles(finals: list[Run]) -> list[str]:
@@ -347,8 +346,10 @@ def _unlike(labels: list[Label], cells: dict[tuple[str, int], Cell]) -> list[str
             for count in {run.steps for run in cell.runs} if cell else ():
                 steps.setdefault(count, []).append(label.name)
         if len(steps) > 1:
-            told = "; ".join(f"{', '.join(who)}: {n:,}" for n, who in steps.items() if n)
-            notes.append(f"At batch {batch:,} the methods took different numbers of steps: {told}.")
+            counts = "; ".join(f"{', '.join(who)}: {n:,}" for n, who in steps.items() if n)
+            notes.append(
+                f"At batch {batch:,} the methods took different numbers of steps: {counts}."
+            )
     hosts = sorted({run.host for run in runs if run.host})
     if len(hosts) > 1:
         notes.append(
@@ -363,23 +364,23 @@ def _mixed(cells: dict[tuple[str, int], Cell]) -> list[str]:
     notes = []
     for (label, batch), cell in cells.items():
         names = sorted({name for run in cell.runs for name in run.config} - _LOCAL)
-        told = []
+        parts = []
         for name in names:
             seeds: dict[str, list[int]] = {}
             for run in cell.runs:
-                seeds.setdefault(_said(run.setting(name)), []).append(run.seed)
+                seeds.setdefault(_as_text(run.setting(name)), []).append(run.seed)
             if len(seeds) > 1:
                 each = [f"{v} (seed {', '.join(map(str, who))})" for v, who in seeds.items()]
-                told.append(f"{name} {' and '.join(each)}")
-        if told:
+                parts.append(f"{name} {' and '.join(each)}")
+        if parts:
             notes.append(
                 f"{label}, batch {batch:,}: mean and spread are over runs of different settings: "
-                f"{'; '.join(told)}."
+                f"{'; '.join(parts)}."
             )
     return notes
 
 
-def _said(value: object) -> str:
+def _as_text(value: object) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     return "not set" if value is None else str(value)

@@ -1,25 +1,20 @@
-"""The report's tables, once, as Markdown for a paper and as HTML; and report.csv, a run a line."""
+"""The report's tables, once, for report.md and for the page."""
 
-import csv
-import html
-import io
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dist_looksam.report.runs import Run
-from dist_looksam.report.study import FEWEST, Amount, Label, Study
+from dist_looksam.report.statistic import Difference, MeanSd
+from dist_looksam.report.study import Label, Study
 from dist_looksam.report.tuning import Tuning
 
 NONE = "-"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Text:
-    """The words of one table cell."""
+class Bold(str):
+    """A cell of a table in bold."""
 
-    text: str
-    bold: bool = False
+    bold = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,51 +24,50 @@ class Table:
     title: str
     caption: str
     head: Sequence[str]
-    rows: Sequence[Sequence[Text]]
+    rows: Sequence[Sequence[str]]
 
     def markdown(self) -> str:
         """GitHub's form of a table, its columns aligned for the terminal too."""
-        cells = [[f"**{c.text}**" if c.bold else c.text for c in row] for row in self.rows]
-        cells = [[text.replace("|", "\\|") for text in row] for row in cells]
-        grid = [list(self.head), *cells]
-        width = [max(3, *(len(row[i]) for row in grid)) for i in range(len(self.head))]
+        cells = [[f"**{c}**" if isinstance(c, Bold) else c for c in row] for row in self.rows]
+        grid = [list(self.head), *([text.replace("|", "\\|") for text in row] for row in cells)]
+        widths = [max(3, *map(len, column)) for column in zip(*grid)]
+        rule = ["-" * widths[0], *("-" * (w - 1) + ":" for w in widths[1:])]
         lines = [
             "| "
-            + " | ".join(x.ljust(w) if not i else x.rjust(w) for i, (x, w) in enumerate(row))
+            + " | ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])])
             + " |"
-            for row in ((zip(r, width)) for r in grid)
+            for row in (grid[0], rule, *grid[1:])
         ]
-        rule = ["-" * width[0], *("-" * (w - 1) + ":" for w in width[1:])]
-        lines.insert(1, "| " + " | ".join(rule) + " |")
         return f"**{self.title}.** {self.caption}\n\n" + "\n".join(lines) + "\n"
 
-    def html(self) -> str:
-        """The same for the page."""
-        head = "".join(f"<th>{html.escape(text)}</th>" for text in self.head)
-        body = "".join(
-            "<tr>"
-            + "".join(
-                f"<td>{'<b>' if c.bold else ''}{html.escape(c.text)}{'</b>' if c.bold else ''}</td>"
-                for c in row
-            )
-            + "</tr>\n"
-            for row in self.rows
-        )
-        return (
-            f"<h3>{html.escape(self.title)}</h3><p>{html.escape(self.caption)}</p>"
-            f'<div class="wide"><table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody>'
-            f"</table></div>"
-        )
+
+def mean_sd(value: MeanSd, digits: int, factor: float = 1.0) -> str:
+    """1.23 ± 0.04; without the spread where it is not known."""
+    spread = "" if value.sd is None else f" ± {factor * value.sd:.{digits}f}"
+    return f"{factor * value.mean:.{digits}f}{spread}"
 
 
-def percent(amount: Amount) -> str:
+def percent(value: MeanSd) -> str:
     """87.91 ± 0.32, of a fraction."""
-    spread = "" if amount.sd is None else f" ± {100 * amount.sd:.2f}"
-    return f"{100 * amount.mean:.2f}{spread}"
+    return mean_sd(value, 2, 100)
+
+
+def interval(value: Difference | None, digits: int = 2) -> str:
+    """+0.51 (-0.20 to +1.22) in points, of a fraction; bold where 0 is outside."""
+    if value is None:
+        return NONE
+    text = _points(value.mean, digits)
+    if value.low is not None and value.high is not None:
+        text += f" ({_points(value.low, digits)} to {_points(value.high, digits)})"
+    return Bold(text) if value.clear else text
+
+
+def _points(value: float, digits: int) -> str:
+    return f"{100 * value:+.{digits}f}"
 
 
 def accuracy(study: Study) -> Table:
-    """Methods by batches. Bold where the best leads the second by more than the spread."""
+    """Methods by batches. Bold where the best leads the second beyond chance."""
     counts = [cell.top1.n for cell in study.cells.values()]
     usual = statistics.mode(counts)
     leaders = {batch: study.leader(batch) for batch in study.batches}
@@ -83,23 +77,23 @@ def accuracy(study: Study) -> Table:
 
     rows = []
     for label in study.labels:
-        row = [Text(text=label.name)]
+        row = [label.name]
         for batch in study.batches:
             cell = study.of(label.name, batch)
             if cell is None:
-                row.append(Text(text=NONE))
+                row.append(NONE)
                 continue
             text = percent(cell.top1) + " †" * in_trouble(label.name, batch)
             if cell.top1.n != usual:
                 text += f" (n={cell.top1.n})"
-            row.append(Text(text=text, bold=leaders[batch] == label.name))
+            row.append(Bold(text) if leaders[batch] == label.name else text)
         rows.append(row)
     spread = "mean ± sd over seeds" if max(counts) > 1 else "one seed, so no spread is known"
     caption = f"Top-1 in %, {spread} (n = {usual}{' unless said' * (len(set(counts)) > 1)})."
     if max(counts) > 1:
         caption += (
-            " Bold: the best, where it leads the second by more than the spread, "
-            f"sqrt(sd_1² + sd_2²), of at least {FEWEST} seeds each."
+            " Bold: the best, where the 95 % interval of its lead over the second, seed by seed, "
+            "leaves out 0."
         )
     if any(in_trouble(*at) for at in study.cells):
         caption += " †: with a run that diverged or skipped many steps."
@@ -107,75 +101,95 @@ def accuracy(study: Study) -> Table:
     return Table(title="Accuracy by batch size", caption=caption, head=head, rows=rows)
 
 
-def seconds(study: Study) -> Table:
-    """Seconds to train, and the ranks they were measured on."""
+def differences(study: Study) -> Table | None:
+    """Each method against its base and against SAM, each base against the first; None if none."""
+    bases = [label.name for label in study.labels if label.base_label == label.name]
+    pairs = [(label.name, label.base_label) for label in study.labels]
+    pairs += [(label.name, label.sam_label) for label in study.labels]
+    pairs += [(name, bases[0]) for name in bases[1:]]
     rows = []
-    for label in study.labels:
-        row = [Text(text=label.name)]
-        for batch in study.batches:
-            cell = study.of(label.name, batch)
-            taken = cell.amount("seconds") if cell else None
-            ranks = sorted({run.world_size for run in cell.runs if run.world_size}) if cell else []
-            on = f" on {', '.join(map(str, ranks))} ranks" if ranks not in ([], [1]) else ""
-            row.append(Text(text=f"{amount(taken, 1)}{on}" if taken else NONE))
-        rows.append(row)
-    caption = "Mean ± sd over seeds, of the steps alone, without evaluations and checkpoints."
-    head = ["batch", *(f"{batch:,}" for batch in study.batches)]
-    return Table(title="Seconds to train", caption=caption, head=head, rows=rows)
-
-
-def cost(study: Study, points: float) -> Table:
-    """What each method takes, and how far it holds."""
-    rows = [[Text(text=label.name), *_cost_row(study, label, points)] for label in study.labels]
+    for name, other in pairs:
+        if other and other != name and (found := study.differences(name, other)):
+            cells = [interval(found.get(batch)) for batch in study.batches]
+            rows.append([f"{name} - {other}", *cells])
+            if len(study.batches) > 1:
+                rows[-1].append(interval(study.over_batches(name, other)))
+    if not rows:
+        return None
     return Table(
-        title="Cost, and how far accuracy holds",
-        caption=(
-            "Passes: forward and backward passes a step. Time: seconds a step over those of the "
-            "base method on as many ranks, mean ± sd; several batches: the median of the ratios "
-            f"and their range. Holds: the largest batch before a mean more than {points:g} "
-            "point below the method's own best."
-        ),
-        head=["", "passes", "time / base", "‖g_v‖/‖g‖ at looks", "best at", "holds to"],
+        title="Differences in accuracy",
+        caption="Points of top-1: the mean of the differences between runs of the same seed and, "
+        "in brackets, its 95 % interval (Student's t over the seeds; none of a single seed). Bold: "
+        "0 is outside, which by chance alone happens to one in twenty. All: the mean over the "
+        "batches at which both were run.",
+        head=["", *(f"{b:,}" for b in study.batches), *["all"] * (len(study.batches) > 1)],
         rows=rows,
     )
 
 
-def _cost_row(study: Study, label: Label, points: float) -> list[Text]:
+def seconds(study: Study) -> Table:
+    """Methods by batches: how long training took."""
+
+    def text(label: str, batch: int) -> str:
+        cell = study.of(label, batch)
+        value = cell.numbers("seconds") if cell else None
+        if not cell or not value:
+            return NONE
+        ranks = sorted({run.world_size for run in cell.runs if run.world_size})
+        where = f" on {', '.join(map(str, ranks))} ranks" if ranks not in ([], [1]) else ""
+        return mean_sd(value, 1) + where
+
+    return Table(
+        title="Seconds to train",
+        caption="Mean ± sd over seeds, of the steps alone, without evaluations and checkpoints.",
+        head=["batch", *(f"{batch:,}" for batch in study.batches)],
+        rows=[
+            [label.name, *(text(label.name, batch) for batch in study.batches)]
+            for label in study.labels
+        ],
+    )
+
+
+def cost(study: Study, points: float) -> Table:
+    """What each method takes, and how far it holds."""
+    head = ["", "passes", *["time / base"] * study.quiet, "‖g_v‖/‖g‖ at looks", "best at"]
+    time = (
+        "Time: seconds a step over those of the base method on as many ranks, the median over "
+        "batches and their range. "
+    )
+    return Table(
+        title="Cost, and how far accuracy holds",
+        caption="Passes: forward and backward passes a step. "
+        + time * study.quiet
+        + f"Holds to: the largest batch before a mean more than {points:g} point below the "
+        "method's own best; in brackets the 95 % interval of that fall, seed by seed: where it "
+        "reaches beyond the limit, chance may have moved the batch.",
+        head=[*head, "holds to"],
+        rows=[[label.name, *_cost_row(study, label, points)] for label in study.labels],
+    )
+
+
+def _cost_row(study: Study, label: Label, points: float) -> list[str]:
     line = study.along(label.name)
-    passes = [a.mean for _, cell in line if (a := cell.amount("passes", per_step=True))]
-    times = [t for batch, _ in line if (t := study.cost(label, batch, "seconds"))]
-    ratios = [g.mean for _, cell in line if (g := cell.amount("gv_ratio"))]
-    hold = study.hold(label.name, points)
-    assert hold is not None  # a label has at least one cell
-    fall = ""
-    if hold.missing:
-        fall = f" (no run at {', '.join(f'{b:,}' for b in hold.missing)})"
-    if hold.falls_at is not None and hold.fall is not None:
-        fall += f", falls by {amount(hold.fall.times(100), 1)} at {hold.falls_at:,}"
-    elif hold.falls_at is not None:
-        fall += f", no accuracy at {hold.falls_at:,}"
-    is_base = label.base_label == label.name
-    texts = [
+    passes = [a.mean for _, cell in line if (a := cell.numbers("passes", per_step=True))]
+    times = [t.mean for batch, _ in line if (t := study.cost(label, batch, "seconds"))]
+    ratios = [g.mean for _, cell in line if (g := cell.numbers("gv_ratio"))]
+    holds = study.batch_range(label.name, points)
+    assert holds is not None  # a label has at least one cell
+    text = f"{holds.up_to:,}"
+    if holds.missing:
+        text += f" (no run at {', '.join(f'{b:,}' for b in holds.missing)})"
+    if holds.falls_at is not None:
+        fall = interval(holds.fall) if holds.fall else "no accuracy"
+        text += f"; {fall} at {holds.falls_at:,}"
+    time = "1" if label.base_label == label.name else _range(times, ".2f")
+    return [
         f"{statistics.median(passes):.2f}" if passes else NONE,
-        "1" if is_base else ratio(times),
+        *[time] * study.quiet,
         _range(ratios, ".2g"),
-        f"{hold.best_at:,}: {100 * hold.best.mean:.1f} %",
-        f"{hold.up_to:,}{fall}",
+        f"{holds.best_at:,}: {100 * holds.best.mean:.1f} %",
+        text,
     ]
-    return [Text(text=text) for text in texts]
-
-
-def amount(value: Amount, digits: int) -> str:
-    """1.23 ± 0.04; without the spread where it is not known."""
-    spread = "" if value.sd is None else f" ± {value.sd:.{digits}f}"
-    return f"{value.mean:.{digits}f}{spread}"
-
-
-def ratio(times: Sequence[Amount]) -> str:
-    """One ratio with its spread; of several, the median and the range."""
-    if len(times) == 1:
-        return amount(times[0], 2)
-    return _range([t.mean for t in times], ".2f")
 
 
 def _range(values: Sequence[float], form: str) -> str:
@@ -186,21 +200,17 @@ def _range(values: Sequence[float], form: str) -> str:
     return middle if low == high else f"{middle} ({low} to {high})"
 
 
-def ranks(series: dict[str, list[tuple[int, Amount]]]) -> Table:
+def ranks(series: dict[str, list[tuple[int, MeanSd]]]) -> Table:
     """Images a second by ranks, and over the fewest."""
     rows = []
     for name, line in series.items():
         fewest, first = line[0]
         for count, rate in line:
-            speed = rate.over(first)
-            texts = [
-                name,
-                f"{count:,}",
-                amount(rate, 0 if rate.mean >= 100 else 1),
-                f"{speed.mean:.2f}",
-                f"{100 * speed.mean * fewest / count:.0f} %",
-            ]
-            rows.append([Text(text=text) for text in texts])
+            speed_up = rate.mean / first.mean
+            rows.append([
+                name, f"{count:,}", mean_sd(rate, 0 if rate.mean >= 100 else 1),
+                f"{speed_up:.2f}", f"{100 * speed_up * fewest / count:.0f} %",
+            ])  # fmt: skip
     return Table(
         title="Speed-up by ranks",
         caption="Images a second, mean ± sd over runs; speed-up and efficiency against the fewest "
@@ -221,13 +231,10 @@ def tuning(tuned: Sequence[Tuning]) -> Table:
         rows.setdefault(at, {})[t.batch] = _chosen(t)
     return Table(
         title="Tuning",
-        caption="By batch: the chosen settings and, in brackets, their score, top-1 in % of images "
-        "held out for tuning. *: at the edge of what was tried.",
+        caption="By batch: the chosen settings and, in brackets, their score, top-1 in % of "
+        "training images held out for tuning. *: at the edge of what was tried.",
         head=["", "trials", "tried", *(f"{batch:,}" for batch in batches)],
-        rows=[
-            [Text(text=text) for text in (*at, *(row.get(batch, NONE) for batch in batches))]
-            for at, row in rows.items()
-        ],
+        rows=[[*at, *(row.get(batch, NONE) for batch in batches)] for at, row in rows.items()],
     )
 
 
@@ -238,21 +245,3 @@ def _chosen(t: Tuning) -> str:
     ]
     score = t.choice.score if t.choice else None
     return (", ".join(settings) or NONE) + ("" if score is None else f" ({100 * score:.2f})")
-
-
-_COLUMNS = (
-    "folder", "label", "method", "base", "stage", "batch", "seed", "state", "world_size", "top1",
-    "steps", "seconds", "images_per_s", "passes", "gv_ratio", "skipped", "holdout",
-)  # fmt: skip
-_SETTINGS = ("lr", "rho", "k", "alpha", "reuse", "weight_decay", "warmup_steps")
-
-
-def to_csv(runs: Sequence[Run]) -> str:
-    """Every run found, trials and unfinished ones too; what is not known is empty."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*_COLUMNS, *_SETTINGS, "trouble"])
-    for run in sorted(runs, key=lambda r: (r.stage, r.label, r.batch, r.seed, r.folder)):
-        row = [getattr(run, name) for name in _COLUMNS]
-        writer.writerow([*row, *(run.setting(name) for name in _SETTINGS), run.trouble])
-    return text.getvalue()

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dist_looksam.report.runs import TUNE, Choice, Found, Run
+from dist_looksam.report.runs import TUNE, Choice, Run, RunSet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ def _numbers(values: Iterable[Any]) -> bool:
     return all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
 
 
-def tunings(found: Found, order: list[str]) -> list[Tuning]:
+def tunings(found: RunSet, order: list[str]) -> list[Tuning]:
     """Every (label, batch) that was tuned or has a choice, labels in `order`, batches rising."""
     groups: dict[tuple[str, int], list[Run]] = {at: [] for at in found.choices}
     for run in found.runs:
@@ -76,8 +76,8 @@ def warnings(tuned: list[Tuning]) -> list[str]:
         budgets.setdefault(t.batch, {}).setdefault(count, []).append(t.label)
     for batch, counts in sorted(budgets.items()):
         if len(counts) > 1:
-            told = "; ".join(f"{', '.join(who)}: {n}" for n, who in sorted(counts.items()))
-            notes.append(f"At batch {batch:,} the methods had different budgets of trials: {told}.")
+            each = "; ".join(f"{', '.join(who)}: {n}" for n, who in sorted(counts.items()))
+            notes.append(f"At batch {batch:,} the methods had different budgets of trials: {each}.")
     for label in dict.fromkeys(t.label for t in tuned):
         notes += _edge_notes([t for t in tuned if t.label == label])
     return notes

@@ -297,12 +297,18 @@ class Fit:
             "batch_size": self.settings.batch_size,
         }
         if self.first:
-            from ..report import curves  # what draws is not loaded on every rank
-
             assert weights is not None
             save_file(weights, self.out / "model.safetensors")
             shutil.copymode(self.out / "config.yaml", self.out / "model.safetensors")  # was 0600
-            curves(self.out)
+            drawn = self._draw()
             (self.out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-            self.progress.note(f"top1 {self.top1:.2%}; curves: {self.out / 'curves.png'}")
+            self.progress.note(f"top1 {self.top1:.2%}; {drawn}")
         return summary
+
+    def _draw(self) -> str:
+        """Draw curves.png, or say why not: what draws is an extra of the package."""
+        try:
+            from ..report import curves  # not loaded on every rank
+        except ConfigError as error:
+            return f"curves.png was not drawn: {error}"
+        return f"curves: {curves(self.out)}"

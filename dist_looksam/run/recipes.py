@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..cli import table
 from ..cli.arguments import Parser
 from ..errors import ConfigError
 from ..settings import config
@@ -44,17 +45,6 @@ def _row(path: Path, outcome: dryrun.Outcome) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def _table(rows: list[tuple[str, ...]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            f"{cell:>{width}}" if i else f"{cell:<{width}}"
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
-
-
 def _check(paths: Sequence[Path], ranks: int | None) -> int:
     lines, wrong = [], 0
     for path in paths:
@@ -82,10 +72,9 @@ def main(argv: Sequence[str]) -> int:
     paths = asked.files or found()
     if asked.action == "check":
         return _check(paths, asked.ranks)
-    lines = _table([_COLUMNS, *(_row(path, checked(path, asked.ranks)) for path in paths)])
-    lines.append(
-        f"GPU-hours on H200 at {SHARE:.0%} of the peak are planned, not measured: "
+    lines = table.text(_COLUMNS, [_row(path, checked(path, asked.ranks)) for path in paths])
+    print(  # in one piece, for `| head`
+        f"{lines}\nGPU-hours on H200 at {SHARE:.0%} of the peak are planned, not measured: "
         "launch/recipes/README.md"
     )
-    print("\n".join(lines))  # in one piece, for `| head`
     return 0

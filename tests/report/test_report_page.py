@@ -8,6 +8,7 @@ import browser
 import made_up
 import pytest
 
+import dist_looksam
 from dist_looksam.cli import main as cli
 from dist_looksam.report.comparison import report
 
@@ -99,7 +100,7 @@ def test_hovering_a_seed_tells_its_run(page, sweep):
 
 def test_hovering_a_mean_tells_its_spread_and_lets_other_methods_stand_back(page):
     (mark,) = [m for m in marks(page, "means") if (m["method"], m["batch"]) == ("adamw", "192")]
-    page.hover(mark["px"], mark["py"])
+    page.hover(mark["px"] + 4, mark["py"])  # its edge: one of its seeds may stand in the middle
     page.wait(TIP)
     told = page.js(f"{TIP}.innerText")
     assert "mean of 0, 1, 2" in told and re.search(r"top1\s*\d\d\.\d\d ± \d\.\d\d %", told)
@@ -124,7 +125,7 @@ def test_every_chart_is_drawn_and_says_what_was_run(page, sweep):
     assert page.js("document.querySelectorAll('svg.marks').length") == int(page.js(READY)) >= 4
     text = page.js("document.body.innerText")
     assert f"dist-looksam report {sweep}" in text
-    for word in ("commit", "torch", "Python", "UTC", "cores", "54 tuning trials", "3 seeds"):
+    for word in ("commit", "UTC", "dist_looksam 0.", "54 tuning trials", "3 seeds"):
         assert word in text, word
     assert page.js("document.querySelectorAll('h2').length") >= 5
     assert page.js("document.documentElement.scrollWidth <= window.innerWidth")
@@ -168,9 +169,47 @@ def test_names_cannot_break_the_page(tmp_path):
         found.open(tmp_path / "out" / "index.html", ready=READY)
         assert found.js("document.images.length") == 0 and not found.errors
         assert label in found.js("document.querySelector('tbody td').innerText")
-        for where in (".answer", ".notes", "pre"):
+        for where in (".notes", "pre"):
             assert label in found.js(f"document.querySelector('{where}').textContent"), where
         assert len(marks(found, "seeds")) == 2
+
+
+@pytest.mark.needs("chromium")
+@pytest.mark.parametrize("label", ["<!--<script>", "<!-- <script >--><SCRIPT>"])
+def test_a_label_cannot_swallow_the_scripts(label, tmp_path):
+    """In a script element "<!--<script>" makes the next "</script>" one of its text: no chart was
+    drawn."""
+    point = {"method": "sam", "label": label, "stage": "final", "batch_size": 192, "seed": 0}
+    made_up.run(tmp_path / "run", "sam", point=point)
+    report([str(tmp_path / "run")], out=tmp_path / "out")
+    with browser.Page(tmp_path / "profile") as found:
+        found.open(tmp_path / "out" / "index.html", ready=READY, seconds=20)
+        assert not found.errors
+        assert label in found.js("document.querySelector('#chart0').textContent")
+
+
+def test_a_page_says_which_commit_its_runs_were_made_with(tmp_path):
+    """What stood there was the commit of the report, made weeks later from another checkout."""
+    made_up.run(tmp_path / "runs" / "old", seed=9)
+    for seed, commit in enumerate(("aaaa1111", "aaaa1111", "bbbb2222", None)):
+        made_up.run(tmp_path / "runs" / str(seed), seed=seed)
+        job = {"started": 1.0, "host": "node1", "version": "0.1.0", "commit": commit}
+        (tmp_path / "runs" / str(seed) / "job.json").write_text(json.dumps(job))
+    report([str(tmp_path / "runs")], out=tmp_path / "out")
+    text = body(tmp_path / "out" / "index.html")
+    told = "aaaa1111 (2 runs), bbbb2222 (1 run), dist_looksam 0.1.0 (1 run), not recorded (1 run)"
+    assert f"<dt>commit of the runs</dt><dd>{told}</dd>" in text
+    assert "<dt>page made by</dt><dd>dist_looksam 0." in text and "<dt>commit</dt>" not in text
+
+
+def test_a_report_is_made_again_from_its_csv(sweep, tmp_path):
+    """The pictures of docs/ are drawn from kept CSV files: the runs themselves are large."""
+    first = report([str(sweep)], out=tmp_path / "a")
+    (tmp_path / "a" / "choices.json").write_text((sweep / "choices.json").read_text())
+    again = report([str(tmp_path / "a" / "report.csv")], out=tmp_path / "b")
+    assert (tmp_path / "a/report.csv").read_text() == (tmp_path / "b/report.csv").read_text()
+    assert first.text == again.text
+    assert {p.name for p in again.paths} == {p.name for p in first.paths}
 
 
 def body(page) -> str:
@@ -199,7 +238,7 @@ def test_before_any_final_run_the_trials_are_reported(sweep, tmp_path):
     (tmp_path / "tune").symlink_to(sweep / "tune")
     (tmp_path / "choices.json").write_text((sweep / "choices.json").read_text())
     done = report([str(tmp_path)], out=tmp_path / "out")
-    assert done.text.startswith("No final run has finished yet.")
+    assert done.text.startswith("- No final run has finished yet.")
     line = next(x for x in done.text.splitlines() if x.startswith("| look_sam (natural)"))
     assert [c.strip() for c in line.split("|")[2:4]] == [
         "6",
@@ -242,5 +281,9 @@ def test_real_runs_make_a_report(tmp_path, capsys):
     text = capsys.readouterr().out
     top1 = [json.loads((tmp_path / f"adamw-{s}/summary.json").read_text())["top1"] for s in (0, 1)]
     assert f"| adamw    | {50 * sum(top1):.2f} ± " in text
-    assert "look_sam with k=2 takes 1.60 passes a step against 1.00 of adamw" in text  # looks 0 2 4
+    assert "| look_sam |   1.60 |" in text and "| adamw    |   1.00 |" in text  # looks at 0 2 4
     assert (tmp_path / "report" / "scaling.png").exists()
+    job = json.loads((tmp_path / "adamw-0" / "job.json").read_text())
+    assert job["version"] == dist_looksam.__version__
+    made_with = job["commit"] or f"dist_looksam {job['version']}"  # none of an installed package
+    assert f"<dd>{made_with}</dd>" in (tmp_path / "report" / "index.html").read_text()

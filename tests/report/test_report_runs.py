@@ -11,6 +11,7 @@ import pytest
 from dist_looksam.cli import main as cli
 from dist_looksam.report import runs, study
 from dist_looksam.report.comparison import report
+from dist_looksam.report.statistic import MeanSd
 from dist_looksam.report.tuning import tunings, warnings
 
 
@@ -134,7 +135,7 @@ def test_accuracy_on_held_out_images_is_not_mixed_with_that_on_test_images(tmp_p
     made_up.run(tmp_path / "b", seed=1, top1=0.5, holdout=5000)
     made_up.run(tmp_path / "c", "sam", top1=0.5, holdout=5000)
     seen = study.study(runs.find([str(tmp_path)]))
-    assert set(seen.cells) == {("adamw", 192)} and seen.cells["adamw", 192].values == [0.9]
+    assert set(seen.cells) == {("adamw", 192)} and seen.cells["adamw", 192].by_seed == {0: 0.9}
     (note,) = seen.notes
     assert note.startswith("Left out: 2 final runs evaluated on held-out training images")
     shutil.rmtree(tmp_path / "a")
@@ -226,7 +227,7 @@ def test_trials_count_in_no_mean(tmp_path):
     trials(tmp_path, "adamw", (0.1, 0.2), 0.2)
     made_up.run(tmp_path / "final", top1=0.5)
     seen = study.study(runs.find([str(tmp_path)]))
-    assert seen.cells["adamw", 192].top1 == study.Amount(0.5, None, 1)
+    assert seen.cells["adamw", 192].top1 == MeanSd((0.5,))
 
 
 def test_report_csv_has_every_run_trials_and_unfinished_ones_too(tmp_path):
@@ -274,6 +275,14 @@ def test_wrong_arguments_are_one_sentence(flags, told, tmp_path, capsys, monkeyp
     assert cli.main(["report", *(["run"] if flags else []), *flags]) == 2
     error = capsys.readouterr().err
     assert told in error and len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize("text", ["", "a,b\n1,2\n", "method,state\nno_such,finished\n"])
+def test_a_csv_that_is_no_reports_is_one_sentence(text, tmp_path, capsys):
+    (tmp_path / "x.csv").write_text(text)
+    assert cli.main(["report", str(tmp_path / "x.csv")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: a ") and len(error.splitlines()) == 1 and "x.csv" in error
 
 
 def test_a_report_that_cannot_be_written_is_one_sentence(tmp_path, capsys):
