@@ -29,11 +29,11 @@ project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 horovodrun=$(dirname "${PYTHON:-$project/.venv/bin/python}")/horovodrun
 [[ -x $horovodrun ]] || stop "Horovod is not installed; build it: bash cluster/horovod/build.sh"
 
-options=()
+options=() before=
 while (($#)) && [[ $1 != -- ]]; do
-    [[ ${options[-1]:-} != @(--hostfile|-hostfile) ]] || hostfile "$1"
-    [[ $1 != --hostfile=* ]] || hostfile "${1#*=}"
-    options+=("$1") && shift
+    [[ $before != @(--hostfile|-hostfile) ]] || hostfile "$1"
+    [[ $1 != @(--hostfile|-hostfile)=* ]] || hostfile "${1#*=}"
+    options+=("$1") before=$1 && shift
 done
 ((${#options[@]})) || stop "number of workers must be given, got no options; write: -np 2 -- FLAGS"
 (($#)) || stop "flags of train.py must come after --, got no -- after: ${options[*]}"

@@ -20,7 +20,7 @@ from dist_looksam.errors import ConfigError, RunError
 from dist_looksam.run.train import main
 
 CORRUPT = b"no image at all"
-FLAGS = ["--data", "folder", "--image_size", "16", "--model", "vit_28", "--batch_size", "4",
+FLAGS = ["--data", "folder", "--image_size", "28", "--model", "vit_28", "--batch_size", "4",
          "--steps", "6", "--device", "cpu", "--optimizer", "sgd"]  # fmt: skip
 
 
