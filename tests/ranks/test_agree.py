@@ -165,7 +165,7 @@ def test_the_same_data_in_another_place_train(tmp_path):
 
 def test_a_resume_on_changed_data_is_told(tmp_path):
     tree, out = write_tree(tmp_path / "a"), tmp_path / "run"
-    flags = [*FLAGS, "--data_dir", str(tree), "--out", str(out)]
+    flags = [*FLAGS, "--data_dir", str(tree), "--out", str(out), "--resume", "auto"]
     assert main([*flags, "--steps", "4", "--save_every", "2"]) == 0
     assert main([*flags, "--steps", "6"]) == 0
     assert "the data have changed" not in (out / "log.txt").read_text()

@@ -32,6 +32,8 @@ def clip_of(file: dict[str, Any], flag: float | None) -> float | None:
     ConfigError if it is set in both places.
     """
     limit = file.get("gradient_clipping") or None
+    if limit == "auto":
+        return flag
     if limit is not None and flag is not None:
         raise ConfigError(
             f"clipping must be set once, got clip {flag:g} and gradient_clipping {limit} in "
@@ -62,7 +64,7 @@ def make(
         "gradient_accumulation_steps": batch_size // (micro_batch * ranks),
     }
     for name, ours in numbers.items():
-        if file.get(name, ours) != ours:
+        if file.get(name, "auto") not in ("auto", ours):
             raise ConfigError(
                 f"{name} must agree with the flags, got {file[name]} in the DeepSpeed config and "
                 f"{ours}; use auto there, or drop it."

@@ -22,6 +22,7 @@ Kind = tuple[str, Callable[[Any], bool]]
 _OBJECT: Kind = ("an object", lambda value: isinstance(value, dict))
 _FLAG: Kind = ("true or false", lambda value: isinstance(value, bool))
 _WHOLE: Kind = ("a whole number", _whole)
+_POSITIVE: Kind = ("a whole number from 1", lambda value: _whole(value) and value > 0)
 _NUMBER: Kind = ("a number from 0", _number)
 _TEXT: Kind = ("a text", lambda value: isinstance(value, str))
 _DEVICE: Kind = ("cpu, none or nvme", lambda value: value in ("cpu", "none", "nvme"))
@@ -33,13 +34,13 @@ _KINDS: dict[str, Kind] = {
     "train_micro_batch_size_per_gpu": _WHOLE,
     "gradient_accumulation_steps": _WHOLE,
     "gradient_clipping": _NUMBER,
-    "steps_per_print": ("a whole number from 1", lambda value: _whole(value) and value > 0),
+    "steps_per_print": _POSITIVE,
     "zero_optimization": _OBJECT,
     "zero_optimization.stage": ("0, 1, 2 or 3", lambda value: _whole(value) and value <= 3),
     "zero_optimization.round_robin_gradients": _FLAG,
     "zero_optimization.overlap_comm": _FLAG,
-    "zero_optimization.reduce_bucket_size": _WHOLE,
-    "zero_optimization.allgather_bucket_size": _WHOLE,
+    "zero_optimization.reduce_bucket_size": _POSITIVE,
+    "zero_optimization.allgather_bucket_size": _POSITIVE,
     "zero_optimization.stage3_prefetch_bucket_size": _WHOLE,
     "zero_optimization.prefetch_bucket_size": _WHOLE,
     "zero_optimization.stage3_param_persistence_threshold": _WHOLE,
@@ -121,5 +122,5 @@ def _check(section: dict[str, Any], key: str, name: str, kind: Kind) -> None:
             f"{name} must be {words} in the DeepSpeed config, got {json.dumps(value)[:60]}; "
             f"correct it or leave it out."
         )
-    if kind[1] is _whole:
+    if kind in (_WHOLE, _POSITIVE):
         section[key] = int(value)

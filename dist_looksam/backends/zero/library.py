@@ -53,6 +53,9 @@ def check_config(config: dict[str, Any]) -> None:
         load_deepspeed().DeepSpeedConfig(config)
     except Exception as error:
         text = " ".join(str(error).split())[:300]
+        if hasattr(error, "errors"):  # pydantic's, without its address and the text of the value
+            first = error.errors()[0]
+            text = f"{'.'.join(map(str, first['loc']))} {first['input']!r}: {first['msg']}"
         raise ConfigError(
             f"the DeepSpeed config must be what DeepSpeed takes, got {type(error).__name__} from "
             f"it: {text}; correct it."
