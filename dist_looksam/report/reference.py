@@ -51,7 +51,7 @@ class Reference:
 def read(path: str | Path) -> Reference:
     """A YAML file with title, source and figures. Raises ConfigError, in one sentence."""
     try:
-        text = yaml.safe_load(Path(path).read_text())
+        text = yaml.safe_load(Path(path).read_bytes())
     except OSError as error:
         raise ConfigError(
             f"reference must be a YAML file, got {path} ({error.strerror})."
