@@ -11,7 +11,7 @@ from threading import Lock
 
 import numpy as np
 import torch
-from PIL import Image, features
+from PIL import Image, UnidentifiedImageError, features
 from torch import Tensor
 
 from ..errors import ConfigError
@@ -138,11 +138,12 @@ class Folder:
                 return square(file.read(), region, self.shape[1])
         # A damaged file makes decoders raise nearly anything. None of it is silent.
         except Exception as error:
+            why = "no image" if isinstance(error, UnidentifiedImageError) else repr(error)
             with self._lock:
                 known = path in self.unreadable
-                self.unreadable[path] = repr(error)
+                self.unreadable[path] = why
             if not known:
-                self.on_corrupt(f"cannot read {path} ({error!r}).")
+                self.on_corrupt(f"cannot read {path} ({why}).")
             return None
 
 
