@@ -5,20 +5,24 @@ stop() { echo "$(basename "$0"): $*" >&2 && exit 2; }
 # counted NAME VALUE - it must be a whole number from 1.
 counted() { [[ $2 =~ ^[1-9][0-9]*$ ]] || stop "$1 must be a whole number from 1, got '$2'"; }
 
-# hostfile FILE - it must be one, with machines in it.
+# hostfile FILE - it must be one, with machines in it. What ssh gets as a name must not be an option.
 hostfile() {
     [[ $1 ]] || stop "HOSTFILE must name a file like cluster/hostfile.example, got none"
-    [[ -s $1 && ! -d $1 ]] || stop "HOSTFILE must name a file like cluster/hostfile.example, got '$1'"
-    local wrong right='[[:space:]]slots=[1-9][0-9]*([[:space:]]|$)'
-    wrong=$(grep -n '^[^#]*slots' "$1" | grep -vE "$right" | head -1) || true
+    [[ -f $1 && -r $1 && -s $1 ]] ||
+        stop "HOSTFILE must name a file like cluster/hostfile.example, got '$1'"
+    local wrong
+    wrong=$(without_comments "$1" | awk -v part='[A-Za-z0-9_][A-Za-z0-9_.-]*' '
+        NF && $1 !~ "^(" part "@)?" part "$" {print NR ": " $0; exit}
+        {for (i = 2; i <= NF; i++) if ($i !~ /^(max[_-])?slots=[1-9][0-9]*$/) {print NR ": " $0; exit}}')
     [[ ! $wrong ]] || stop "a line of $1 must be like 'node1 slots=8', got line $wrong"
     [[ $(machines "$1") ]] || stop "HOSTFILE must name machines, got none in $1"
 }
-machines() { awk 'NF && $1 !~ /^#/ {print $1}' "$1"; }
+without_comments() { sed 's/#.*//' "$1"; }
+machines() { without_comments "$1" | awk 'NF {print $1}'; }
 # with_slots FILE - MACHINE:SLOTS in lines.
 with_slots() {
-    awk 'NF && $1 !~ /^#/ {n = 1; for (i = 2; i <= NF; i++) if (sub(/^slots=/, "", $i)) n = $i
-        print $1 ":" n}' "$1"
+    without_comments "$1" |
+        awk 'NF {n = 1; for (i = 2; i <= NF; i++) if (sub(/^slots=/, "", $i)) n = $i; print $1 ":" n}'
 }
 slots() { with_slots "$1" | awk -F: '{s += $NF} END {print s + 0}'; }
 
@@ -28,7 +32,7 @@ reached() {
     local lost
     lost=$(printf '%s\n' "$@" |
         xargs -r -P 64 -I '{}' bash -c \
-            'ssh -o BatchMode=yes -o ConnectTimeout=10 "$1" true </dev/null >&2 || echo "$1"' - '{}' \
+            'ssh -o BatchMode=yes -o ConnectTimeout=10 -- "$1" true </dev/null >&2 || echo "$1"' - '{}' \
             2>/dev/null | sort -V | head -8 | paste -sd ' ') || true
     [[ ! $lost ]] || stop "every machine must be reached by ssh without a question, got no answer" \
         "from $lost; try ssh ${lost%% *} true, or take them out of $HOSTFILE"

@@ -25,12 +25,16 @@
 # such server.
 set -euo pipefail
 project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-stop() { echo "horovod.sh: $*" >&2 && exit 2; }
+. "$project/launch/checks.sh"
 horovodrun=$(dirname "${PYTHON:-$project/.venv/bin/python}")/horovodrun
 [[ -x $horovodrun ]] || stop "Horovod is not installed; build it: bash cluster/horovod/build.sh"
 
-options=()
-while (($#)) && [[ $1 != -- ]]; do options+=("$1") && shift; done
+options=() before=
+while (($#)) && [[ $1 != -- ]]; do
+    [[ $before != @(--hostfile|-hostfile) ]] || hostfile "$1"
+    [[ $1 != @(--hostfile|-hostfile)=* ]] || hostfile "${1#*=}"
+    options+=("$1") before=$1 && shift
+done
 ((${#options[@]})) || stop "number of workers must be given, got no options; write: -np 2 -- FLAGS"
 (($#)) || stop "flags of train.py must come after --, got no -- after: ${options[*]}"
 shift

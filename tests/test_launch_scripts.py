@@ -12,14 +12,14 @@ SCRIPT = ROOT / "launch" / "slurm.sbatch"
 TOOK = "2030-01-01T00:00:00"
 
 
-def call(script: str, folder: Path, programs: dict[str, str], **env: str):
+def call(script: str, folder: Path, programs: dict[str, str], *flags: str, **env: str):
     """The script, finished, with `programs` (name: lines of shell) ahead of this machine's."""
     for name, lines in programs.items():
         (folder / name).write_text(f"#!/bin/bash\n{lines}\n")
         (folder / name).chmod(0o755)
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "MASTER", "NODES"))}
     return subprocess.run(
-        ["bash", str(ROOT / "launch" / script), "--steps", "5"],
+        ["bash", str(ROOT / "launch" / script), *flags, "--steps", "5"],
         cwd=folder,
         env=kept | {"PATH": f"{folder}:/usr/bin:/bin"} | env,
         capture_output=True,
@@ -112,3 +112,36 @@ def test_a_hostfile_may_have_tabs(mpi, tmp_path):
     assert " 13 " in done.stdout.splitlines()[0]
     if "HYDRA" in mpi:
         assert " node1:8,node2:4,node4:1 " in done.stdout
+
+
+WRONG_LINES = [
+    *("-oProxyCommand=touch${IFS}harm", "-oProxyCommand=touch harm slots=8", "node1;x slots=8"),
+    *("node1 lots=8", "node1 Slots=8", "node1 slots = 8", "node1 slots=0", "node1 slots=8 gpus=2"),
+    *("node1 slots=08", "node1:8", "node1 slots=8\r", "@node1 slots=8", "slots=8", "node1 8"),
+]
+
+
+@pytest.mark.parametrize("line", WRONG_LINES)
+@pytest.mark.parametrize("script", ["mpi.sh", "deepspeed.sh", "horovod.sh"])
+def test_a_line_of_a_hostfile_that_is_not_a_machine_and_its_slots_is_refused(
+    script, line, tmp_path
+):
+    """A name that begins with a dash was an option of ssh and ran a command; with `lots=8` the
+    machine had one slot."""
+    (tmp_path / "hosts").write_text(f"node1 slots=8 # ours\n{line}\n")
+    programs = {n: "touch started" for n in ("mpirun", "pdsh", "python", "horovodrun")}
+    programs["ssh"] = 'touch called; case "$1 $2 $3 $4 $5" in *Proxy*) touch harm ;; esac'
+    env = {"HOSTFILE": "hosts", "PYTHON": str(tmp_path / "python")}
+    flags = ["--hostfile", "hosts", "--"] if script == "horovod.sh" else []
+    done = call(script, tmp_path, programs, *flags, **env)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "a line of hosts must be like 'node1 slots=8', got line 2: " in done.stderr
+    assert not {"started", "called", "harm"} & {p.name for p in tmp_path.iterdir()}
+
+
+def test_ssh_takes_no_machine_for_an_option(tmp_path):
+    programs = {"mpirun": "true", "ssh": 'echo "$@" >>called'}
+    (tmp_path / "hosts").write_text("user@node1 slots=8 max-slots=9\n")
+    assert call("mpi.sh", tmp_path, programs, HOSTFILE="hosts").returncode == 0
+    assert (tmp_path / "called").read_text().endswith(" -- user@node1 true\n")

@@ -68,6 +68,42 @@ HOROVODRUN_MPI = OPENMPI | {
     "OMPI_MCA_btl_tcp_if_include": "eth0,eth1",
     "NCCL_SOCKET_IFNAME": "eth0,eth1",
 }
+JSRUN = {
+    "JSM_NAMESPACE_RANK": "5",
+    "JSM_NAMESPACE_SIZE": "8",
+    "JSM_NAMESPACE_LOCAL_RANK": "1",
+    "JSM_NAMESPACE_LOCAL_SIZE": "4",
+    "PMIX_RANK": "5",
+    "MASTER_ADDR": "n0",
+}
+MVAPICH2 = {
+    "MV2_COMM_WORLD_RANK": "5",
+    "MV2_COMM_WORLD_SIZE": "8",
+    "MV2_COMM_WORLD_LOCAL_RANK": "1",
+    "MV2_COMM_WORLD_LOCAL_SIZE": "4",
+    "PMI_ID": "5",
+    "PMI_SIZE": "8",
+    "MASTER_ADDR": "n0",
+}
+FLUX = {
+    "FLUX_TASK_RANK": "5",
+    "FLUX_JOB_SIZE": "8",
+    "FLUX_TASK_LOCAL_ID": "1",
+    "FLUX_JOB_NNODES": "2",
+    "FLUX_JOB_ID": "123",
+    "PMI_SIZE": "8",
+    "MASTER_ADDR": "n0",
+}
+PALS = {
+    "PALS_RANKID": "5",
+    "PALS_LOCAL_RANKID": "1",
+    "PALS_NODEID": "1",
+    "PALS_APID": "a-b",
+    "PMI_SIZE": "8",
+    "PMI_LOCAL_RANK": "1",
+    "PMI_LOCAL_SIZE": "4",
+    "MASTER_ADDR": "n0",
+}
 EACH = {
     "torchrun": TORCHRUN,
     "deepspeed": DEEPSPEED,
@@ -75,6 +111,10 @@ EACH = {
     "openmpi": OPENMPI,
     "mpich": MPICH,
     "horovod": HOROVOD,
+    "jsrun": JSRUN,
+    "mvapich2": MVAPICH2,
+    "flux": FLUX,
+    "pals": PALS,
 }
 
 
@@ -140,9 +180,7 @@ def test_horovod_without_an_address_meets_where_horovodrun_was_called():
     assert World.from_env(HOROVOD).master_addr == "10.0.0.1"
 
 
-@pytest.mark.parametrize(
-    "inner", ["torchrun", "deepspeed", "openmpi", "mpich", "horovod"], ids=lambda x: x
-)
+@pytest.mark.parametrize("inner", [name for name in EACH if name != "slurm"])
 def test_the_innermost_launcher_is_believed_inside_srun(inner):
     outer = SLURM | {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_NTASKS": "2"}
     w = World.from_env(outer | EACH[inner])
@@ -157,6 +195,68 @@ def test_horovodrun_over_mpi_is_known_by_what_it_tells_mpirun():
         assert World.from_env(without(HOROVODRUN_MPI, name)).launcher == "openmpi"
     assert World.from_env(HOROVODRUN_MPI | {"NCCL_SOCKET_IFNAME": "ib0"}).launcher == "openmpi"
     assert World.from_env(HOROVODRUN_MPI | TORCHRUN).launcher == "torchrun"
+
+
+@pytest.mark.parametrize("outer", ["jsrun", "mvapich2", "flux", "pals", "openmpi", "mpich"])
+@pytest.mark.parametrize("inner", ["torchrun", "deepspeed"])
+def test_a_launcher_started_by_another_on_every_node_is_believed(outer, inner):
+    w = World.from_env(EACH[outer] | EACH[inner])
+    assert (w.launcher, w.rank, w.size) == (inner, 5, 8)
+
+
+@pytest.mark.parametrize(
+    "env",
+    [
+        *(
+            {name: value}
+            for name, value in [("PMI_SIZE", "4"), ("PMIX_RANK", "1"), ("PMI_ID", "3")]
+        ),
+        *({name: "2"} for name in ("ALPS_APP_PE", "MP_CHILD", "MPT_LRANK", "MPI_LOCALRANKID")),
+        {"PALS_RANKID": "1"},
+        {"FLUX_TASK_RANK": "1"},
+        {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_RANK": "0"},
+        {"LOCAL_RANK": "1"},
+    ],
+    ids=str,
+)
+def test_ranks_of_a_launcher_that_is_not_known_do_not_each_train_alone(env):
+    """Under Flux, jsrun, PALS and MVAPICH2 each of n ranks thought that it was the only one."""
+    with pytest.raises(ConfigError, match=f"got {next(iter(env))}=.*export RANK, WORLD_SIZE"):
+        World.from_env(env)
+
+
+@pytest.mark.parametrize(
+    "env",
+    [
+        {"PMIX_RANK": "0"},  # srun --mpi=pmix of one task
+        {"PMI_RANK": "0", "PMI_SIZE": "1"},
+        {"FLUX_TASK_RANK": "0", "FLUX_JOB_SIZE": "1", "FLUX_JOB_NNODES": "1"},
+        {"LOCAL_RANK": "0", "MPI_LOCALRANKID": "0"},
+    ],
+    ids=str,
+)
+def test_one_rank_of_any_launcher_is_alone(env):
+    assert World.from_env(env).size == 1
+
+
+@pytest.mark.parametrize("outer", ["jsrun", "flux", "pals", "slurm"])
+def test_mpirun_inside_a_scheduler_s_own_launcher_is_believed(outer):
+    """Open MPI starts its daemons with it, and their variables are left in the ranks."""
+    daemon = EACH[outer] | {launchers._VARIABLES[outer][0]: "1", "PMI_SIZE": "2"}
+    w = World.from_env(daemon | OPENMPI)
+    assert (w.launcher, w.rank) == ("openmpi", 5)
+
+
+def test_flux_brokers_started_by_another_launcher_are_not_its_ranks():
+    broker = JSRUN | {"JSM_NAMESPACE_RANK": "1", "JSM_NAMESPACE_SIZE": "2"}
+    assert World.from_env(broker | FLUX).launcher == "flux"
+
+
+def test_flux_nodes_of_unequal_ranks_need_an_address():
+    uneven = without(FLUX, "MASTER_ADDR") | {"FLUX_JOB_NNODES": "3", "FLUX_TASK_LOCAL_ID": "0"}
+    with pytest.raises(ConfigError, match="MASTER_ADDR must name the host of rank 0"):
+        World.from_env(uneven)
+    assert World.from_env(uneven | {"FLUX_JOB_NNODES": "1"}).master_addr == "127.0.0.1"
 
 
 def test_torchrun_inside_mpirun_is_believed():
@@ -201,6 +301,8 @@ def test_launchers_that_contradict_are_refused_in_one_sentence_naming_both(env, 
         ({"RANK": "2", "WORLD_SIZE": "2"}, "rank 2 of 2"),
         ({"RANK": "x", "WORLD_SIZE": "2"}, "RANK must be a whole number, got 'x'"),
         (TORCHRUN | {"MASTER_PORT": "http"}, "MASTER_PORT must be a whole number"),
+        (TORCHRUN | {"MASTER_PORT": "70000"}, "MASTER_PORT must be below 65536, got 70000"),
+        (SLURM | {"SLURM_STEP_TASKS_PER_NODE": "4(x"}, "SLURM_TASKS_PER_NODE must be like"),
     ],
 )
 def test_half_or_wrong_variables_are_refused(env, says):

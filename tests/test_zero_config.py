@@ -5,9 +5,12 @@ import json
 import pytest
 
 from dist_looksam.backends.zero import config as zero_config
+from dist_looksam.backends.zero import file as zero_file
+from dist_looksam.backends.zero import library as zero_library
 from dist_looksam.backends.zero.layout import check_version
 from dist_looksam.errors import ConfigError
-from dist_looksam.settings import config
+from dist_looksam.run import dryrun
+from dist_looksam.settings import assemble, config
 from dist_looksam.settings.assemble import check
 
 pytestmark = pytest.mark.needs("deepspeed")
@@ -44,6 +47,11 @@ WRONG = {
         None, ["--ascent", "rank", "--zero_stage", "1", "--offload"], "with offload",
     ),
     "file for ddp": ({}, ["--backend", "ddp"], "deepspeed_config is of backend zero"),
+    "offload and none": (
+        {"zero_optimization": {"offload_optimizer": {"device": "none"}}}, ["--offload"], "drop one",
+    ),
+    "a name twice": ('{"fp16": {}, "fp16": {"enabled": true}}', [], "fp16 twice"),
+    "old name of bf16": ({"bfloat16": {"enabled": True}}, [], "--precision bf16"),
     "stage 4": (None, ["--zero_stage", "4"], "0, 1, 2 or 3"),
 }  # fmt: skip
 
@@ -94,3 +102,72 @@ def test_the_file_gives_what_no_flag_says(tmp_path):
 
 def test_the_stage_is_two_where_nobody_says():
     assert zero_config.stage_of({}, None) == 2
+
+
+VALUES = {
+    "null": None, "true": True, "false": False, "0": 0, "1": 1, "2": 2, "-1": -1, "2.5": 2.5,
+    "NaN": float("nan"), "Infinity": float("inf"), "1e30": 1e30, "auto": "auto", "text": "x",
+    "number in a text": "2", "empty text": "", "empty list": [], "list": [{"stage": 1}],
+    "empty object": {}, "object": {"x": 1},
+}  # fmt: skip
+OTHERS = (
+    *("wall_clock_breakdown", "activation_checkpointing", "communication_data_type", "fp16.x"),
+    *("fp16.initial_scale_power", "zero_optimization.sub_group_size"),
+)
+
+
+def nested(name: str, value) -> dict:
+    *sections, key = name.split(".")
+    made = {key: value}
+    for section in reversed(sections):
+        made = {section: made}
+    return made
+
+
+@pytest.mark.parametrize("name", [*zero_file._KINDS, *OTHERS])
+def test_a_value_of_any_json_type_is_what_deepspeed_takes_or_one_sentence(tmp_path, name):
+    """`"zero_optimization": true`, `"fp16": true`, `"offload_optimizer": null`, `"stage": "auto"`
+    and `"gradient_clipping": "none"` ended in tracebacks, and in a dry run
+    `"reduce_bucket_size": "auto"`."""
+    for words, value in VALUES.items():
+        file = nested(name, value)
+        try:
+            settings = resolve(tmp_path, file, "--micro_batch", "64", ranks=1)
+            path = str(tmp_path / "ds.json")
+            flags = ["--data", "digits", "--batch_size", "64", "--backend", "zero"]
+            dryrun.check(config.parse([*flags, "--deepspeed_config", path]), ranks=2)
+            made = assemble.deepspeed_config(settings, 1)
+            zero_library.check_config(made)
+        except ConfigError as error:
+            assert "\n" not in str(error), words
+            says_nothing = words in ("null", "auto") and "." in name
+            assert not (says_nothing and name in zero_file._KINDS), (words, error)
+
+
+@pytest.mark.parametrize(("file", "stage", "clip"), [
+    ({"zero_optimization": True}, 1, None),
+    ({"zero_optimization": False}, 0, None),
+    ({"zero_optimization": {"stage": "auto", "offload_optimizer": None}}, 2, None),
+    ({"zero_optimization": {"stage": 3.0, "reduce_bucket_size": 1e6}}, 3, None),
+    ({"gradient_clipping": "auto", "train_batch_size": 64.0, "fp16": {"enabled": "auto"}}, 2, None),
+    ({"gradient_clipping": 1, "bf16": None, "steps_per_print": "auto"}, 2, 1.0),
+])  # fmt: skip
+def test_what_deepspeed_takes_in_another_form_works(tmp_path, file, stage, clip):
+    settings = resolve(tmp_path, file)
+    assert (settings.zero_stage, settings.clip) == (stage, clip)
+    made = assemble.deepspeed_config(settings, 2)
+    assert made["steps_per_print"] == 10**9 and "auto" not in json.dumps(made)
+
+
+@pytest.mark.parametrize(("file", "words"), [
+    ({"fp16": True}, "fp16 must be an object in the DeepSpeed config, got true"),
+    ({"fp16": {"enabled": "true"}}, 'fp16.enabled must be true or false in .*, got "true"'),
+    ({"gradient_clipping": "none"}, 'gradient_clipping must be a number from 0 .*, got "none"'),
+    ({"zero_optimization": {"stage": True}}, "stage must be 0, 1, 2 or 3 .*, got true"),
+    ({"zero_optimization": "auto"}, 'zero_optimization must be an object .*, got "auto"'),
+    ({"zero_optimization": {"offload_param": 1}}, "offload_param must be an object"),
+    ({"train_batch_size": True}, "train_batch_size must be a whole number"),
+])  # fmt: skip
+def test_a_value_of_another_type_is_named_with_what_it_must_be(tmp_path, file, words):
+    with pytest.raises(ConfigError, match=words):
+        resolve(tmp_path, file)

@@ -32,8 +32,8 @@ def square(data: bytes, choose: Callable[[int, int], Box], side: int) -> Image.I
 
     Turns pictures upright as their EXIF says, before `choose` sees their size. A JPEG is decoded at
     a half, quarter or eighth where that is still no smaller than `side`. Grey, palette, CMYK and
-    16-bit pictures become RGB, transparency is dropped. Raises what the decoder raises if the
-    bytes are damaged; a truncated file is damaged.
+    16-bit pictures become RGB, transparency is dropped; of several frames the first is read. Raises
+    what the decoder raises if the bytes are damaged, as in a truncated file, or of another depth.
     """
     if simplejpeg is not None and data[:2] == b"\xff\xd8":
         try:
@@ -93,9 +93,13 @@ def _plan(
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit grey; convert() would clip it to white
         levels = np.asarray(image).astype(np.int64)
+        if not 0 <= levels.min() <= levels.max() < 65536:
+            raise ValueError(f"grey levels must be of 8 or 16 bits, got up to {levels.max()}")
         if levels.max() > 255:
             levels >>= 8
         image = Image.fromarray(levels.astype(np.uint8))
+    if image.mode == "F":  # convert() would make black of 0 to 1
+        raise ValueError("pixels must be whole numbers, got 32-bit floats")
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return image.convert("RGB")

@@ -1,6 +1,8 @@
 """Data sets without a download: Fashion-MNIST from a Debian package, digits of scikit-learn."""
 
 import gzip
+import hashlib
+import zlib
 from importlib.metadata import distribution
 from pathlib import Path
 
@@ -25,7 +27,6 @@ class Embedded:
     """A split held in memory as one tensor; see source.Source."""
 
     parallel = False
-    corrupt = 0
 
     def __init__(
         self,
@@ -47,6 +48,8 @@ class Embedded:
         self.std: tuple[float, ...] = (std,)
         self.augment = augment
         self.seed = seed
+        self.passed_over: dict[str, tuple[int, str]] = {}
+        self.unreadable: dict[str, str] = {}
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -54,6 +57,11 @@ class Embedded:
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
+
+    def digest(self) -> str:
+        """See source.Source.digest."""
+        both = self.images.numpy().tobytes() + self.labels.numpy().tobytes()
+        return hashlib.sha256(both).hexdigest()
 
     def fetch(self, indices: Tensor, keys: Tensor, train: bool) -> tuple[Tensor, Tensor]:
         """See source.Source.fetch."""
@@ -80,6 +88,11 @@ def fashion_mnist(
     for stem in ("train", "t10k"):
         images = _idx(folder / f"{stem}-images-idx3-ubyte.gz", dims=3)
         labels = _idx(folder / f"{stem}-labels-idx1-ubyte.gz", dims=1)
+        if not len(images) == len(labels) > 0 or labels.max() >= len(FASHION_CLASSES):
+            raise ConfigError(
+                f"{folder}/{stem}-* must hold as many images as labels, from 0 to 9, got "
+                f"{len(images)} images and {len(labels)} labels; replace them."
+            )
         splits.append(
             Embedded(
                 images[:, None],
@@ -104,12 +117,12 @@ def _idx(path: Path, *, dims: int) -> Tensor:
             "'apt-get install dataset-fashion-mnist', use --data digits, or name the folder of the "
             "four .gz files with --data_dir."
         ) from None
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise ConfigError(
             f"--data fashion_mnist cannot read {path}: {error}; replace it."
         ) from None
     header = 4 + 4 * dims
-    sizes = np.frombuffer(raw[4:header], dtype=">i4").astype(int)
+    sizes = np.frombuffer(raw[4:header].ljust(4 * dims, b"\0"), dtype=">u4").astype(int)
     if raw[:4] != bytes([0, 0, 8, dims]) or len(raw) != header + sizes.prod():
         raise ConfigError(f"{path} is not a whole IDX file of {dims} dimensions; replace it.")
     pixels = np.frombuffer(raw, dtype=np.uint8, offset=header).reshape(sizes)

@@ -1,5 +1,6 @@
 """A tree of image files: DIR/train/CLASS/*.jpg and DIR/val/CLASS/*.jpg."""
 
+import hashlib
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -10,22 +11,28 @@ from threading import Lock
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError, features
 from torch import Tensor
 
-from ..errors import ConfigError, RunError
+from ..errors import ConfigError
 from .augment import Augment, flips
 from .decode import Box, square
 from .draws import CROP, uniform
 from .randaugment import randaugment, randaugment_draws
+from .source import UNREADABLE
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", *([".avif"] if features.check("avif") else [])),
+)
 VAL_NAMES = ("val", "validation", "test")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 _EVAL_SHARE = 0.875  # of the shorter side that the centre crop keeps
 _TRIES = 10  # of a random region to fit into the picture
-_MOST_FAILURES = 100  # unreadable files in a row after which the disk is to blame
+_SIZES = 1000  # files of a split whose sizes tell one copy of it from another
+# Made by file systems, archives and file managers; no class is called so.
+_NO_CLASSES = {"lost+found", "__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information"}
 
 
 class Folder:
@@ -42,6 +49,7 @@ class Folder:
         image_size: int,
         augment: Augment,
         seed: int,
+        passed_over: dict[str, tuple[int, str]],
         on_corrupt: Callable[[str], None] = warnings.warn,
     ) -> None:
         """files[c] are the sorted file names, bytes, of class c in root/class_names[c].
@@ -60,7 +68,8 @@ class Folder:
         self.labels = torch.repeat_interleave(torch.arange(len(files)), counts)
         self._files = files
         self._starts = (counts.cumsum(0) - counts).tolist()
-        self._bad: set[str] = set()
+        self.passed_over = passed_over
+        self.unreadable: dict[str, str] = {}
         self._lock = Lock()
 
     def __len__(self) -> int:
@@ -70,29 +79,40 @@ class Folder:
     def num_classes(self) -> int:
         return len(self.class_names)
 
-    @property
-    def corrupt(self) -> int:
-        """How many different files could not be read so far."""
-        return len(self._bad)
-
     def path(self, index: int) -> str:
         """The file of a sample."""
         label = int(self.labels[index])
         name = os.fsdecode(bytes(self._files[label][index - self._starts[label]]))
         return os.path.join(self.root, self.class_names[label], name)
 
-    def fetch(self, indices: Tensor, keys: Tensor, train: bool) -> tuple[Tensor, Tensor]:
-        """See source.Source.fetch. A sample whose file is unreadable is replaced by the next index.
+    def digest(self) -> str:
+        """See source.Source.digest: of classes, file names, and the sizes of about 1,000 files."""
+        found = hashlib.sha256(repr((self.class_names, [len(f) for f in self._files])).encode())
+        for names in self._files:
+            found.update(names.tobytes())
+        some = range(0, len(self), max(1, len(self) // _SIZES))
+        with ThreadPoolExecutor(16) as pool:
+            found.update(repr(list(pool.map(self._size, some))).encode())
+        return found.hexdigest()
 
-        RunError if 100 files in a row are unreadable.
-        """
+    def _size(self, index: int) -> int:
+        try:
+            return os.stat(self.path(index)).st_size
+        except OSError:
+            return -1  # reading it will say why
+
+    def fetch(self, indices: Tensor, keys: Tensor, train: bool) -> tuple[Tensor, Tensor]:
+        """See source.Source.fetch."""
         channels, side, _ = self.shape
         images = np.empty((len(indices), side, side, channels), dtype=np.uint8)
-        used = torch.empty_like(indices)
+        labels = self.labels[indices]
         for i, (index, change) in enumerate(zip(indices.tolist(), self._changes(keys, train))):
-            used[i], picture = self._read(index, change.region)
-            images[i] = np.asarray(change.finish(picture))
-        return torch.from_numpy(images).permute(0, 3, 1, 2), self.labels[used]
+            picture = self._read(index, change.region)
+            if picture is None:
+                labels[i] = UNREADABLE
+            else:
+                images[i] = np.asarray(change.finish(picture))
+        return torch.from_numpy(images).permute(0, 3, 1, 2), labels
 
     def _changes(self, keys: Tensor, train: bool) -> list["_Change"]:
         if not train:
@@ -111,28 +131,20 @@ class Folder:
         rows = zip(crops, flipped, operations)
         return [_Change(*row, magnitude=augment.magnitude) for row in rows]
 
-    def _read(self, index: int, region: Callable[[int, int], Box]) -> tuple[int, Image.Image]:
-        """The sample, or the next one that can be read: its index and its picture."""
-        for step in range(_MOST_FAILURES):
-            candidate = (index + step) % len(self)
-            path = self.path(candidate)
-            try:
-                with open(path, "rb") as file:
-                    return candidate, square(file.read(), region, self.shape[1])
-            # A damaged file makes decoders raise nearly anything. None of it is silent.
-            except Exception as error:
-                self._report(path, error)
-        raise RunError(
-            f"{_MOST_FAILURES} image files in a row cannot be read, the last is {path}; check that "
-            f"{self.root} is still there."
-        )
-
-    def _report(self, path: str, error: Exception) -> None:
-        with self._lock:
-            if path in self._bad:
-                return
-            self._bad.add(path)
-        self.on_corrupt(f"cannot read {path} ({error!r}); the next sample takes its place.")
+    def _read(self, index: int, region: Callable[[int, int], Box]) -> Image.Image | None:
+        path = self.path(index)
+        try:
+            with open(path, "rb") as file:
+                return square(file.read(), region, self.shape[1])
+        # A damaged file makes decoders raise nearly anything. None of it is silent.
+        except Exception as error:
+            why = "no image" if isinstance(error, UnidentifiedImageError) else repr(error)
+            with self._lock:
+                known = path in self.unreadable
+                self.unreadable[path] = why
+            if not known:
+                self.on_corrupt(f"cannot read {path} ({why}).")
+            return None
 
 
 class _Change:
@@ -196,20 +208,18 @@ def folder(
             "--data folder needs --data_dir, got none; name a folder that holds train/CLASS/*.jpg "
             "and val/CLASS/*.jpg."
         )
-    root = Path(data_dir)
-    if not root.is_dir():
-        raise ConfigError(f"--data_dir '{root}' is not a folder; name one with train/ and val/.")
     if image_size < 1:
         raise ConfigError(f"image_size must be at least 1, got {image_size}; 224 is usual.")
-    if not (root / "train").is_dir():
-        raise ConfigError(f"--data_dir '{root}' has no folder train; put train/CLASS/*.jpg there.")
-    val = next((root / name for name in VAL_NAMES if (root / name).is_dir()), None)
-    if val is None:
+    root = Path(data_dir)
+    try:
+        val = _val_of(root)
+        trained, train_over = _scan(root / "train")
+        tested, val_over = _scan(val)
+    except OSError as error:
         raise ConfigError(
-            f"--data_dir '{root}' has no folder {', '.join(VAL_NAMES[:-1])} or {VAL_NAMES[-1]}; "
-            "put val/CLASS/*.jpg there."
-        )
-    trained, tested = _scan(root / "train"), _scan(val)
+            f"--data_dir must be a tree that can be read, got {error.filename or root} "
+            f"({error.strerror}); correct its permissions or take it out."
+        ) from None
     unknown = sorted(set(tested) - set(trained))
     if unknown:
         raise ConfigError(
@@ -220,28 +230,93 @@ def folder(
     none = np.empty(0, dtype=bytes)
     files = [tested.get(name, none) for name in names]
     options = {"image_size": image_size, "augment": augment, "seed": seed}
-    train = Folder(root / "train", names, list(trained.values()), **options)  # type: ignore[arg-type]
-    return train, Folder(val, names, files, **options)  # type: ignore[arg-type]
+    train = Folder(root / "train", names, list(trained.values()), passed_over=train_over, **options)  # type: ignore[arg-type]
+    return train, Folder(val, names, files, passed_over=val_over, **options)  # type: ignore[arg-type]
 
 
-def _scan(split: Path) -> dict[str, np.ndarray]:
-    """Sorted image file names, as bytes (28 bytes a file instead of 80), of every class folder."""
+def _val_of(root: Path) -> Path:
+    """The folder of test images. ConfigError if it, or the one of training images, is not there."""
+    if not root.is_dir():
+        raise ConfigError(f"--data_dir '{root}' is not a folder; name one with train/ and val/.")
+    if not (root / "train").is_dir():
+        raise ConfigError(f"--data_dir '{root}' has no folder train; put train/CLASS/*.jpg there.")
+    val = next((root / name for name in VAL_NAMES if (root / name).is_dir()), None)
+    if val is None:
+        raise ConfigError(
+            f"--data_dir '{root}' has no folder {', '.join(VAL_NAMES[:-1])} or {VAL_NAMES[-1]}; "
+            "put val/CLASS/*.jpg there."
+        )
+    return val
+
+
+class _PassedOver(dict[str, tuple[int, str]]):
+    """See source.Source.passed_over."""
+
+    def add(self, why: str, path: str, count: int = 1) -> None:
+        number, first = self.get(why, (0, path))
+        self[why] = number + count, first
+
+
+def _scan(split: Path) -> tuple[dict[str, np.ndarray], _PassedOver]:
+    """Sorted image file names, as bytes (28 bytes a file instead of 80), of every class folder; and
+    what is passed over. ConfigError where a class has no image, OSError where one is not readable.
+    """
+    over = _PassedOver()
     with os.scandir(split) as entries:
-        classes = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+        classes = sorted(e.name for e in entries if _is_class(e, over))
     if not classes:
         raise ConfigError(f"{split} has no class folders; put images into {split}/CLASS/.")
     with ThreadPoolExecutor(16) as pool:  # a network file system answers many at once
         found = list(pool.map(lambda name: _images(split / name), classes))
-    for name, files in zip(classes, found):
+    for name, (files, others) in zip(classes, found):
+        for why, (count, first) in others.items():
+            over.add(why, first, count)
         if not len(files):
             raise ConfigError(
                 f"class folder {split / name} holds no image ({', '.join(SUFFIXES)}); "
                 "add images or remove the folder."
             )
-    return dict(zip(classes, found))
+    return {name: files for name, (files, _) in zip(classes, found)}, over
 
 
-def _images(folder: Path) -> np.ndarray:
+def _is_class(entry: os.DirEntry[str], over: _PassedOver) -> bool:
+    if entry.name.startswith("."):
+        over.add("hidden", entry.path)
+    elif entry.name in _NO_CLASSES:
+        over.add("made by the file system", entry.path)
+    elif os.path.isdir(entry.path):
+        return True
+    elif os.path.exists(entry.path):
+        over.add("files beside the class folders", entry.path)
+    else:
+        raise ConfigError(
+            f"class folder {entry.path} must be a folder, got a link to nothing; correct the link "
+            f"or remove it."
+        )
+    return False
+
+
+def _images(folder: Path) -> tuple[np.ndarray, _PassedOver]:
+    over = _PassedOver()
+    names = []
     with os.scandir(folder) as entries:
-        names = [e.name for e in entries if e.name.lower().endswith(SUFFIXES) and e.name[0] != "."]
-    return np.sort(np.array([os.fsencode(name) for name in names], dtype=bytes))
+        for entry in entries:
+            why = _no_image(entry)
+            if why:
+                over.add(why, entry.path)
+            else:
+                names.append(os.fsencode(entry.name))
+    return np.sort(np.array(names, dtype=bytes)), over
+
+
+def _no_image(entry: os.DirEntry[str]) -> str:
+    """Why it is passed over; empty for an image. Only links and odd things are looked into."""
+    if entry.name.startswith("."):
+        return "hidden"
+    if entry.is_dir(follow_symlinks=False):
+        return "folders inside a class"
+    if not entry.name.lower().endswith(SUFFIXES):
+        return "no images by their names"
+    if entry.is_file(follow_symlinks=False) or os.path.isfile(entry.path):
+        return ""
+    return "links to nothing" if not os.path.exists(entry.path) else "no files"

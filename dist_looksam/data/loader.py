@@ -12,15 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError
+from ..errors import ConfigError, RunError
 from . import mixing
 from .augment import Augment
 from .batch import Batch
 from .order import Order
-from .source import Source
+from .source import UNREADABLE, Source
 
 _CHUNK = 8  # images a thread takes at once
 _MAX_WORKERS = 16
+_MOST_FAILURES = 100  # unreadable samples in a row after which the disk is to blame
 
 
 class _Job:
@@ -73,10 +74,31 @@ class _Fetcher:
         if workers is None:
             workers = min(_MAX_WORKERS, _cores())
         threaded = source.parallel and workers > 0
+        self._failed = 0  # unreadable samples in a row, in evaluation
         self.pool = ThreadPoolExecutor(workers, thread_name_prefix="data") if threaded else None
 
     def fetch(self, indices: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-        return self.source.fetch(indices, keys, self.train)
+        """As Source.fetch; in training the next sample takes the place of one that is unreadable.
+
+        RunError if 100 samples in a row are unreadable.
+        """
+        images, labels = self.source.fetch(indices, keys, self.train)
+        bad = labels == UNREADABLE
+        if not self.train:
+            self._failed = self._failed + len(labels) if bad.all() else 0
+        for step in range(1, _MOST_FAILURES):
+            if not (self.train and bad.any()):
+                break
+            instead = (indices[bad] + step) % len(self.source)
+            images[bad], labels[bad] = self.source.fetch(instead, keys[bad], True)
+            bad = labels == UNREADABLE
+        if (self.train and bad.any()) or self._failed >= _MOST_FAILURES:
+            last = list(self.source.unreadable)[-1]
+            raise RunError(
+                f"{_MOST_FAILURES} image files in a row cannot be read, one of them is {last}; "
+                f"check that the disk is still there."
+            )
+        return images, labels
 
     def start(self, indices: Tensor, keys: Tensor) -> _Job:
         return _Job(self, indices, keys)
@@ -224,6 +246,8 @@ def _check_split(batch_size: int, micro_batch: int, ranks: int) -> None:
 
 class EvalLoader:
     """This rank's part of a test set: every sample on exactly one rank, once, none added.
+
+    A sample that cannot be read has the label source.UNREADABLE, and is not to be counted.
 
     Every rank gets the same number of batches, whose sizes differ by one at most, because a
     forward pass may be a collective. A batch can be empty when there are more ranks than samples.

@@ -6,6 +6,8 @@ from torch import Tensor
 
 from .augment import Augment
 
+UNREADABLE = -100  # the label of a sample that cannot be read; torch's cross_entropy ignores it
+
 
 class Source(Protocol):
     """A data set with random access, one split of it."""
@@ -17,21 +19,23 @@ class Source(Protocol):
     labels: Tensor  # int64 [len]
     augment: Augment
     parallel: bool  # whether fetch gains from threads
+    passed_over: dict[str, tuple[int, str]]  # why: how many files and folders are not used, and one
+    unreadable: dict[str, str]  # name of a sample: why it could not be read; those met so far
 
     def __len__(self) -> int: ...
 
     @property
     def num_classes(self) -> int: ...
 
-    @property
-    def corrupt(self) -> int:
-        """Unreadable files met so far. Each was named, and another sample took its place."""
+    def digest(self) -> str:
+        """A hash of the samples and their order, the same wherever the data are the same."""
         ...
 
     def fetch(self, indices: Tensor, keys: Tensor, train: bool) -> tuple[Tensor, Tensor]:
         """Images uint8 [n, C, H, W] and labels int64 [n] of the samples `indices`, int64 [n].
 
         keys, int64 [n], are the samples' global numbers; with train=True the augmentation of a
-        sample depends on the seed and its key alone. Safe to call from several threads.
+        sample depends on the seed and its key alone. Safe to call from several threads. A sample
+        that cannot be read has the label UNREADABLE and an undefined image; `unreadable` names it.
         """
         ...

@@ -3,6 +3,8 @@
 Settings are chosen on what is kept aside, so that they are not on the test set.
 """
 
+import hashlib
+
 from torch import Tensor
 
 from ..errors import ConfigError
@@ -23,6 +25,7 @@ class Subset:
         self.labels = source.labels[indices]
         self.augment: Augment = source.augment
         self.parallel = source.parallel
+        self.passed_over, self.unreadable = source.passed_over, source.unreadable  # of the whole
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -31,10 +34,10 @@ class Subset:
     def num_classes(self) -> int:
         return self.source.num_classes
 
-    @property
-    def corrupt(self) -> int:
-        """See source.Source.corrupt; counted over the whole source."""
-        return self.source.corrupt
+    def digest(self) -> str:
+        """See source.Source.digest."""
+        text = f"{self.source.digest()} {self.indices.tolist()}"
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def fetch(self, indices: Tensor, keys: Tensor, train: bool) -> tuple[Tensor, Tensor]:
         """See source.Source.fetch."""

@@ -6,6 +6,7 @@ that `dist-looksam plan --calibrate` wrote has measured ones, and `load` reads i
 
 import difflib
 from dataclasses import asdict, dataclass, fields, replace
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +152,7 @@ def save(found: Machine, path: Path) -> None:
 def load(path: Path) -> Machine:
     """A machine that `save` wrote, or a person did. ConfigError if it is not one."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(path.read_bytes())
     except OSError as error:
         raise ConfigError(
             f"machine must be a file of --calibrate, got {path} ({error.strerror})."
@@ -173,7 +174,33 @@ def load(path: Path) -> Machine:
         except TypeError:
             missing = ", ".join(w for w in wanted if w not in values)
             raise ConfigError(f"{name} of machine {path} lacks some of {missing}.") from None
+        _check_types(made[name], f"{name} of machine {path}")
     return Machine(**made)
+
+
+def _check_types(made: Device | Network, where: str) -> None:
+    """ConfigError where a value of a file is not of the field's type: YAML reads 1e9 as a text."""
+    for field in fields(made):
+        value = getattr(made, field.name)
+        none_too = field.name in ("latency", "inner_latency", "pass_seconds") and value == 0
+        kinds: dict[Any, tuple[str, bool]] = {
+            str: ("a text", isinstance(value, str)),
+            bool: ("true or false", isinstance(value, bool)),
+            float: ("a number like 1.0e+9", _positive(value) or (none_too and value is not False)),
+            float | None: ("a number like 1.0e+9 or null", value is None or _positive(value)),
+            dict[str, float]: (
+                "numbers like 1.0e+9, by precision",
+                isinstance(value, dict) and bool(value) and all(map(_positive, value.values())),
+            ),
+        }
+        words, good = kinds[field.type]
+        if not good:
+            raise ConfigError(f"{field.name} of {where} must be {words}, got {value!r}.")
+
+
+def _positive(value: Any) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and isfinite(value) and value > 0
 
 
 def at_share(device: Device, share: float) -> Device:

@@ -15,7 +15,7 @@ def read(path: str | Path) -> Table:
     """A YAML file with title, source and figures, as a table of its own, never mixed with what was
     run. Raises ConfigError, in one sentence."""
     try:
-        text = yaml.safe_load(Path(path).read_text())
+        text = yaml.safe_load(Path(path).read_bytes())
     except OSError as error:
         raise ConfigError(
             f"reference must be a YAML file, got {path} ({error.strerror})."

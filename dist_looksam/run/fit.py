@@ -16,8 +16,10 @@ from torch import Tensor
 
 from .. import checkpoint, models
 from ..data import Data, EvalLoader, TrainLoader
+from ..data.fingerprint import fingerprint
+from ..data.source import UNREADABLE
 from ..engine import Report
-from ..errors import ConfigError
+from ..errors import ConfigError, RunError
 from ..maths.schedule import factor
 from ..record import rundir, trackers
 from ..record.metrics import MetricsLog
@@ -28,6 +30,7 @@ from ..settings.config import Settings
 from . import resume
 from .advice import Advice, without_effect
 from .interrupt import REQUEUES, WATCHED, Interrupt, requeue
+from .unused import Unused
 
 
 class Fit:
@@ -67,6 +70,7 @@ class Fit:
         self.test = EvalLoader(
             data.test, micro_batch=settings.micro_batch, rank=rank, ranks=ranks, workers=workers
         )
+        self.unused = Unused(data)
         self.start, self.saved = 0, 0
         self.top1: float | None = None
         self.evaluated: int | None = None  # steps done at the newest evaluation; on every rank
@@ -123,7 +127,7 @@ class Fit:
             ):
                 self.log, self.progress = log, progress
                 self.advice = Advice(progress.note)
-                self.notes += without_effect(self.settings)
+                self.notes += [*without_effect(self.settings), *self.unused.notes()]
                 for note in [*self.notes, self._greeting()]:
                     progress.note(note)
                 for step in range(self.start, self.steps):
@@ -214,7 +218,7 @@ class Fit:
     def _tell(self) -> None:
         writer = self.writer
         signals = (self.interrupt.caught == s for s in WATCHED)
-        flags = (*signals, writer.failed, not writer.written)
+        flags = (*signals, self.unused.new(), writer.failed, not writer.written)
         mine = torch.tensor(flags, dtype=torch.float32, device=self.device)
         self._asked = (writer.pending, self.backend.mean(mine))
 
@@ -222,13 +226,19 @@ class Fit:
         if self._asked is None:
             return False
         (pending, flags), self._asked = self._asked, None
-        *signals, failed, writing = (flags > 0).tolist()
+        *signals, unreadable, failed, writing = (flags > 0).tolist()
         self.caught = [s for s, raised in zip(WATCHED, signals, strict=True) if raised]
+        if unreadable:
+            self._note_unreadable()
         if failed:
             self.writer.wait()  # raises what went wrong
         elif pending is not None and not writing:
             self.writer.commit(pending)
         return bool(self.caught)
+
+    def _note_unreadable(self) -> None:
+        if note := self.unused.collect(self.backend):
+            self.progress.note(note)
 
     def _stop(self, done: int) -> None:
         """All ranks have finished the same step: one checkpoint, and out."""
@@ -254,6 +264,9 @@ class Fit:
                 sums += self._score(batch)
             right, loss, count = (self.backend.mean(sums) * self.backend.size).tolist()
         model.train()
+        if not count:
+            self._note_unreadable()
+            raise RunError("no test image can be read: log.txt names some; repair or remove them.")
         self.top1, self.evaluated = right / count, done
         self.log.evaluation(done, top1=self.top1, loss=loss / count)
         self.progress.evaluation(done, top1=self.top1, loss=loss / count)
@@ -263,7 +276,8 @@ class Fit:
         logits = self.backend.evaluate(lambda m: models.call(m, batch.images, None)).float()
         loss = torch.nn.functional.cross_entropy(logits, batch.labels, reduction="sum")
         right = (logits.argmax(-1) == batch.labels).sum()
-        return torch.stack([right.double(), loss.double(), right.new_tensor(len(batch)).double()])
+        count = (batch.labels != UNREADABLE).sum()  # cross_entropy leaves these out, too
+        return torch.stack([right.double(), loss.double(), count.double()])
 
     def _save(self, done: int) -> None:
         with self.log.paused():
@@ -274,6 +288,7 @@ class Fit:
                 "top1": self.top1,
                 "evaluated": self.evaluated,
                 "probed_looks": 0 if self.probe is None else self.probe.looks,
+                "data": fingerprint(self.data),
             }
             self.writer.save(done, extra)
             self.saved = done
@@ -283,6 +298,7 @@ class Fit:
 
     def _finish(self) -> dict[str, Any]:
         self.log.flush()
+        self._note_unreadable()
         weights = self.backend.full_weights()
         trained, seconds = self.steps * self.settings.batch_size, self.log.seconds
         summary = {
@@ -295,6 +311,7 @@ class Fit:
             "backend": self.backend.name,
             "optimizer": self.settings.optimizer,
             "batch_size": self.settings.batch_size,
+            **self.unused.summary(),
         }
         if self.first:
             assert weights is not None

@@ -11,6 +11,7 @@ from .. import checkpoint, models
 from ..backends.backend import Backend
 from ..data import Data
 from ..data.extent import Extent
+from ..data.fingerprint import fingerprint
 from ..errors import ConfigError, RunError
 from ..record import rundir
 from ..settings.config import Settings
@@ -62,6 +63,7 @@ def prepare(
     notes = list(damaged)
     if reader is not None:
         notes += _compare(reader, saved_settings(settings, data))
+        notes += _changed_data(reader, data)
     step = None if reader is None else reader.step
     notes += shared(backend, lambda: rundir.prepare(out, resume_step=step))
     if reader is not None:
@@ -125,6 +127,17 @@ def _compare(reader: checkpoint.Reader, now: dict[str, Any]) -> list[str]:
     if written != str(torch.__version__):
         notes.append(f"torch is {torch.__version__}, was {written} when it was written")
     return notes
+
+
+def _changed_data(reader: checkpoint.Reader, data: Data) -> list[str]:
+    """What tells the data from those that the checkpoint's run had."""
+    then, now = reader.manifest["extra"].get("data", {}), fingerprint(data)
+    return [
+        f"warning: the data have changed: {name} is {now[name]}, was {then[name]} when the "
+        f"checkpoint was written"
+        for name in now
+        if then.get(name, now[name]) != now[name]
+    ]
 
 
 def requeue_asked(settings: Settings) -> bool:

@@ -18,7 +18,7 @@ from ..settings import assemble, config
 from ..settings.config import Settings
 from ..world import World
 from ..world.roster import LostRank
-from . import dryrun
+from . import agree, dryrun
 from .fit import Fit
 
 _NO_ROOM = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG)
@@ -101,6 +101,7 @@ def run(
     hosts = roster.hosts if roster else [socket.gethostname()]
     with rundir.told(Path(settings.out), world.rank), roster or nullcontext():
         try:
+            agree.check(settings, data, world.size)
             fit = Fit(settings, data, device, commit)
             if fit.first:
                 rundir.record(fit.out, world, hosts)

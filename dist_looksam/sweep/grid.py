@@ -137,7 +137,7 @@ class Grid:
 def read(path: Path) -> Grid:
     """The sweep that a YAML file describes. ConfigError, in one sentence, for what is wrong."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_bytes()
     except OSError as error:
         raise ConfigError(
             f"sweep needs a YAML file, got {path} ({error.strerror}); see launch/sweeps/."

@@ -35,12 +35,41 @@ _VARIABLES = {
         "OMPI_COMM_WORLD_LOCAL_SIZE",
         "",
     ),
+    "mvapich2": (
+        "MV2_COMM_WORLD_RANK",
+        "MV2_COMM_WORLD_SIZE",
+        "MV2_COMM_WORLD_LOCAL_RANK",
+        "MV2_COMM_WORLD_LOCAL_SIZE",
+        "",
+    ),
+    "flux": ("FLUX_TASK_RANK", "FLUX_JOB_SIZE", "FLUX_TASK_LOCAL_ID", "", ""),
+    "jsrun": (
+        "JSM_NAMESPACE_RANK",
+        "JSM_NAMESPACE_SIZE",
+        "JSM_NAMESPACE_LOCAL_RANK",
+        "JSM_NAMESPACE_LOCAL_SIZE",
+        "",
+    ),
+    "pals": ("PALS_RANKID", "PMI_SIZE", "PALS_LOCAL_RANKID", "PMI_LOCAL_SIZE", "PALS_NODEID"),
     "mpich": ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS", ""),
     "slurm": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "", "SLURM_NODEID"),
     "env": ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK"),
 }
 # Only the named launcher sets its mark; RANK and WORLD_SIZE are set by many, and by hand.
 _MARKS = {"torchrun": "TORCHELASTIC_RUN_ID", "deepspeed": "CROSS_SIZE"}
+# MPI's own, whose ranks can ask mpi4py where rank 0 is.
+_OF_MPI = ("openmpi", "jsrun", "mvapich2", "flux", "pals", "mpich")
+_OF_SCHEDULERS = (
+    "flux",
+    "jsrun",
+    "pals",
+    "slurm",
+)  # may start the daemons of a launcher above them
+# Ranks of launchers that are not above, or ranks within a node: above 0 where others were started.
+_SIGNS = (
+    *("PMIX_RANK", "PMI_ID", "ALPS_APP_PE", "MP_CHILD", "MPT_LRANK", "MPIRUN_RANK", "LOCAL_RANK"),
+    *("MVP_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "PMI_LOCAL_RANK"),
+)
 _SLURM_SPECIAL_STEPS = 0xFFFFFFF0  # the shell of `salloc`, the batch script: not tasks of a step
 
 
@@ -49,8 +78,8 @@ class World:
     """This process among the others. All ranks agree on size, master_addr and master_port.
 
     `local_rank` counts within `node`, `local_size` is the number of ranks there. `launcher` is one
-    of torchrun, deepspeed, horovod (over gloo, or over Open MPI), openmpi, mpich, slurm, env (RANK
-    and WORLD_SIZE set by hand) and single.
+    of torchrun, deepspeed, horovod (over gloo, or over Open MPI), openmpi, jsrun, mvapich2, flux,
+    pals, mpich, slurm, env (RANK and WORLD_SIZE set by hand) and single.
     """
 
     rank: int = 0
@@ -69,14 +98,15 @@ class World:
         """What the launcher's variables in `env` (default: os.environ) say.
 
         `local_rank` is the value of a `--local_rank` flag, if there was one. MASTER_ADDR and
-        MASTER_PORT win over what would be derived. No communication, except that under Open MPI and
-        MPICH over several nodes without MASTER_ADDR the address is broadcast with mpi4py.
-        Raises ConfigError where two launchers contradict each other or no address can be found.
+        MASTER_PORT win over what would be derived. No communication, except that under an MPI over
+        several nodes without MASTER_ADDR the address is broadcast with mpi4py.
+        Raises ConfigError where two launchers contradict each other, where several ranks were
+        started by an unknown one, or no address can be found.
         """
         env = os.environ if env is None else env
         claim = _innermost(env)
         if claim is None:
-            port = _number(env, "MASTER_PORT") or _free_port()
+            port = _port(env) or _free_port()
             return cls(master_addr=env.get("MASTER_ADDR", LOCAL), master_port=port)
         addr, port = _meeting_point(claim, env)
         local_size = claim.local_size or claim.size  # unknown: as if on one machine
@@ -131,6 +161,13 @@ def _number(env: Mapping[str, str], name: str) -> int | None:
     return int(text)
 
 
+def _port(env: Mapping[str, str]) -> int | None:
+    port = _number(env, "MASTER_PORT")
+    if port is not None and port >= 2**16:
+        raise ConfigError(f"MASTER_PORT must be below 65536, got {port}: correct it.")
+    return port
+
+
 def _claim(launcher: str, env: Mapping[str, str]) -> _Claim | None:
     """What one launcher says, or None where it did not start this process."""
     if launcher in _MARKS and _MARKS[launcher] not in env:
@@ -138,6 +175,8 @@ def _claim(launcher: str, env: Mapping[str, str]) -> _Claim | None:
     rank, size, local_rank, local_size, node = (_number(env, n) for n in _VARIABLES[launcher])
     if launcher == "slurm":
         size, local_size = _slurm_sizes(env, node)
+    if launcher == "flux":
+        local_size = _flux_local_size(env, size)
     if rank is None or size is None:
         return None
     if not rank < size:
@@ -186,8 +225,17 @@ def _slurm_sizes(env: Mapping[str, str], node: int | None) -> tuple[int | None, 
     per_node = env.get("SLURM_STEP_TASKS_PER_NODE") or env.get("SLURM_TASKS_PER_NODE")
     if not per_node or node is None:
         return tasks, None
-    numbers = hostlist.counts(per_node)
+    try:
+        numbers = hostlist.counts(per_node)
+    except ValueError as error:
+        raise ConfigError(f"SLURM_TASKS_PER_NODE must be like 4(x2),1: {error}.") from None
     return tasks, numbers[node] if node < len(numbers) else None
+
+
+def _flux_local_size(env: Mapping[str, str], size: int | None) -> int | None:
+    """Tasks on a node where all have the same number, which Flux says nowhere; else None."""
+    nodes = _number(env, "FLUX_JOB_NNODES")
+    return size // nodes if size and nodes and size % nodes == 0 else None
 
 
 def _innermost(env: Mapping[str, str]) -> _Claim | None:
@@ -199,7 +247,7 @@ def _innermost(env: Mapping[str, str]) -> _Claim | None:
     inner, others = claims[0], {claim.launcher: claim for claim in claims[1:]}
     if inner.launcher in _MARKS:  # these name themselves, whatever is around them
         return inner
-    around = {"slurm"} if inner.launcher != "slurm" else set()
+    around = {*_OF_SCHEDULERS} if inner.launcher != "slurm" else set()
     if "mpich" in others and "slurm" in others and others["mpich"].same(others["slurm"]):
         around.add("mpich")  # srun --mpi=pmi2 sets the PMI variables
     for other in others.values():
@@ -218,12 +266,28 @@ def _innermost(env: Mapping[str, str]) -> _Claim | None:
 
 
 def _no_half_claim(env: Mapping[str, str]) -> None:
+    """ConfigError where several ranks were evidently started, which would each train alone."""
     rank, size = _number(env, "RANK"), _number(env, "WORLD_SIZE")
     if (rank or 0) > 0 or (size or 1) > 1:
         raise ConfigError(
             f"RANK and WORLD_SIZE must be set together, got RANK={rank} WORLD_SIZE={size}: start "
             f"with torchrun, deepspeed, srun, mpirun or horovodrun, or unset them."
         )
+    # Slurm's are set in a batch script, too, which is one process.
+    pairs = [names[:2] for launcher, names in _VARIABLES.items() if launcher != "slurm"]
+    ranks = [name for name in (*_SIGNS, *(r for r, _ in pairs)) if _above(env, name, 0)]
+    if found := [*ranks, *(size for _, size in pairs if _above(env, size, 1))]:
+        name, value = found[0], env[found[0]]
+        raise ConfigError(
+            f"the launcher must say the rank and how many there are, got {name}={value} and no "
+            f"more that is known: export RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, "
+            f"MASTER_ADDR and MASTER_PORT on every rank, or unset {name} to train alone."
+        )
+
+
+def _above(env: Mapping[str, str], name: str, least: int) -> bool:
+    text = env.get(name, "")
+    return text.isdecimal() and int(text) > least
 
 
 def _local_rank(claim: _Claim, flag: int | None, local_size: int) -> int:
@@ -240,8 +304,8 @@ def _local_rank(claim: _Claim, flag: int | None, local_size: int) -> int:
 
 def _meeting_point(claim: _Claim, env: Mapping[str, str]) -> tuple[str, int]:
     """(master_addr, master_port), the same on every rank."""
-    addr, port = env.get("MASTER_ADDR"), _number(env, "MASTER_PORT")
-    if addr is None and claim.launcher in ("openmpi", "mpich") and claim.local_size != claim.size:
+    addr, port = env.get("MASTER_ADDR"), _port(env)
+    if addr is None and claim.launcher in _OF_MPI and claim.local_size != claim.size:
         addr, free = _agreed_by_mpi(claim)
         return addr, port or free
     port = port or _job_port(claim.launcher, env)
@@ -264,6 +328,9 @@ def _job_port(launcher: str, env: Mapping[str, str]) -> int:
     names = {
         "slurm": ("SLURM_JOB_ID", "SLURM_STEP_ID"),
         "openmpi": ("OMPI_MCA_ess_base_jobid", "PMIX_NAMESPACE"),
+        "jsrun": ("LSB_JOBID", "PMIX_NAMESPACE"),
+        "flux": ("FLUX_JOB_ID",),
+        "pals": ("PALS_APID",),
         "horovod": ("HOROVOD_GLOO_RENDEZVOUS_ADDR", "HOROVOD_GLOO_RENDEZVOUS_PORT"),
     }.get(launcher, ())
     identity = " ".join(env[name] for name in names if name in env)

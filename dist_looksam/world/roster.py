@@ -6,6 +6,7 @@ neighbour is silent, and the neighbour may just be waiting for the rank that is 
 """
 
 import os
+import secrets
 import socket
 import sys
 import threading
@@ -54,9 +55,14 @@ class Roster:
     def __init__(self, world: World, *, timeout: float) -> None:
         self.world, self.timeout = world, timeout
         self._interval = min(2.0, timeout / 10)
-        self.store = self._open()
-        self.hosts = self._meet()
-        self._line = self._connect(timeout)
+        self._agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        self._job = "job"  # before every key
+        shared = self._open()
+        if self._agent:
+            self._job = self._name(shared)
+        self.store = dist.PrefixStore(self._job, shared)
+        self.hosts = self._meet(shared)
+        self._line = dist.PrefixStore(self._job, self._connect(timeout))
         self._heard = time.monotonic()
         self._verdict = ""
         self._over = threading.Event()
@@ -78,8 +84,7 @@ class Roster:
 
     def _open(self) -> dist.TCPStore:
         world = self.world
-        agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-        keeper = world.rank == 0 and not agent
+        keeper = world.rank == 0 and not self._agent
         try:
             if not keeper:
                 self._await_keeper()
@@ -109,14 +114,46 @@ class Roster:
                     raise RuntimeError(f"no answer: {error}") from None
                 time.sleep(0.1)
 
-    def _meet(self) -> list[str]:
+    def _name(self, shared: dist.TCPStore) -> str:
+        """A name of this start of the job, from the rank 0 that lives now.
+
+        torchrun's agent keeps one store for all restarts, so keys of the last start are there. Its
+        count of them is no name: an agent counts failures of its own ranks only.
+        """
+        mine = secrets.token_hex(8)
+        if self.world.rank == 0:
+            return mine
+        number = shared.add("asked", 1)
+        shared.set(f"ask/{number}", mine)
+        try:
+            shared.wait([f"answer/{mine}"], timedelta(seconds=self.timeout))
+            return shared.get(f"answer/{mine}").decode()
+        except RuntimeError:
+            raise self._not_met("rank 0") from None
+
+    def _answer(self, shared: dist.TCPStore, keys: list[str]) -> None:
+        """Rank 0 tells all who ask the name of this start, until all have come."""
+        done: set[int] = set()
+        end = time.monotonic() + self.timeout
+        while not self.store.check(keys) and time.monotonic() < end:
+            for number in {*range(1, shared.add("asked", 0) + 1)} - done:
+                if shared.check([f"ask/{number}"]):
+                    shared.set(f"answer/{shared.get(f'ask/{number}').decode()}", self._job)
+                    done.add(number)
+            time.sleep(0.02)
+
+    def _meet(self, shared: dist.TCPStore) -> list[str]:
         """Host names in the order of ranks."""
         world = self.world
         keys = [f"host/{r}" for r in range(world.size)]
         self.store.set(f"beat/{world.rank}", "0")
         self.store.set(keys[world.rank], socket.gethostname())
         try:
-            self.store.wait(keys, timedelta(seconds=self.timeout))
+            left = self.timeout
+            if self._agent and world.rank == 0:
+                self._answer(shared, keys)
+                left = 0.01
+            self.store.wait(keys, timedelta(seconds=left))
             return [self.store.get(key).decode() for key in keys]
         except RuntimeError:
             pass
@@ -126,9 +163,13 @@ class Roster:
             missing = f"{len(gone)} of them, first rank {gone[0]}," if gone else missing
         except RuntimeError:
             pass
-        raise LostRank(
-            f"{world.size} ranks must meet, but {missing} did not come within {self.timeout:g} s; "
-            f"read its own message, or start as many as {world.launcher} was told."
+        raise self._not_met(missing)
+
+    def _not_met(self, missing: str) -> LostRank:
+        return LostRank(
+            f"{self.world.size} ranks must meet, but {missing} did not come within "
+            f"{self.timeout:g} s; read its own message, or start as many as "
+            f"{self.world.launcher} was told."
         )
 
     # Two threads: one talks and may be stuck in the talking, one only looks at the clock.
@@ -210,7 +251,7 @@ class Roster:
     def _ask(self, reason: str, found: list[str]) -> None:
         """Leave a word in the store, see who is silent without one, and wait for the others."""
         try:
-            line = self._connect(_BLINK)
+            line = dist.PrefixStore(self._job, self._connect(_BLINK))
             line.set(f"ended/{self.world.rank}", reason or "wire")
             beats = [f"beat/{r}" for r in range(self.world.size)]
             before = line.multi_get(beats)
@@ -237,7 +278,7 @@ class Roster:
         except RuntimeError:
             pass  # the store is gone, or this host's network is
 
-    def _words(self, line: dist.TCPStore) -> dict[int, str]:
+    def _words(self, line: dist.Store) -> dict[int, str]:
         keys = {r: f"ended/{r}" for r in range(self.world.size)}
         return {r: line.get(key).decode() for r, key in keys.items() if line.check([key])}
 

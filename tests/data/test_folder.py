@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pictures import picture, write_tree
+from pictures import picture
 from PIL import Image
 
 from dist_looksam.data import load
 from dist_looksam.data.folder import centre, random
-from dist_looksam.errors import ConfigError, RunError
+from dist_looksam.errors import ConfigError
 
 
 def fetch(source, indices, *, train: bool = False, keys=None):
@@ -99,41 +99,6 @@ def test_a_malformed_tree_is_one_sentence_that_says_what_to_do(tree: Path, damag
     with pytest.raises(ConfigError, match=says) as error:
         load("folder", damage(tree))
     assert str(error.value).count(". ") == 0 and str(error.value).endswith(".")
-
-
-def test_an_unreadable_file_is_named_once_counted_and_replaced_by_the_next_index(tree: Path):
-    cat = tree / "train" / "cat"
-    whole = (cat / "2.jpg").read_bytes()
-    (cat / "2.jpg").write_bytes(whole[: len(whole) // 2])
-    (cat / "3.jpg").write_bytes(b"no image at all")
-    (tree / "train" / "dog" / "5.jpg").write_bytes(b"")
-    source = load("folder", tree, image_size=32).train
-    with pytest.warns(UserWarning) as warned:
-        images, labels = fetch(source, [2, 3, 4, 11, 0])
-    assert images[0].equal(images[2]) and images[1].equal(images[2]) and images[3].equal(images[4])
-    assert labels.tolist() == [0, 0, 0, 0, 0]
-    texts = [str(warning.message) for warning in warned]
-    assert len(texts) == 3 and source.corrupt == 3
-    for name, text in zip(("2.jpg", "3.jpg", "5.jpg"), texts):
-        assert name in text
-
-
-def test_a_truncated_png_is_unreadable_and_not_half_grey(tmp_path: Path):
-    source = load("folder", write_tree(tmp_path / "t", suffix=".png"), image_size=32).train
-    path = Path(source.path(0))
-    path.write_bytes(path.read_bytes()[:-2000])
-    with pytest.warns(UserWarning, match=r"0\.png"):
-        images, _ = fetch(source, [0, 1])
-    assert images[0].equal(images[1])
-
-
-def test_a_lost_disk_is_an_error_and_not_an_endless_search(tree: Path):
-    source = load("folder", tree, image_size=32).train
-    source.on_corrupt = lambda text: None
-    shutil.rmtree(tree / "train")
-    with pytest.raises(RunError, match="100 image files in a row cannot be read"):
-        fetch(source, [0])
-    assert source.corrupt == 12
 
 
 @pytest.mark.parametrize("augment", ["crop", "flip", "randaugment", "auto"])

@@ -24,6 +24,11 @@ from ..plain import Plain
 COMPRESSIONS = ("none", "fp16")
 
 
+def gather(thing: Any) -> list[Any]:
+    """`thing` of every rank, in their order. One object gather."""
+    return hvd.allgather_object(thing, name="gather")
+
+
 def start(size: int) -> None:
     """Begin Horovod. ConfigError if it found another number of ranks than were started."""
     if not hvd.is_initialized():
@@ -189,7 +194,7 @@ class Horovod(Plain):
 
     def gather(self, thing: Any) -> list[Any]:
         """One object gather."""
-        return hvd.allgather_object(thing, name="gather")
+        return gather(thing)
 
     def load(self, read: Read, counters: dict[str, Any]) -> None:
         """See `Backend.load`. RunError if ranks read different weights."""

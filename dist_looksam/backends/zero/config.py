@@ -3,33 +3,17 @@
 A file may set anything that no flag sets. Where both say something, they must agree.
 """
 
-import json
-from pathlib import Path
 from typing import Any
 
 from ...errors import ConfigError
+from .file import read
+
+__all__ = ["clip_of", "make", "read", "stage_of"]
 
 _NOT_OURS = {
     "optimizer": "use --optimizer and --base",
     "scheduler": "use --schedule and --warmup_steps",
 }
-
-
-def read(path: str | None) -> dict[str, Any]:
-    """The user's file, or {}. ConfigError if it is not there or not a JSON object."""
-    if path is None:
-        return {}
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(
-            f"deepspeed_config must be a JSON file, got {path} ({error.strerror}); name another."
-        ) from None
-    except ValueError as error:
-        raise ConfigError(f"deepspeed_config must be JSON, got {path} with {error}.") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"deepspeed_config must be a JSON object, got {path} with another value.")
-    return content
 
 
 def stage_of(file: dict[str, Any], flag: int | None) -> int:
@@ -87,6 +71,11 @@ def make(
             )
     zero = {**file.get("zero_optimization", {}), "stage": stage}
     if offload:
+        if zero.get("offload_optimizer", {}).get("device") == "none":
+            raise ConfigError(
+                "offload must agree with the DeepSpeed config, got true and an offload_optimizer "
+                "of device none; drop one."
+            )
         zero["offload_optimizer"] = {"device": "cpu", **zero.get("offload_optimizer", {})}
     made: dict[str, Any] = {
         "steps_per_print": 10**9,

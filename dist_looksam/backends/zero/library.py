@@ -40,10 +40,26 @@ def open_engine(module: nn.Module, optimizer: Sharpness, config: dict[str, Any])
     # DeepSpeed insists on it, and srun and mpirun do not set it. It becomes the current device.
     device = torch.cuda.current_device() if torch.cuda.is_available() else 0
     os.environ.setdefault("LOCAL_RANK", str(device))
+    check_config(config)
     engine, *_ = deepspeed.initialize(
         model=module, optimizer=optimizer, config=config, dist_init_required=False
     )
     return engine
+
+
+def check_config(config: dict[str, Any]) -> None:
+    """ConfigError if DeepSpeed does not take it; its own errors are of many kinds and lines."""
+    try:
+        load_deepspeed().DeepSpeedConfig(config)
+    except Exception as error:
+        text = " ".join(str(error).split())[:300]
+        if hasattr(error, "errors"):  # pydantic's, without its address and the text of the value
+            first = error.errors()[0]
+            text = f"{'.'.join(map(str, first['loc']))} {first['input']!r}: {first['msg']}"
+        raise ConfigError(
+            f"the DeepSpeed config must be what DeepSpeed takes, got {type(error).__name__} from "
+            f"it: {text}; correct it."
+        ) from error
 
 
 def check_engine(engine: Any) -> None:

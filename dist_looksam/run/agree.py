@@ -1,0 +1,70 @@
+"""Whether all ranks were given the same data and settings; each opens its own files."""
+
+import hashlib
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import torch.distributed as dist
+
+from ..backends.zero import config as zero_config
+from ..data import Data
+from ..data.fingerprint import fingerprint
+from ..errors import ConfigError
+from ..settings.config import Settings
+
+# Paths may differ between hosts, where what they name does not.
+_OWN = {"data_dir", "deepspeed_config", "local_rank", "workers"}
+
+
+def check(settings: Settings, data: Data, ranks: int) -> None:
+    """ConfigError on every rank where two ranks differ. One small gather, two where they do.
+
+    Call it when the ranks have met, before a model is made: other data make another model.
+    """
+    if ranks == 1:
+        return
+    gather = _gather(settings)
+    mine = _inputs(settings, data)
+    if len({*gather(hashlib.sha256(repr(mine).encode()).hexdigest())}) > 1:
+        raise ConfigError(_difference(gather((socket.gethostname(), mine))))
+
+
+def _gather(settings: Settings) -> Callable[[Any], list[Any]]:
+    if settings.backend == "horovod":
+        from ..backends.horovod import whole
+
+        return whole.gather
+
+    def gather(thing: Any) -> list[Any]:
+        found = [None] * dist.get_world_size()
+        dist.all_gather_object(found, thing)
+        return found
+
+    return gather
+
+
+def _inputs(settings: Settings, data: Data) -> dict[str, Any]:
+    values = {name: getattr(settings, name) for name in settings.__dataclass_fields__}
+    own = {name: value for name, value in values.items() if name not in _OWN}
+    return {
+        **fingerprint(data),
+        **own,
+        "deepspeed_config": zero_config.read(settings.deepspeed_config),
+    }
+
+
+def _difference(all_ranks: list[tuple[str, dict[str, Any]]]) -> str:
+    """The first that differs, and the ranks and hosts where it is not as on rank 0."""
+    host, first = all_ranks[0]
+    name = next(n for n in first if any(inputs[n] != first[n] for _, inputs in all_ranks))
+    others = [(r, h, i[name]) for r, (h, i) in enumerate(all_ranks) if i[name] != first[name]]
+    rank, other_host, value = others[0]
+    more = ", ".join(f"rank {r} on {h}" for r, h, _ in others[1:8])
+    more += f" and {len(others) - 8} more" if len(others) > 8 else ""
+    also = f" (other than rank 0, too: {more})" if more else ""
+    return (
+        f"{name} must be the same on all ranks, got {first[name]} on rank 0 on {host} and {value} "
+        f"on rank {rank} on {other_host}{also}; give every host the same flags, and the same "
+        f"complete copy of the data and files."
+    )

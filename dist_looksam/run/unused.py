@@ -1,0 +1,62 @@
+"""Files of the data that are not used: passed over at the start, or unreadable later."""
+
+from collections import Counter
+from typing import Any
+
+from ..backends.backend import Backend
+from ..data import Data
+from ..data.source import Source
+
+_NAMED = 5  # unreadable files of one note
+
+
+class Unused:
+    """Counts them over all ranks. A file is unreadable once, whichever ranks met it."""
+
+    def __init__(self, data: Data) -> None:
+        self.sources: list[Source] = [data.train, data.test]
+        self.unreadable: dict[str, str] = {}
+
+    def notes(self) -> list[str]:
+        """What was passed over when the data were opened, a sentence for each reason."""
+        passed_over = {**self.sources[1].passed_over, **self.sources[0].passed_over}
+        counts = self._passed_over()
+        return [
+            f"warning: {counts[why]} passed over in the data, {why}, such as {first}"
+            for why, (_, first) in passed_over.items()
+        ]
+
+    def _passed_over(self) -> Counter[str]:
+        train, test = (source.passed_over for source in self.sources)
+        counts = Counter({why: count for why, (count, _) in train.items()})
+        if test is not train:  # a part of the training images may be the test images
+            counts.update({why: count for why, (count, _) in test.items()})
+        return counts
+
+    def new(self) -> bool:
+        """Whether this rank has met an unreadable file that `collect` has not."""
+        return any(
+            name not in self.unreadable for s in self.sources for name in s.unreadable.copy()
+        )
+
+    def collect(self, backend: Backend) -> str | None:
+        """A note on what is newly unreadable on any rank. One object gather."""
+        mine = self.sources[0].unreadable.copy() | self.sources[1].unreadable.copy()
+        new = {name: why for name, why in mine.items() if name not in self.unreadable}
+        fresh: dict[str, str] = {}
+        for theirs in backend.gather(new):
+            fresh |= theirs
+        self.unreadable |= fresh
+        if not fresh:
+            return None
+        named = ", ".join(f"{name} ({why})" for name, why in list(fresh.items())[:_NAMED])
+        rest = f" and {len(fresh) - _NAMED} more" if len(fresh) > _NAMED else ""
+        return (
+            f"warning: cannot read {named}{rest}; {len(self.unreadable)} unreadable so far: in "
+            f"training the next image takes the place of each, in evaluation it is left out"
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """Fields of summary.json; none where all files were used."""
+        counts = {"passed_over": dict(self._passed_over()), "unreadable": len(self.unreadable)}
+        return {name: count for name, count in counts.items() if count}
