@@ -51,6 +51,7 @@ class FSDP2(Ranks, Plain):
         # Ranks that hold the same rows write them together: their number, and which of them.
         self.copies = (mesh.size(0), mesh.get_local_rank(0)) if mesh.ndim == 2 else (1, 0)
         _check_precision(module, precision)
+        fsdp2_units.check_norms(module)
         with torch.no_grad():
             self.shards = {n: p.to_local().detach() for n, p in self.params.items()}
         if mesh.ndim == 2:

@@ -139,7 +139,11 @@ class Zero(ZeroState):
     def _column(self, name: str) -> Tensor:
         """rho or alpha, [P]."""
         groups = self.optimizer.param_groups
-        values = [groups[f.group][name] for f in self.layout.flats for _ in f.pieces]
+        values = [
+            self.optimizer.setting(groups[f.group], name)
+            for f in self.layout.flats
+            for _ in f.pieces
+        ]
         return torch.tensor(values, dtype=torch.float64, device=self.device)
 
     def _masters(self) -> list[Tensor]:
