@@ -179,6 +179,7 @@ def _backend(model: nn.Module, optimizer: Optimizer | None, precision: str) -> B
         from .backends.fsdp2 import FSDP2 as kind
     else:
         check_inside(params, model)
+        sharpness.module = model
         check_fp32(params)
     if _horovod(optimizer) and kind is Plain:
         from .backends.horovod.whole import Horovod as kind

@@ -40,7 +40,7 @@ def with_cleared_gradients(closure: Callable[[], Any], params: Shards) -> Any:
     if kept and bool(torch.stack([k.to(kept[0].device) for k in kept]).any()):
         raise ConfigError(
             "the closure must zero the gradients before it computes them, got one that added to "
-            "those of an earlier backward; call optimizer.zero_grad() first, or let Engine do "
-            "the step, which accumulates micro-batches."
+            "what was there; call optimizer.zero_grad() first in it, or let Engine do the step, "
+            "which accumulates micro-batches."
         )
     return loss

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ..errors import ConfigError
+from .checks import check_real
 from .rule import check_alpha, check_rho
 
 CHECKS: dict[str, Callable[[float], None]] = {"rho": check_rho, "alpha": check_alpha}
@@ -43,7 +44,9 @@ def check_names(group: Group, base: Optimizer) -> None:
 def completed(group: Group, base: Optimizer, *, defaults: dict[str, float]) -> Group:
     """A group as the base is given it: with rho and alpha, its own or the defaults."""
     check_names(group, base)
-    group = dict(group)
+    params = group["params"]
+    group = {**group, "params": [params] if isinstance(params, Tensor) else list(params)}
+    check_real(p[1] if isinstance(p, tuple) else p for p in group["params"])
     for name, key in keys_of(base).items():
         value = group.pop(name, defaults[name])
         CHECKS[name](value)

@@ -18,7 +18,7 @@ from ..maths.ascent import Climb, cosine
 from ..maths.shards import Reduce, Shards, copies, dots, each, whole
 from . import groups
 from .base import Pieces, guarded_step, in_one_piece
-from .checks import check_base, check_real, check_whole, warn_of_halves
+from .checks import check_base, check_inside, check_real, check_whole, warn_of_halves
 from .closure import with_cleared_gradients
 from .replay import Replay
 from .rule import Rule, check_alpha, check_rho
@@ -40,6 +40,7 @@ class Sharpness(Optimizer):
         clip: limit of the norm of what the base gets; None for none.
         visible_dtype: dtype in which forward sees the weights; if set, looks report the cosine
             between applied and intended perturbation.
+        module: the one that Engine trains, which must have the parameters of groups added later.
         pieces: the layers inside one flat parameter, where a backend has flattened several.
 
     Raises:
@@ -70,6 +71,7 @@ class Sharpness(Optimizer):
         self.visible_dtype: torch.dtype | None = None
         self.probe: Probe | None = None
         self.driver: Callable[[], None] | None = None
+        self.module: nn.Module | None = None
         self.pieces: Pieces = in_one_piece
         self._steps = 0
         self.seen: Seen | None = None
@@ -130,8 +132,10 @@ class Sharpness(Optimizer):
                 "groups must be complete before Engine shards the optimizer, got add_param_group "
                 "after that; add the group first, or make another Engine."
             )
-        base.add_param_group(groups.completed(param_group, base, defaults=self._own))
-        check_real(base.param_groups[-1]["params"])
+        group = groups.completed(param_group, base, defaults=self._own)
+        if self.module is not None:
+            check_inside([p for p in group["params"] if isinstance(p, Tensor)], self.module)
+        base.add_param_group(group)
 
     # What the step works on: parameters, and the layers in them. A parameter without a gradient
     # takes no part.
