@@ -44,7 +44,8 @@ def net(seed: int) -> nn.Module:
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_readmes_snippet_is_not_far_below_adamw(seed):
-    """Its class defaults, the paper's for its large batches, gave 40.6 % where AdamW had 78.9."""
+    """Its class defaults, the paper's for its large batches, gave 40.6 % where AdamW had 78.9 on a
+    ViT, and here 2 to 3 points less than AdamW."""
     x, y = digits()
     model = net(seed)
     names = {"torch": torch, "model": model, "criterion": nn.CrossEntropyLoss(), "x": x, "y": y}
@@ -65,4 +66,4 @@ def test_the_readmes_snippet_is_not_far_below_adamw(seed):
         adamw.step()
 
     got, want = accuracy(of_readme, model, x, y), accuracy(of_adamw, plain, x, y)
-    assert got > want - 0.03, (got, want)
+    assert got > want - 0.02, (got, want)

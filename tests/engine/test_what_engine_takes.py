@@ -1,4 +1,4 @@
-"""What Engine is given: it trains modules, optimizers and micro-batches rightly, or refuses them."""
+"""Engine trains modules, optimizers and micro-batches rightly, or refuses them in a sentence."""
 
 import warnings
 from dataclasses import dataclass
