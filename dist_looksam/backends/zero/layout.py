@@ -41,7 +41,6 @@ class Layout:
         self.engine, self.client, self.stage = engine, client, stage
         self.zero = engine.optimizer
         self.names = {id(p): n for n, p in engine.module.named_parameters()}
-        check_inside(self._layers(), engine.module)
         makers = {0: self._whole_layers, 3: self._sub_groups}
         self.flats = list(makers.get(stage, self._partitions)())
         self.sharded_bf16 = hasattr(self.zero, "fp32_groups_gradient_flat_partition")
@@ -51,19 +50,9 @@ class Layout:
         """The process group whose ranks split the layers; None for all."""
         return getattr(self.zero, "dp_process_group", None)
 
-    def _layers(self) -> list[Tensor]:
-        """All that is trained, as the module has it."""
-        if self.stage == 0:
-            return [p for group in self.client.param_groups for p in group["params"]]
-        groups = self.zero.fp16_groups if self.stage == 3 else self._groups()
-        return [p for group in groups for p in group]
-
-    def _groups(self) -> Any:
-        """Stages 1, 2: the layers of each group."""
-        return getattr(self.zero, "bit16_groups", None) or self.zero.bf16_groups
-
     def _whole_layers(self) -> Iterator[Flat]:
         for number, group in enumerate(self.client.param_groups):
+            check_inside(group["params"], self.engine.module)
             for p in group["params"]:
                 piece = Piece(self.names[id(p)], tuple(p.shape), 0, p.numel())
                 yield Flat(p, number, (piece,), (0,))
@@ -71,9 +60,10 @@ class Layout:
     def _partitions(self) -> Iterator[Flat]:
         """Stages 1, 2: a group's layers in a row, cut into equal partitions by rank."""
         zero = self.zero
+        groups = getattr(zero, "bit16_groups", None) or zero.bf16_groups
         masters = getattr(zero, "single_partition_of_fp32_groups", None)
         masters = zero.fp32_groups_flat_partition if masters is None else masters
-        for number, (layers, master) in enumerate(zip(self._groups(), masters, strict=True)):
+        for number, (layers, master) in enumerate(zip(groups, masters, strict=True)):
             rank = dist.get_rank(zero.real_dp_process_group[number])
             low = rank * master.numel()
             yield cut(layers, self.names, master, number, low)
