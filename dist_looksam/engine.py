@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .backends.backend import Backend, Loss
-from .backends.batches import check_batches, check_sizes
+from .backends.batches import check_batches, check_ranks
 from .backends.ddp import DDP
 from .backends.plain import DTYPES, Plain
 from .backends.wrappers import check_wrappers, in_ddp, several_ranks
@@ -134,7 +134,7 @@ class Engine:
         ranks, which takes one gather. Not under Horovod, where ranks may join later."""
         sizes = check_batches(batches)
         if self._sizes is None and not self.backend.name.startswith("horovod"):
-            check_sizes([size for rank in self.backend.gather(sizes) for size in rank])
+            check_ranks(self.backend.gather(sizes))
         self._sizes = sizes
 
     def _second_pass(self, batches: Sequence[Any], replay: Replay, local: bool) -> bool:

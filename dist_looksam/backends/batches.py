@@ -38,6 +38,17 @@ def check_sizes(sizes: Sequence[int | None]) -> None:
         )
 
 
+def check_ranks(found: Sequence[Sequence[int | None]]) -> None:
+    """ConfigError if ranks have other numbers of micro-batches, or of samples in them."""
+    counts = sorted({len(sizes) for sizes in found})
+    if len(counts) > 1:
+        raise ConfigError(
+            f"all ranks must have equally many micro-batches a step, got "
+            f"{' and '.join(map(str, counts))}; give each rank as many."
+        )
+    check_sizes([size for sizes in found for size in sizes])
+
+
 def size_of(batch: Any) -> int | None:
     """The first dimension of a batch's tensors; None if they differ in it or there are none."""
     sizes = {t.shape[0] for t in _tensors(batch) if t.ndim}

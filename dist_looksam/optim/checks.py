@@ -78,7 +78,7 @@ def check_base(base: Any) -> None:
             f"over the same parameters first."
         )
     closure = inspect.signature(base.step).parameters.get("closure")
-    if hasattr(base, "rule") or (closure and closure.default is closure.empty):
+    if hasattr(base, "base_optimizer") or (closure and closure.default is closure.empty):
         raise ConfigError(
             f"base_optimizer must step from gradients alone, got {type(base).__name__}, which "
             f"calls a closure itself; use SGD, AdamW, Lamb or another without a closure."

@@ -416,7 +416,7 @@ class Sharpness(Optimizer):
         self._owed = torch.tensor(False) if counters["owed"] else None
 
     def __getstate__(self) -> dict[str, Any]:
-        return dict(self.__dict__)
+        return {**self.__dict__, "module": None}  # a copy of the optimizer copies no network
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

@@ -137,7 +137,13 @@ def uneven() -> None:
     engine(fully_shard(task.net())).step([(x[:own], y[:own])])
 
 
+def uneven_number() -> None:
+    pair = task.part(0, 0, 1, 1)[0]
+    engine(fully_shard(task.net())).step([pair] * (1 + dist.get_rank()))
+
+
 MISTAKES = {
+    "uneven number": (uneven_number, "equally many micro-batches a step, got 1 and 2"),
     "norm": (norm, "got torch.bfloat16 for 1 by MixedPrecisionPolicy; first call fully_shard on"),
     "norm apart": (norm_apart, "it trains"),
     "uneven": (uneven, "on all ranks, since each one's mean loss counts as much, got 3 and 4"),
