@@ -5,14 +5,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .backends.backend import Backend, Loss
+from .backends.batches import check_batches, check_ranks
 from .backends.ddp import DDP
 from .backends.plain import DTYPES, Plain
+from .backends.wrappers import check_wrappers, in_ddp, several_ranks
 from .errors import ConfigError
+from .optim.checks import check_fp32, check_inside, check_no_fsdp1
 from .optim.replay import Replay
 from .optim.rule import Rule, check_choice
 from .optim.seen import Seen
@@ -46,7 +48,9 @@ class Engine:
         optimizer: `SAM`, `LookSAM`, `LookLayerSAM`, or any torch optimizer (never looks). Left out
             with a DeepSpeedEngine or a backend, which have theirs.
         loss: `loss(model, batch)` -> mean loss of one micro-batch, 0-dim. Under DDP it is called
-            once more before the first step of a process, for the order of its buckets.
+            once more before the first step of a process, for the order of its buckets. On a look
+            it is called twice with each batch and draws the same numbers from torch's default
+            generators, `random` and NumPy's; not so from a generator of its own.
         clip: limit of the norm of the gradient that the base gets; None for none.
         precision: "fp32", "bf16", or "fp16" with a loss scale. Weights stay fp32.
         ascent: "global", eps from the averaged gradient; "rank", from each rank's own.
@@ -56,7 +60,11 @@ class Engine:
         skipped: steps that a non-finite gradient cost is known once read; see `Report.seen.finite`.
 
     Raises:
-        ConfigError: a setting is out of range.
+        ConfigError: a setting is out of range, or the module or the optimizer cannot be trained
+            rightly: trained parameters outside the module, in 16 bits, complex, or of FSDP1.
+
+    Parameters of the module that the optimizer does not have, or that get no gradient, are not
+    trained, and count in no norm.
 
     A step reads nothing from the device, except: once after each look, whether it was skipped;
     in fp16 the overflow flag, as every loss scaler does; and with a foreign base optimizer that
@@ -94,15 +102,21 @@ class Engine:
         self.loss = loss
         self.ascent = ascent
         self.passes = 0
-        self._cuda = any(p.is_cuda for p in self.module.parameters())
+        self._sizes: list[int | None] | None = None  # of this rank's first micro-batches
 
     def step(self, batches: Sequence[Any]) -> Report:
         """One optimizer step on this rank's micro-batches, all of the same size on all ranks.
 
         On a look the batches are gone through twice, so they must be a list.
+
+        Raises:
+            ConfigError: they are no list, or sizes that can be seen (the first dimension of all
+                tensors in a batch) differ: between this rank's at every step, between ranks' at
+                the first.
         """
+        self._check_sizes(batches)
         number = self.optimizer.steps
-        replay = Replay(self.module, cuda=self._cuda)
+        replay = Replay(self.module)
         try:
             loss, seen, passes = self._passes(batches, replay)
         except BaseException:
@@ -110,9 +124,17 @@ class Engine:
             replay.undo()
             raise
         self.passes += passes
-        if replay.statistics:
-            replay.undo_statistics(unless=seen.finite)
+        replay.undo_buffers(unless=seen.finite)
+        self.optimizer.mark_stepped()
         return Report(number, self.backend.mean(loss), seen)
+
+    def _check_sizes(self, batches: Sequence[Any]) -> None:
+        """ConfigError for micro-batches of unequal size: of this rank, and in the first step of all
+        ranks, which takes one gather. Not under Horovod, where ranks may join later."""
+        sizes = check_batches(batches)
+        if self._sizes is None and not self.backend.name.startswith("horovod"):
+            check_ranks(self.backend.gather(sizes))
+        self._sizes = sizes
 
     def _passes(self, batches: Sequence[Any], replay: Replay) -> tuple[Tensor, Seen, int]:
         """One pass or two: the loss of the first, what the step did, and how many passes it took.
@@ -138,14 +160,17 @@ def _with_rule(optimizer: Optimizer) -> Sharpness:
 
 
 def _backend(model: nn.Module, optimizer: Optimizer | None, precision: str) -> Backend:
+    check_wrappers(model)
     if hasattr(model, "zero_optimization_stage"):
         from .backends.zero.step import Zero
 
         return Zero(model)
-    several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-    kind: Any = DDP if several else Plain
     if optimizer is None:
         raise ConfigError("Engine needs an optimizer with a module, got none.")
+    sharpness = _with_rule(optimizer)
+    params = [p for group in sharpness.param_groups for p in group["params"]]
+    check_no_fsdp1(model.parameters())
+    kind: Any = DDP if in_ddp(model) or several_ranks() else Plain
     if any(hasattr(p, "full_tensor") for p in model.parameters()):
         if not hasattr(model, "reshard"):
             raise ConfigError(
@@ -153,9 +178,13 @@ def _backend(model: nn.Module, optimizer: Optimizer | None, precision: str) -> B
                 "call fully_shard(model) after its parts, then make the optimizer."
             )
         from .backends.fsdp2 import FSDP2 as kind
-    if _horovod(optimizer) and not several:
+    else:
+        check_inside(params, model)
+        sharpness.module = model
+        check_fp32(params)
+    if _horovod(optimizer) and kind is Plain:
         from .backends.horovod.whole import Horovod as kind
-    return kind(model, _with_rule(optimizer), precision=precision)
+    return kind(model, sharpness, precision=precision)
 
 
 def _horovod(optimizer: Optimizer) -> bool:

@@ -1,11 +1,9 @@
 """torch's DistributedDataParallel: every rank holds everything, buckets average gradients."""
 
-import random
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-import numpy as np
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -26,16 +24,16 @@ class DDP(Ranks, Plain):
     which order the ranks' shares of it are added. So before the first step of every process one
     micro-batch goes forward and backward for nothing, or the first step after a resume would round
     otherwise than the same step of a run that was not interrupted. That pass puts back random
-    numbers and running statistics; it does show in other buffers that the model's forward changes
-    (those of modules without `track_running_stats`) and in the state of a comm hook on a DDP of
-    the user's.
+    numbers and buffers; it does show in the state of a comm hook on a DDP of the user's.
     """
 
     name = "ddp"
 
     def __init__(self, module: nn.Module, optimizer: Any, *, precision: str = "fp32") -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
-        self._wrapped = module if isinstance(module, DistributedDataParallel) else None
+        inner = getattr(module, "_orig_mod", module)  # of torch.compile
+        self._wrapped = inner if isinstance(inner, DistributedDataParallel) else None
+        self._given = module
         super().__init__(
             self._wrapped.module if self._wrapped else module, optimizer, precision=precision
         )
@@ -44,12 +42,13 @@ class DDP(Ranks, Plain):
 
     def wrap(self, module: nn.Module) -> nn.Module:
         """The module in DistributedDataParallel, which also makes all ranks start from rank 0's."""
-        if self._wrapped is None:
-            device = next(module.parameters()).device
-            ids = [device.index] if device.type == "cuda" else None
-            self._wrapped = DistributedDataParallel(
-                module, device_ids=ids, gradient_as_bucket_view=True
-            )
+        if self._wrapped is not None:
+            return self._given
+        device = next(module.parameters()).device
+        ids = [device.index] if device.type == "cuda" else None
+        self._wrapped = DistributedDataParallel(
+            module, device_ids=ids, gradient_as_bucket_view=True
+        )
         return self._wrapped
 
     def backward(self, batches: Sequence[Any], loss: Loss, *, average: bool = True) -> Tensor:
@@ -62,14 +61,10 @@ class DDP(Ranks, Plain):
 
     def _sort_buckets(self, batch: Any, loss: Loss) -> None:
         """One pass for DDP's order of gradients. What else it leaves: see the class."""
-        replay = Replay(self.module, cuda=self.device.type == "cuda")
-        drawn = random.getstate(), np.random.get_state()
-        with replay.again():
+        with Replay(self.module).again():
             with self.arithmetic():
                 value = loss(self.model, batch)
             value.backward()  # the next forward sorts
-        random.setstate(drawn[0])
-        np.random.set_state(drawn[1])
         self.optimizer.zero_grad()
         self._sorted = True
 

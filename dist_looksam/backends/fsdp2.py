@@ -47,6 +47,7 @@ class FSDP2(Ranks, Plain):
         self.params = fsdp2_units.trained(module)
         mesh = next(iter(self.params.values())).device_mesh
         _check_precision(module, precision)
+        fsdp2_units.check_norms(module)
         with torch.no_grad():
             self.shards = {n: p.to_local().detach() for n, p in self.params.items()}
         if mesh.ndim == 2:

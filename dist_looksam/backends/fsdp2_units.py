@@ -11,6 +11,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from ..errors import ConfigError
+from ..optim.checks import HALVES
 from .plain import DTYPES
 from .units import units
 
@@ -103,12 +104,31 @@ def trained(module: nn.Module) -> dict[str, DTensor]:
 def visible_dtype(module: nn.Module) -> torch.dtype | None:
     """The 16 bits in which forward sees the weights; None if in their own dtype."""
     low = {_policy(unit).param_dtype for unit in sharded_units(module)}
-    low &= {torch.bfloat16, torch.float16}
+    low &= set(HALVES)
     if len(low) > 1:
         raise ConfigError(
             "Engine needs one 16-bit dtype, got float16 and bfloat16; give all units one policy."
         )
     return low.pop() if low else None
+
+
+def check_norms(module: nn.Module) -> None:
+    """ConfigError for BatchNorm whose weights are seen in 16 bits, beside fp32 statistics."""
+
+    def visit(part: nn.Module, name: str, dtype: torch.dtype | None) -> None:
+        if isinstance(part, FSDPModule):
+            dtype = _policy(part).param_dtype
+        own = next(part.parameters(recurse=False), None)
+        if getattr(part, "track_running_stats", False) and own is not None and dtype in HALVES:
+            raise ConfigError(
+                f"BatchNorm keeps its statistics in fp32 and must see its weights so, got {dtype} "
+                f"for {name or 'the module'} by MixedPrecisionPolicy; first call fully_shard on it "
+                f"with mp_policy=MixedPrecisionPolicy(output_dtype={dtype})."
+            )
+        for child_name, child in part.named_children():
+            visit(child, f"{name}.{child_name}".lstrip("."), dtype)
+
+    visit(module, "", None)
 
 
 def _policy(unit: FSDPModule) -> MixedPrecisionPolicy:

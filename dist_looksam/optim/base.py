@@ -1,5 +1,6 @@
 """Base optimizers: LAMB and LARS with exact layer norms, and how any of them skips a step."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from torch.optim import Optimizer
 from ..errors import ConfigError
 from ..maths.shards import Reduce, Shards, copies, each, whole
 from ..maths.trust import trust_ratio
+from .checks import check_real, check_whole
 
 Pieces = Callable[[Tensor, Tensor], list[Tensor]]
 
@@ -18,15 +20,6 @@ Pieces = Callable[[Tensor, Tensor], list[Tensor]]
 def in_one_piece(param: Tensor, like: Tensor) -> list[Tensor]:
     """The layers inside `param`, as views of `like`: one, unless a backend flattened several."""
     return [like]
-
-
-def check_whole(params: Shards) -> None:
-    """ConfigError for FSDP's parameters: norms of a rank's rows are not those of layers."""
-    if any(hasattr(p, "full_tensor") for p in params):
-        raise ConfigError(
-            "step needs whole parameters, got those of fully_shard (DTensor); give the module and "
-            "this optimizer to Engine, which adds norms over ranks."
-        )
 
 
 class _Trusted(Optimizer):
@@ -43,7 +36,6 @@ class _Trusted(Optimizer):
     """
 
     # On the class, since torch's copying of an optimizer keeps its groups and state only.
-    skips_on_device = True
     found_inf: Tensor | None = None
     reduce: Reduce = staticmethod(whole)
     pieces: Pieces = staticmethod(in_one_piece)
@@ -53,6 +45,14 @@ class _Trusted(Optimizer):
             if not 0 <= defaults[name] < float("inf"):
                 raise ConfigError(f"{name} must be >= 0 and finite, got {defaults[name]}.")
         super().__init__(params, defaults)
+        check_real(p for group in self.param_groups for p in group["params"])
+        if not any(group["weight_decay"] for group in self.param_groups):
+            warnings.warn(
+                f"{type(self).__name__} scales the step of a layer by ||w||/||u|| in groups with "
+                f"weight decay alone, got none in any group, so that all ratios are 1; give the "
+                f"matrices' group weight_decay > 0.",
+                stacklevel=3,
+            )
 
     def _directions(
         self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any], alive: Any
@@ -164,7 +164,8 @@ class Lamb(_Trusted):
 
     Args:
         params: iterable of parameters or of group dictionaries.
-        lr, betas, eps, weight_decay: as in Adam; lr is relative to ||w_i||.
+        lr, betas, eps: as in Adam; lr is relative to ||w_i||.
+        weight_decay: decoupled. A group where it is 0 (biases, norms) has trust ratios of 1.
 
     Source: You et al., arXiv:1904.00962, Algorithm 2.
     """
@@ -175,7 +176,7 @@ class Lamb(_Trusted):
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-6,
-        weight_decay: float = 0.0,
+        weight_decay: float = 0.01,
     ) -> None:
         if not all(0 <= b < 1 for b in betas):
             raise ConfigError(f"betas must be in [0, 1), got {betas}. The usual are 0.9 and 0.999.")
@@ -211,13 +212,14 @@ class Lars(_Trusted):
 
     Args:
         params: iterable of parameters or of group dictionaries.
-        lr: relative to ||w_i||. momentum: in [0, 1). weight_decay: decoupled.
+        lr: relative to ||w_i||. momentum: in [0, 1).
+        weight_decay: decoupled. A group where it is 0 (biases, norms) has trust ratios of 1.
 
     Source: You et al., arXiv:1708.03888, with the layer rule of arXiv:1904.00962.
     """
 
     def __init__(
-        self, params: Any, lr: float = 1e-2, momentum: float = 0.9, weight_decay: float = 0.0
+        self, params: Any, lr: float = 1e-2, momentum: float = 0.9, weight_decay: float = 5e-4
     ) -> None:
         if not 0 <= momentum < 1:
             raise ConfigError(f"momentum must be in [0, 1), got {momentum}. The usual one is 0.9.")
@@ -232,21 +234,46 @@ class Lars(_Trusted):
         return copies(ms)
 
 
+_FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad)
+
+
+def skips_on_device(base: Optimizer) -> bool:
+    """True if base.step() with `found_inf` of 1 leaves weights and state as they are.
+
+    That holds for Lamb, Lars and torch's own fused optimizers, all of whose groups are fused. SGD
+    makes its momentum buffer without filling it when it skips, so that it must have one before.
+    """
+    if isinstance(base, _Trusted):
+        return True
+    if type(base) not in _FUSED or not all(group.get("fused") for group in base.param_groups):
+        return False
+    return not isinstance(base, torch.optim.SGD) or all(
+        p.grad is None or base.state.get(p, {}).get("momentum_buffer") is not None
+        for group in base.param_groups
+        for p in group["params"]
+        if group["momentum"]
+    )
+
+
 def guarded_step(base: Optimizer, finite: Tensor) -> bool:
     """base.step(), unless a gradient was not finite; `finite` is 0-dim bool, the same on all ranks.
 
-    Lamb, Lars and torch's fused optimizers skip on the device. Any other base costs one host read,
-    which is free on the CPU. Returns whether base.step was called, so that its state has been made.
+    What `skips_on_device` skips there. Any other base costs one host read, which is free on the
+    CPU. Returns whether base.step was called, so that its state has been made.
     """
-    fused = any(group.get("fused") for group in base.param_groups)
-    if finite.is_cuda and (fused or getattr(base, "skips_on_device", False)):
-        base.found_inf = (~finite).float()  # type: ignore[attr-defined]
-        try:
-            base.step()
-        finally:
-            base.found_inf = None  # type: ignore[attr-defined]
+    if finite.is_cuda and skips_on_device(base):
+        step_unless(base, (~finite).float())
         return True
     if not bool(finite):
         return False
     base.step()
     return True
+
+
+def step_unless(base: Any, found_inf: Tensor) -> None:
+    """base.step(), which the device skips where `found_inf`, 0-dim, is 1."""
+    base.found_inf = found_inf
+    try:
+        base.step()
+    finally:
+        base.found_inf = None

@@ -1,10 +1,15 @@
-"""The second pass sees what the first saw: the same random numbers, and statistics left alone."""
+"""The second pass sees what the first saw: the same random numbers, and buffers left alone."""
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 
 def running_statistics(model: nn.Module) -> list[Tensor]:
@@ -16,53 +21,107 @@ def running_statistics(model: nn.Module) -> list[Tensor]:
     return found
 
 
-class Replay:
-    """Remembers the state of torch's random numbers before a pass, to run the pass once more.
+_LARGE = 2**16  # entries; whole numbers beyond are tables and packed weights, not counts
 
-    One state covers all micro-batches, since both passes draw in the same order.
+
+@dataclass
+class _Buffer:
+    """A buffer at one moment: where it is, the tensor that was there, and a copy of its entries."""
+
+    owner: nn.Module
+    name: str
+    tensor: Tensor
+    copy: Tensor
+
+    def now(self) -> Tensor | None:
+        """What is there now, if it has the same shape."""
+        tensor = getattr(self.owner, self.name)
+        return tensor if tensor is not None and tensor.shape == self.copy.shape else None
+
+
+def _may_change(b: Tensor) -> bool:
+    """False for what no forward can write to, and for large tables of whole numbers."""
+    overlaps = any(s == 0 and n > 1 for s, n in zip(b.stride(), b.shape, strict=True))
+    return not (overlaps or b.is_inference()) and (b.is_floating_point() or b.numel() < _LARGE)
+
+
+def _buffers(model: nn.Module | None) -> list[_Buffer]:
+    if model is None:
+        return []
+    return [
+        _Buffer(owner, name, b, b.detach().clone())
+        for owner in model.modules()
+        for name, b in owner.named_buffers(recurse=False)
+        if not is_lazy(b) and b.layout == torch.strided and _may_change(b)
+    ]
+
+
+@torch.no_grad()
+def _put_back(buffers: list[_Buffer]) -> None:
+    for b in buffers:
+        if getattr(b.owner, b.name) is not b.tensor:  # forward has put another in place
+            setattr(b.owner, b.name, b.tensor)
+        b.tensor.copy_(b.copy)
+
+
+def _random() -> tuple[Any, ...]:
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return torch.get_rng_state(), cuda, random.getstate(), np.random.get_state()
+
+
+def _set_random(state: tuple[Any, ...]) -> None:
+    torch.set_rng_state(state[0])
+    if state[1]:
+        torch.cuda.set_rng_state_all(state[1])
+    random.setstate(state[2])
+    np.random.set_state(state[3])
+
+
+class Replay:
+    """Remembers random numbers and buffers before a pass, to run the pass once more.
+
+    Covers torch's default generators of the CPU and of every CUDA device, Python's `random` and
+    NumPy's global generator; all of their states lie on the host. A generator of the caller's own,
+    and buffers outside `model`, are not seen: what a loss draws from one differs between the two
+    passes. One state covers all micro-batches, since both passes draw in the same order.
 
     Args:
-        model: whose BatchNorm statistics are kept as one pass would leave them; None for none.
-        cuda: also the generator of the current CUDA device.
+        model: whose buffers (BatchNorm statistics, spectral_norm's vectors) are kept as one pass
+            would leave them; None for none.
     """
 
-    def __init__(self, model: nn.Module | None, *, cuda: bool) -> None:
-        self.statistics = running_statistics(model) if model is not None else []
-        self.cuda = cuda
-        self._before = self._random()
-        self._statistics_before = [b.clone() for b in self.statistics]
-
-    def _random(self) -> tuple[Tensor, Tensor | None]:
-        return torch.get_rng_state(), torch.cuda.get_rng_state() if self.cuda else None
-
-    def _set_random(self, state: tuple[Tensor, Tensor | None]) -> None:
-        torch.set_rng_state(state[0])
-        if state[1] is not None:
-            torch.cuda.set_rng_state(state[1])
+    def __init__(self, model: nn.Module | None) -> None:
+        self.model = model
+        self._before = _random()
+        self._buffers_before = _buffers(model)
 
     @contextmanager
     def again(self) -> Iterator[None]:
         """Inside: the random numbers of the first pass. After: everything as one pass leaves it."""
-        after = self._random()
-        statistics = [b.clone() for b in self.statistics]
-        self._set_random(self._before)
+        after = _random()
+        buffers = _buffers(self.model)
+        _set_random(self._before)
         try:
             yield
         finally:
-            self._set_random(after)
-            with torch.no_grad():
-                for buffer, kept in zip(self.statistics, statistics, strict=True):
-                    buffer.copy_(kept)
+            _set_random(after)
+            _put_back(buffers)
 
     @torch.no_grad()
     def undo(self) -> None:
         """Everything as before the first pass, after an exception."""
-        self._set_random(self._before)
-        for buffer, before in zip(self.statistics, self._statistics_before, strict=True):
-            buffer.copy_(before)
+        _set_random(self._before)
+        _put_back(self._buffers_before)
 
     @torch.no_grad()
-    def undo_statistics(self, unless: Tensor) -> None:
-        """A skipped step leaves the statistics as they were before it; `unless`: 0-dim bool."""
-        for buffer, before in zip(self.statistics, self._statistics_before, strict=True):
-            buffer.copy_(torch.where(unless.to(buffer.device), buffer, before))
+    def undo_buffers(self, unless: Tensor) -> None:
+        """A skipped step leaves the buffers as they were before it; `unless`: 0-dim bool.
+
+        Nothing is read from a device.
+        """
+        if not unless.is_cuda and bool(unless):
+            return
+        for b in self._buffers_before:
+            now = b.now()
+            if now is not None:
+                now.copy_(torch.where(unless.to(now.device), now, b.copy))

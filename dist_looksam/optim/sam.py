@@ -19,7 +19,7 @@ class SAM(Sharpness):
         p: norm of the ascent, in (1, inf].
         k: look every k-th step, plain gradient between (SAM-5 of the LookSAM paper).
         scope: "model" or "layer" ascent. layer_ascent: "scaled" or "literal".
-        model: whose BatchNorm statistics one step leaves as one pass would.
+        model: whose buffers (BatchNorm statistics) one step leaves as one pass would.
 
     Source: Foret et al., arXiv:2010.01412; layer scope: Liu et al., arXiv:2203.02714.
     """

@@ -9,11 +9,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..errors import ConfigError
-from .base import check_whole
+from . import groups
+from .checks import check_base, check_inside, check_real, check_whole, warn_of_halves
+from .closure import with_cleared_gradients
 from .replay import Replay
 from .rule import Rule, check_alpha, check_rho
 from .step import TwoGradients
@@ -27,13 +29,20 @@ class Sharpness(TwoGradients):
         base_optimizer: an instance over the same parameters.
         rule: when to look and what to keep.
         rho, alpha: defaults for groups that name none.
-        model: whose BatchNorm statistics one step leaves as one pass would.
+        model: whose buffers (BatchNorm statistics) one step leaves as one pass would.
 
-    Attributes: as of `TwoGradients`.
+    Attributes: as of `TwoGradients`, and
+        module: the one that Engine trains, which must have the parameters of groups added later.
 
     Raises:
         ConfigError: a setting is out of range, or `params` are not those of the base.
     """
+
+    def __new__(cls, _: Any = None, base_optimizer: Any = None, *__: Any, **___: Any) -> Any:
+        """ConfigError for an optimizer's class as base, before its lr=... is a TypeError."""
+        if isinstance(base_optimizer, type):
+            check_base(base_optimizer)
+        return super().__new__(cls)
 
     def __init__(
         self,
@@ -48,20 +57,17 @@ class Sharpness(TwoGradients):
         check_rho(rho)
         check_alpha(alpha)
         self._begin(rule, model)
-        super().__init__(params, {"rho": rho, "alpha": alpha})
-        if not isinstance(base_optimizer, Optimizer):
-            raise ConfigError(
-                f"base_optimizer must be an instance, got {base_optimizer!r}; "
-                f"make it over the same parameters first."
-            )
+        self.module: nn.Module | None = None
+        self._settings_before: list[dict[str, float]] = []
+        check_base(base_optimizer)
+        super().__init__(groups.copied(params), {})
         _check_same_params(self, base_optimizer)
-        self.defaults = {**base_optimizer.defaults, **self.defaults}  # some schedulers read them
-        own = {id(p): group for group in self.param_groups for p in group["params"]}
-        for group in base_optimizer.param_groups:
-            mine = own.get(id(group["params"][0]), {}) if group["params"] else {}
-            for name, check in (("rho", check_rho), ("alpha", check_alpha)):
-                group[name] = mine.get(name, self.defaults[name])
-                check(group[name])
+        check_real(self._layers())
+        self._own = {"rho": rho, "alpha": alpha}
+        self._keys = groups.keys_of(base_optimizer)
+        defaults = {key: self._own[name] for name, key in self._keys.items()}
+        self.defaults = {**base_optimizer.defaults, **defaults}  # some schedulers read them
+        groups.place(self.param_groups, base_optimizer, defaults=self._own)
         self.base_optimizer = base_optimizer
         self._follow_base()
 
@@ -69,29 +75,56 @@ class Sharpness(TwoGradients):
         self._share_with_base()
         self.base_optimizer.register_load_state_dict_post_hook(self._share_with_base)
         self.base_optimizer.register_load_state_dict_pre_hook(self._take_counters)
+        self.base_optimizer.register_load_state_dict_pre_hook(self._keep_settings)
         self.base_optimizer.register_state_dict_pre_hook(self._take_counters)
 
     def _share_with_base(self, _: Optimizer | None = None) -> None:
         self.param_groups = self.base_optimizer.param_groups
         self.state = self.base_optimizer.state
+        for group, before in zip(self.param_groups, self._settings_before, strict=False):
+            for key, value in before.items():
+                group.setdefault(key, value)
+        self._settings_before = []
+
+    def _keep_settings(self, *_: Any) -> None:
+        """rho and alpha, for groups loaded from a plain optimizer's state, which have none."""
+        self._settings_before = [
+            {self._keys[name]: self.setting(group, name) for name in self._own}
+            for group in self.base_optimizer.param_groups
+        ]
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group to the base and to this optimizer."""
+        """Add a group to the base and to this optimizer.
+
+        Raises:
+            ConfigError: a setting is out of range, or an engine has sharded the parameters.
+        """
         base = getattr(self, "base_optimizer", None)
         if base is None:
             super().add_param_group(param_group)
             return
-        base.add_param_group({name: self.defaults[name] for name in ("rho", "alpha")} | param_group)
+        if self.driver is not None:
+            raise ConfigError(
+                "groups must be complete before Engine shards the optimizer, got add_param_group "
+                "after that; add the group first, or make another Engine."
+            )
+        group = groups.completed(param_group, base, defaults=self._own)
+        if self.module is not None:
+            check_inside([p for p in group["params"] if isinstance(p, Tensor)], self.module)
+        base.add_param_group(group)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """One step. Returns the loss of the first pass.
 
         Args:
             closure: zeroes the gradients, computes the loss, calls backward, returns the loss.
-                Called twice on looks, once otherwise; both calls draw the same random numbers.
+                Called twice on looks, once otherwise; both calls draw the same random numbers
+                (see `Replay`). Gradients of earlier micro-batches cannot be added up here: `Engine`
+                accumulates.
 
         Raises:
-            ConfigError: no closure.
+            ConfigError: no closure, or one that added to gradients that were there before; then
+                weights and state are as they were, and gradients are to be zeroed.
         """
         if self.driver is not None:  # called by DeepSpeed, for which its backend has work
             self.driver()
@@ -107,12 +140,15 @@ class Sharpness(TwoGradients):
                 "pass a function that zeroes, computes, calls backward and returns the loss."
             )
         check_whole(self._layers())
-        replay = Replay(self.model, cuda=any(p.is_cuda for p in self._layers()))
+        if self.steps == 0:
+            warn_of_halves(self._layers())
+        replay = Replay(self.model)
         try:
             with torch.enable_grad():
-                loss = closure()
+                loss = with_cleared_gradients(closure, self._layers())
             if self.looks():
                 self.perturb()
+                self.zero_grad()  # for a closure that does not, and was given none to zero
                 with torch.enable_grad(), replay.again():
                     closure()
             seen = self.update()
@@ -120,8 +156,23 @@ class Sharpness(TwoGradients):
             self.abandon()
             replay.undo()
             raise
-        replay.undo_statistics(unless=seen.finite)
+        replay.undo_buffers(unless=seen.finite)
         return loss
+
+    def mark_stepped(self) -> None:
+        """Tell torch's schedulers, on either object, that a step came before theirs."""
+        for optimizer in (self, self.base_optimizer):
+            optimizer._opt_called = True  # type: ignore[attr-defined]
+
+    def first_step(self, *_: Any, **__: Any) -> None:
+        """ConfigError: a step is one call here."""
+        raise ConfigError(
+            f"a step must be one call of step(closure), got {type(self).__name__}.first_step or "
+            f"second_step; pass a closure that zeroes, computes, calls backward and returns the "
+            f"loss, which step calls as often as needed."
+        )
+
+    second_step = first_step
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients of all parameters. Not by the base: Horovod's takes no argument."""
@@ -140,7 +191,7 @@ class Sharpness(TwoGradients):
         self._count_from(counters)
 
     def __getstate__(self) -> dict[str, Any]:
-        return dict(self.__dict__)
+        return {**self.__dict__, "module": None}  # a copy of the optimizer copies no network
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

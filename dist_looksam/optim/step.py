@@ -33,6 +33,8 @@ class TwoGradients(Counted):
     """
 
     base_optimizer: Optimizer
+    _own: dict[str, float]  # rho and alpha of groups that have none
+    _keys: dict[str, str]  # under which the base's groups hold them
 
     def _begin(self, rule: Rule, model: nn.Module | None) -> None:
         """No step taken, bound to no backend."""
@@ -97,13 +99,19 @@ class TwoGradients(Counted):
                 raise ConfigError("gradients must be dense, got a sparse one; use sparse=False.")
         return params, [p.grad for p in params]  # type: ignore[misc]
 
+    def setting(self, group: dict[str, Any], name: str) -> float:
+        """rho or alpha of a group; the default where the group came by the base and has none."""
+        return group.setdefault(self._keys[name], self._own[name])
+
     def column(self, name: str, params: Shards) -> Tensor | float:
         """rho or alpha of every layer in `params`: one number if all agree, else [P]."""
         group_of = self._group_of or {
             p: n for n, group in enumerate(self.param_groups) for p in group["params"]
         }
         groups = self.base_optimizer.param_groups
-        values = tuple(groups[group_of[p]][name] for p in params for _ in self.pieces(p, p))
+        values = tuple(
+            self.setting(groups[group_of[p]], name) for p in params for _ in self.pieces(p, p)
+        )
         if len(set(values)) <= 1:
             return values[0] if values else 0.0
         if self._columns.get(name, ((), 0.0))[0] != values:

@@ -128,6 +128,8 @@ def build_base(
         return AdamW(params, lr=lr, betas=betas, eps=eps, fused=fused)
     if base == "lars":
         return Lars(params, lr=lr, momentum=momentum)
+    if base != "lamb":
+        raise ConfigError(f"base must be one of {', '.join(BASES)}, got {base!r}.")
     return Lamb(params, lr=lr, betas=betas, eps=eps)
 
 

@@ -18,7 +18,8 @@ from dist_looksam.optim import table
 
 
 def engine_of(case: dict, loss=task.loss) -> Engine:
-    """As a user makes it: with `wrapped`, the module is in DistributedDataParallel already."""
+    """As a user makes it: with `wrapped`, the module is in DistributedDataParallel already, and
+    may be compiled, which was put in a second one: results were random, "rank" was "global"."""
     name, model = case["optimizer"], task.net()
     groups = table.groups(model, task.SETTINGS["decay"])
     groups[1]["lr"] = task.SMALLER_LR
@@ -28,7 +29,9 @@ def engine_of(case: dict, loss=task.loss) -> Engine:
     rho = task.RHO[rule.ascent or "model"]
     optimizer = table.build(inner, rule=rule, rho=rho, alpha=task.SETTINGS["alpha"])
     how = {x: case[x] for x in ("clip", "ascent", "precision") if x in case}
-    module = DistributedDataParallel(model) if case.get("wrapped") else model
+    module: torch.nn.Module = DistributedDataParallel(model) if case.get("wrapped") else model
+    if case.get("wrapped") == "compiled":
+        module = torch.compile(module, backend="eager")
     return Engine(module, optimizer, loss, **how)
 
 

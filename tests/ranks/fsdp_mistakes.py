@@ -114,7 +114,39 @@ def unfrozen() -> None:
     own.step(task.part(0, 0, 1, 1))
 
 
+def norm() -> None:
+    """torch's dtype error in the first forward, though train.py keeps such a BatchNorm in fp32."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    model = fully_shard(model, mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16))
+    engine(model, precision="bf16")
+
+
+def norm_apart() -> None:
+    """As the sentence says: it trains."""
+    model = nn.Sequential(nn.Linear(7, 13), nn.BatchNorm1d(13), nn.Linear(13, 3))
+    fully_shard(model[1], mp_policy=MixedPrecisionPolicy(output_dtype=torch.bfloat16))
+    fully_shard(model, mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16))
+    own = engine(model, precision="bf16")
+    if bool(own.step(task.part(0, dist.get_rank(), dist.get_world_size(), 1)).seen.finite):
+        raise ConfigError("it trains")
+
+
+def uneven() -> None:
+    x, y = task.part(0, 0, 1, 1)[0]
+    own = 3 + dist.get_rank()
+    engine(fully_shard(task.net())).step([(x[:own], y[:own])])
+
+
+def uneven_number() -> None:
+    pair = task.part(0, 0, 1, 1)[0]
+    engine(fully_shard(task.net())).step([pair] * (1 + dist.get_rank()))
+
+
 MISTAKES = {
+    "uneven number": (uneven_number, "equally many micro-batches a step, got 1 and 2"),
+    "norm": (norm, "got torch.bfloat16 for 1 by MixedPrecisionPolicy; first call fully_shard on"),
+    "norm apart": (norm_apart, "it trains"),
+    "uneven": (uneven, "on all ranks, since each one's mean loss counts as much, got 3 and 4"),
     "before": (before, "got 9, 0 of them; make it over model.parameters() after fully_shard"),
     "parts": (parts, "needs fully_shard called on the whole module, got parts"),
     "ignored": (ignored, "every trained parameter sharded, got shift whole"),

@@ -11,12 +11,14 @@ VARIED = [
     {"optimizer": "look_sam", "base": "sgd"},
     {"optimizer": "look_layer_sam", "base": "sgd", "clip": 0.3},
     {"optimizer": "look_sam", "wrapped": True},
+    {"optimizer": "look_sam", "wrapped": "compiled"},
 ]
 LOCAL = [
     {"optimizer": o, "base": b, "ascent": "rank", "accumulation": 1}
     for o in ("sam", "sam_k", "look_sam", "layer_sam", "look_layer_sam")
     for b in ("sgd", "lamb")
 ]
+LOCAL += [{**LOCAL[0], "wrapped": "compiled"}]
 COUNTED = [
     {"kind": "count", "optimizer": o, "ascent": a}
     for o in task.OPTIMIZERS

@@ -10,6 +10,7 @@ from .file import read
 
 __all__ = ["clip_of", "make", "read", "stage_of"]
 
+_FLOAT16 = ("torch.float16", "fp16", "float16", "half", None)  # None: torch's default on a GPU
 _NOT_OURS = {
     "optimizer": "use --optimizer and --base",
     "scheduler": "use --schedule and --warmup_steps",
@@ -108,6 +109,12 @@ def _check_file(file: dict[str, Any], precision: str, stage: int) -> None:
         raise ConfigError(
             "fp16 needs ZeRO stage 1, 2 or 3, got stage 0, where DeepSpeed scales no loss; "
             "use --zero_stage 1 or --backend ddp."
+        )
+    autocast = file.get("torch_autocast", {})
+    if autocast.get("enabled") and autocast.get("dtype") in _FLOAT16:
+        raise ConfigError(
+            f"torch_autocast must have dtype bfloat16, got {autocast.get('dtype')}, whose loss "
+            f"scale is kept apart from the optimizer's; use bfloat16 there, or --precision fp16."
         )
     zero = file.get("zero_optimization", {})
     if zero.get("round_robin_gradients"):

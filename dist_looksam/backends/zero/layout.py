@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ...errors import ConfigError
+from ...optim.checks import check_inside
 from ..backend import Piece
 from ..flat import Flat, cut
 
@@ -56,6 +57,7 @@ class Layout:
 
     def _whole_layers(self) -> Iterator[Flat]:
         for number, group in enumerate(self.client.param_groups):
+            check_inside(group["params"], self.engine.module)
             for p in group["params"]:
                 piece = Piece(self.names[id(p)], tuple(p.shape), 0, p.numel())
                 yield Flat(p, number, (piece,), (0,))

@@ -62,7 +62,44 @@ def check_config(config: dict[str, Any]) -> None:
         ) from error
 
 
+def check_parallel(engine: Any) -> None:
+    """ConfigError where ranks hold different parameters under one name."""
+    kinds = {
+        "mixture of experts": engine.has_moe_layers,
+        "tensor parallelism": engine.mp_world_size > 1 or engine.autotp_size() > 1,
+        "sequence parallelism": engine.sequence_parallel_size > 1,
+        "pipeline parallelism": getattr(engine, "is_pipe_parallel", False),
+    }
+    for kind, used in kinds.items():
+        if used:
+            raise ConfigError(
+                f"a DeepSpeed engine must be data parallel alone, got {kind}, under which norms of "
+                f"layers would be added up over the wrong ranks; leave it out."
+            )
+
+
+def check_arithmetic(engine: Any, stage: int) -> None:
+    """ConfigError for 16 bits whose loss scale, or whose rounding, a step does not see."""
+    dtype = engine.torch_autocast_dtype()
+    if engine.torch_autocast_enabled() and dtype in (torch.float16, None):
+        raise ConfigError(
+            f"torch_autocast must have dtype bfloat16, got {dtype}, whose loss scale is kept apart "
+            f"from the optimizer's; use bfloat16 there, or fp16 with ZeRO stage 1, 2 or 3."
+        )
+    if engine.fp16_master_weights_and_gradients() or engine.bf16_master_weights_and_gradients():
+        raise ConfigError(
+            "master weights must be fp32, got 16 bits, which round most of a perturbation away; "
+            "leave out fp16_master_weights_and_grads and bf16_master_weights_and_grads."
+        )
+    if stage == 0 and (engine.fp16_enabled() or engine.bfloat16_enabled()):
+        raise ConfigError(
+            "ZeRO stage 0 must be fp32, got 16 bits, where DeepSpeed unscales wrongly; "
+            "use stage 1, 2 or 3."
+        )
+
+
 def check_engine(engine: Any) -> None:
+    """ConfigError for an engine that would be trained wrongly."""
     client = engine.basic_optimizer
     if not isinstance(client, Sharpness):
         raise ConfigError(
@@ -79,8 +116,5 @@ def check_engine(engine: Any) -> None:
         raise ConfigError(
             "round_robin_gradients must be false, got true, which moves layers about; remove it."
         )
-    if stage == 0 and (engine.fp16_enabled() or engine.bfloat16_enabled()):
-        raise ConfigError(
-            "ZeRO stage 0 must be fp32, got 16 bits, where DeepSpeed unscales wrongly; "
-            "use stage 1, 2 or 3."
-        )
+    check_arithmetic(engine, stage)
+    check_parallel(engine)

@@ -1,0 +1,67 @@
+"""The micro-batches that a step may be given: a list of equal sizes, for each counts as much."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from ..errors import ConfigError
+
+
+def check_batches(batches: Any) -> list[int | None]:
+    """The samples of each micro-batch, None where that is not known.
+
+    Raises:
+        ConfigError: it is no list, an empty one, or their sizes differ.
+    """
+    if not isinstance(batches, Sequence) or isinstance(batches, str):
+        raise ConfigError(
+            f"step needs a list of micro-batches, which a look goes through twice, got "
+            f"{type(batches).__name__}; pass [batch], or list(...) of one step's micro-batches."
+        )
+    if not batches:
+        raise ConfigError("step needs at least one micro-batch, got an empty list; pass [batch].")
+    sizes = [size_of(batch) for batch in batches]
+    check_sizes(sizes)
+    return sizes
+
+
+def check_sizes(sizes: Sequence[int | None]) -> None:
+    """ConfigError if known sizes differ."""
+    known = list(dict.fromkeys(size for size in sizes if size is not None))
+    if len(known) > 1:
+        raise ConfigError(
+            f"micro-batches must have equally many samples, on all ranks, since each one's mean "
+            f"loss counts as much, got {' and '.join(map(str, known))}; drop the last samples "
+            f"(DataLoader: drop_last=True), or split the batch evenly."
+        )
+
+
+def check_ranks(found: Sequence[Sequence[int | None]]) -> None:
+    """ConfigError if ranks have other numbers of micro-batches, or of samples in them."""
+    counts = sorted({len(sizes) for sizes in found})
+    if len(counts) > 1:
+        raise ConfigError(
+            f"all ranks must have equally many micro-batches a step, got "
+            f"{' and '.join(map(str, counts))}; give each rank as many."
+        )
+    check_sizes([size for sizes in found for size in sizes])
+
+
+def size_of(batch: Any) -> int | None:
+    """The first dimension of a batch's tensors; None if they differ in it or there are none."""
+    sizes = {t.shape[0] for t in _tensors(batch) if t.ndim}
+    return sizes.pop() if len(sizes) == 1 else None
+
+
+def _tensors(batch: Any) -> Iterator[Tensor]:
+    if isinstance(batch, Tensor):
+        yield batch
+    elif isinstance(batch, Mapping):
+        yield from _tensors(list(batch.values()))
+    elif isinstance(batch, list | tuple):
+        for item in batch:
+            yield from _tensors(item)
+    elif dataclasses.is_dataclass(batch):
+        yield from _tensors(list(vars(batch).values()))
