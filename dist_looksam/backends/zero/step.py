@@ -20,6 +20,7 @@ from ...optim.seen import Seen, climb_seen_, perturb_seen_in_
 from ...optim.sharpness import Sharpness
 from ..backend import Loss
 from ..flat import Flat
+from ..stored import watch_first_step
 from .layout import Layout
 from .library import check_engine
 from .state import ZeroState
@@ -64,6 +65,7 @@ class Zero(ZeroState):
         if hasattr(base, "pieces"):
             base.pieces = lambda param, like: self._flat_of[id(param)].views(like)
             base.reduce = self.reduce
+        watch_first_step(self)
         self._first: dict[int, int] = {}  # for each flat, the number of its first layer
         for f in self.layout.flats:
             self._first[id(f.master)] = sum(
