@@ -231,7 +231,7 @@ class FSDP2(Ranks, Plain):
         return super().full_weights()
 
     def whole(self, tensor: Tensor) -> Tensor:
-        """See `Stored.whole`: one gather."""
+        """See `StoredLayers.whole`: one gather."""
         return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
 
 

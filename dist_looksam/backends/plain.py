@@ -12,7 +12,7 @@ from ..optim.sharpness import Sharpness
 from .backend import Loss, Piece
 from .flat import NO_GROUP, Flat
 from .names import name_in
-from .stored import Stored
+from .stored import StoredLayers
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -53,7 +53,7 @@ class LossScale:
             self.scale, self.good_steps = self.scale * 2, 0
 
 
-class Plain(Stored):
+class Plain(StoredLayers):
     """fp32 weights in one process; 16-bit arithmetic by autocast.
 
     Args:
@@ -178,11 +178,11 @@ class Plain(Stored):
         return [thing]
 
     def read_scale(self) -> dict[str, Any]:
-        """See `Stored.read_scale`."""
+        """See `StoredLayers.read_scale`."""
         scaler = self.scaler
         return {"scale": scaler.scale, "good": scaler.good_steps} if scaler else {}
 
     def write_scale(self, saved: dict[str, Any]) -> None:
-        """See `Stored.write_scale`."""
+        """See `StoredLayers.write_scale`."""
         if self.scaler and saved:
             self.scaler.scale, self.scaler.good_steps = saved["scale"], saved["good"]

@@ -25,7 +25,7 @@ def like_the_layer(state: dict[str, Any], param: Tensor) -> dict[str, Tensor]:
     }
 
 
-class Stored:
+class StoredLayers:
     """The part of a backend that checkpoints use. See `Backend` for the methods."""
 
     module: nn.Module
@@ -194,7 +194,7 @@ class Stored:
         return None if self.rank else found
 
 
-def watch_first_step(backend: Stored) -> None:
+def watch_first_step(backend: StoredLayers) -> None:
     """The base's first step raises ConfigError where its state does not fit shards: a checkpoint
     could not hold it, and what it computes of a shard is not what it computes of a layer."""
 

@@ -17,6 +17,7 @@ from ..errors import ConfigError
 from ..maths.ascent import Climb, cosine
 from ..maths.shards import Reduce, Shards, copies, dots, each, whole
 from .base import Pieces, check_whole, guarded_step, in_one_piece
+from .distributed_checkpoint import made_state
 from .replay import Replay
 from .rule import Rule, check_alpha, check_rho
 from .seen import Probe, Seen, climb_seen_
@@ -319,6 +320,8 @@ class Sharpness(Optimizer):
                 "step needs a base optimizer of its own, got hvd.DistributedOptimizer; give both "
                 "to Engine, which waits for the reduced gradients of each pass."
             )
+        if closure is None and made_state(self):
+            return None
         if closure is None:
             raise ConfigError(
                 f"{type(self).__name__}.step needs a closure, got none; "
@@ -346,14 +349,29 @@ class Sharpness(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """The base's state with g_v in it, in torch's form, plus the counters."""
         counters = {"steps": self.steps, "owed": self.owed()}
-        return {**self.base_optimizer.state_dict(), "sharpness": counters}
+        saved = self.base_optimizer.state_dict()
+        # In the groups, too: torch.distributed.checkpoint keeps these and the state, nothing else.
+        groups = [{**group, "sharpness": counters} for group in saved["param_groups"]]
+        return {**saved, "param_groups": groups, "sharpness": counters}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue as saved; mid-cycle too. A state without g_v looks on its next step."""
+        """Continue as saved; mid-cycle too. A state without g_v looks on its next step.
+
+        Raises:
+            ConfigError: g_v is there without the counters, which tell when it is renewed.
+        """
         state_dict = dict(state_dict)
-        counters = state_dict.pop("sharpness", {"steps": 0, "owed": False})
+        counters = state_dict.pop("sharpness", None)
+        groups, states = state_dict["param_groups"], state_dict["state"]
+        counters = next((g["sharpness"] for g in groups if "sharpness" in g), counters)
+        if counters is None and any("g_v" in state for state in states.values()):
+            raise ConfigError(
+                "state_dict must hold the counters of steps, got g_v without them, as torch's "
+                "flatten_optimizer_state_dict leaves it; save without that option."
+            )
         self.base_optimizer.load_state_dict(state_dict)
-        self._count_from(counters)
+        self._take_counters()
+        self._count_from(counters or {"steps": 0, "owed": False})
 
     def _count_from(self, counters: dict[str, Any]) -> None:
         self._steps = int(counters["steps"])

@@ -220,9 +220,10 @@ def test_a_run_of_train_py_is_restored_in_an_own_loop(tmp_path):
     flags = "--data digits --model vit_8 --steps 2 --batch_size 8 --workers 0 --device cpu"
     assert train.main([*flags.split(), "--optimizer", "look_sam", "--out", str(tmp_path)]) == 0
     reader = Reader(tmp_path / "checkpoints" / "step-2")
-    assert reader.passes == json.loads((tmp_path / "summary.json").read_text())[
-        "forward_backward_passes"
-    ]
+    assert (
+        reader.passes
+        == json.loads((tmp_path / "summary.json").read_text())["forward_backward_passes"]
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(ConfigError, match="of the same model"):

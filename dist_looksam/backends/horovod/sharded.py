@@ -188,6 +188,6 @@ class HorovodSharded(Horovod):
         return self.flats
 
     def after_load(self) -> None:
-        """See `Stored.after_load`."""
+        """See `StoredLayers.after_load`."""
         self.publish()
         super().after_load()

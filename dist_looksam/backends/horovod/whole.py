@@ -183,7 +183,7 @@ class Horovod(Plain):
         return hvd.allgather_object(thing, name="gather")
 
     def after_load(self) -> None:
-        """See `Stored.after_load`. RunError if ranks read different weights."""
+        """See `StoredLayers.after_load`. RunError if ranks read different weights."""
         check_alike(self.module)
 
 

@@ -12,11 +12,11 @@ from ...optim.sharpness import Sharpness
 from ..flat import Flat
 from ..plain import num_bytes, state_bytes
 from ..ranks import Ranks
-from ..stored import Stored
+from ..stored import StoredLayers
 from .layout import Layout
 
 
-class ZeroState(Ranks, Stored):
+class ZeroState(Ranks, StoredLayers):
     """The half of `Zero` that moves no weights. Attributes as there."""
 
     engine: Any
@@ -50,23 +50,23 @@ class ZeroState(Ranks, Stored):
     # Checkpoints.
 
     def held(self) -> Sequence[Flat]:
-        """See `Stored.held`."""
+        """See `StoredLayers.held`."""
         return [*self.layout.flats, *self.layout.frozen()]
 
     def after_load(self) -> None:
-        """See `Stored.after_load`."""
+        """See `StoredLayers.after_load`."""
         self.layout.publish()
 
     def read_scale(self) -> dict[str, Any]:
-        """See `Stored.read_scale`."""
+        """See `StoredLayers.read_scale`."""
         return self.layout.read_scale()
 
     def write_scale(self, saved: dict[str, Any]) -> None:
-        """See `Stored.write_scale`."""
+        """See `StoredLayers.write_scale`."""
         self.layout.write_scale(saved)
 
     def whole(self, tensor: Tensor) -> Tensor:
-        """See `Stored.whole`: one reduce."""
+        """See `StoredLayers.whole`: one reduce."""
         places = {p.name: (f, i) for f in self.held() for i, p in enumerate(f.pieces)}
         name = self.layout.names.get(id(tensor), "")
         if name not in places:  # a buffer, or frozen and whole
@@ -75,6 +75,6 @@ class ZeroState(Ranks, Stored):
         piece, master = flat.pieces[i], flat.master.detach()
         whole = torch.zeros(torch.Size(piece.shape).numel(), device=self.device)
         whole[piece.start : piece.stop] = flat.read(master)[i]
-        if not self.replicated:
+        if self.stage > 0:
             dist.reduce(whole, 0, group=self.layout.group)
         return whole.view(piece.shape)
