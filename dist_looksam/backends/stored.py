@@ -14,6 +14,8 @@ from .flat import NO_GROUP, Flat
 from .names import name_in
 
 PLAIN_TENSORS = (Tensor, nn.Parameter)
+# How a base computes, which follows the device and is no part of what it computes.
+KERNEL_SETTINGS = {"foreach", "fused", "capturable", "differentiable"}
 
 
 def like_the_layer(state: dict[str, Any], param: Tensor) -> dict[str, Tensor]:
@@ -167,7 +169,9 @@ class StoredLayers:
         base = self.optimizer.base_optimizer
         for groups in (self.optimizer.param_groups, base.param_groups):  # DeepSpeed parts them
             for group, saved in zip(groups, settings, strict=False):
-                for name, value in (saved or {}).items():
+                saved = saved or {}
+                for name in set(saved) - KERNEL_SETTINGS:
+                    value = saved[name]
                     mine = group.get(name)
                     if isinstance(mine, Tensor):  # of a compiled or captured step
                         mine.copy_(torch.as_tensor(value))

@@ -1,8 +1,27 @@
-"""What torch.distributed.checkpoint asks of an optimizer without state: to make it."""
+"""What torch.distributed.checkpoint asks of an optimizer, and leaves of its state_dict."""
 
 from typing import Any
 
 import torch
+
+from ..errors import ConfigError
+
+
+def counters_in(state_dict: dict[str, Any]) -> dict[str, Any] | None:
+    """The counters in a state_dict, or in its groups; None for another optimizer's state.
+
+    Raises:
+        ConfigError: g_v is there without the counters, which tell when it is renewed.
+    """
+    for place in (state_dict, *state_dict["param_groups"]):
+        if "sharpness" in place:
+            return place["sharpness"]
+    if any("g_v" in state for state in state_dict["state"].values()):
+        raise ConfigError(
+            "state_dict must hold the counters of steps, got g_v without them, as torch's "
+            "flatten_optimizer_state_dict leaves it; save without that option."
+        )
+    return None
 
 
 def made_state(optimizer: Any) -> bool:

@@ -17,7 +17,7 @@ from ..errors import ConfigError
 from ..maths.ascent import Climb, cosine
 from ..maths.shards import Reduce, Shards, copies, dots, each, whole
 from .base import Pieces, check_whole, guarded_step, in_one_piece
-from .distributed_checkpoint import made_state
+from .distributed_checkpoint import counters_in, made_state
 from .replay import Replay
 from .rule import Rule, check_alpha, check_rho
 from .seen import Probe, Seen, climb_seen_
@@ -360,16 +360,10 @@ class Sharpness(Optimizer):
         Raises:
             ConfigError: g_v is there without the counters, which tell when it is renewed.
         """
-        state_dict = dict(state_dict)
-        counters = state_dict.pop("sharpness", None)
-        groups, states = state_dict["param_groups"], state_dict["state"]
-        counters = next((g["sharpness"] for g in groups if "sharpness" in g), counters)
-        if counters is None and any("g_v" in state for state in states.values()):
-            raise ConfigError(
-                "state_dict must hold the counters of steps, got g_v without them, as torch's "
-                "flatten_optimizer_state_dict leaves it; save without that option."
-            )
-        self.base_optimizer.load_state_dict(state_dict)
+        counters = counters_in(state_dict)
+        self.base_optimizer.load_state_dict(
+            {key: value for key, value in state_dict.items() if key != "sharpness"}
+        )
         self._take_counters()
         self._count_from(counters or {"steps": 0, "owed": False})
 
