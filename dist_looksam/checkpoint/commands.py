@@ -85,7 +85,9 @@ def _verify(asked: argparse.Namespace) -> int:
 
 def weights_of(reader: Reader) -> dict[str, Tensor]:
     """Layers, frozen parameters and buffers, named as in the module's state_dict."""
-    return {name: reader.unlayered(name, 0, 1) for name in reader.tensor_shapes()}
+    weights = {name: reader.unlayered(name, 0, 1) for name in reader.tensor_shapes()}
+    tied = reader.manifest.get("aliases", {})
+    return weights | {alias: weights[name].clone() for alias, name in tied.items()}
 
 
 def _export(asked: argparse.Namespace) -> int:

@@ -27,6 +27,18 @@ def unlayered(backend: Backend) -> dict[str, tuple[Tensor, bool]]:
     return {name: pair for name, pair in found.items() if name not in pieces}
 
 
+def aliases(module: nn.Module) -> dict[str, str]:
+    """Other names of tied parameters, each with the one that a checkpoint has."""
+    first: dict[int, str] = {}
+    found = {}
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        name = name_in(module, name)
+        known = first.setdefault(id(tensor), name)
+        if known != name and isinstance(tensor, Tensor):
+            found[name] = known
+    return found
+
+
 def _with_extra_state(module: nn.Module) -> dict[str, nn.Module]:
     """Modules that have state besides parameters and buffers, by its name in a state_dict."""
     kept = {n for n in module.state_dict() if n.rpartition(".")[2] == _EXTRA}

@@ -30,7 +30,7 @@ from ..backends.backend import Backend
 from ..engine import Engine
 from ..errors import ConfigError, RunError
 from .form import FORMAT, MANIFEST, part_name, read_json, sync_folder, write_json, write_tensors
-from .module import extra_states, unlayered
+from .module import aliases, extra_states, unlayered
 from .reader import found
 from .values import pack, packable
 
@@ -136,6 +136,7 @@ class Writer:
             "ranks": self.backend.size,
             "backend": self.backend.name,
             "versions": _versions(),
+            "aliases": aliases(self.backend.module),
             "shapes": {p.name: list(p.shape) for p in self.backend.pieces()},
             **state,
             "passes": None if self._engine is None else self._engine.passes,

@@ -8,6 +8,7 @@ from torch import nn
 
 from dist_looksam import Engine, LookSAM, restore
 from dist_looksam.checkpoint import Reader, Writer, save
+from dist_looksam.cli import main as cli
 from dist_looksam.errors import ConfigError
 
 
@@ -251,9 +252,12 @@ def test_tied_weights_have_both_names_and_can_be_written(tmp_path):
     weights = engine.backend.full_weights()
     assert list(weights) == list(net.state_dict())
     save_file(weights, tmp_path / "w.safetensors")
-    other = Tied()
-    other.load_state_dict(load_file(tmp_path / "w.safetensors"))
-    assert torch.equal(other(batches(0)[0][0]), net(batches(0)[0][0]))
+    path, exported = save(engine, tmp_path), tmp_path / "exported.safetensors"
+    assert cli.main(["checkpoint", "export", str(path), str(exported)]) == 0
+    for file in (tmp_path / "w.safetensors", exported):
+        other = Tied()
+        other.load_state_dict(load_file(file))
+        assert torch.equal(other(batches(0)[0][0]), net(batches(0)[0][0]))
 
 
 class Scaler(nn.Linear):
