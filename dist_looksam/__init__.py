@@ -1,9 +1,10 @@
 """Large-batch distributed training with SAM, LookSAM and Look-LayerSAM."""
 
+from .checkpoint import restore
 from .engine import Engine
 from .errors import ConfigError
 from .optim.base import Lamb, Lars
 from .optim.sam import SAM, LookLayerSAM, LookSAM
 
-__all__ = ["SAM", "ConfigError", "Engine", "Lamb", "Lars", "LookLayerSAM", "LookSAM"]
+__all__ = ["SAM", "ConfigError", "Engine", "Lamb", "Lars", "LookLayerSAM", "LookSAM", "restore"]
 __version__ = "0.1.0"

@@ -51,23 +51,36 @@ class Stored(Protocol):
     copies: tuple[int, int]
 
     def pieces(self) -> list[Piece]:
-        """This rank's part of every layer, in the same order as `slots`."""
+        """This rank's part of every layer, in the same order as `slots`; last of frozen ones that
+        are cut up."""
         ...
 
     def slots(self) -> list[dict[str, Tensor]]:
-        """For each piece, flat views of its fp32 weight ("weight") and of all state by key."""
+        """For each piece, its fp32 weight ("weight") and all state of its shape by key, flat."""
         ...
 
     def counters(self) -> dict[str, Any]:
         """What a checkpoint holds besides slots, the same on every rank.
 
         The optimizer's counters; "keys" of the slots besides "weight"; "layers": name -> the
-        base's numbers for this layer; "loss_scale": {} or "scale" and "good" steps at it.
+        base's state of this layer that is in no slot; "groups": in each its "layers" and
+        "settings"; "base": the name of its class; "loss_scale": {} or "scale" and "good" steps.
+
+        Raises:
+            ConfigError: a shard has state that is neither a number nor of the shard's shape.
         """
         ...
 
     def load(self, read: "Read", counters: dict[str, Any]) -> None:
         """Take weights and state from a checkpoint, written by any backend at any size."""
+        ...
+
+    def load_groups(self, settings: Sequence[dict[str, Any] | None]) -> None:
+        """Take settings, one dictionary for each param group; None leaves a group's own."""
+        ...
+
+    def check_fits(self, counters: dict[str, Any]) -> None:
+        """ConfigError if counters hold state of whole layers that the shards here cannot take."""
         ...
 
     def full_weights(self) -> dict[str, Tensor] | None:

@@ -4,20 +4,22 @@ A *flat* is one fp32 tensor of this rank that the optimizer is given as a parame
 it one after another; one that is not on this rank is an empty shard.
 """
 
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import torch
 from torch import Tensor
 
-from .backend import Piece, Read
-from .plain import like_the_layer, numbers
+from .backend import Piece
+
+NO_GROUP = -1  # of what the optimizer does not have
 
 
 @dataclass(frozen=True)
 class Flat:
-    """One flat, the layers in it, and where each starts: piece i is flat[offsets[i]:][:length]."""
+    """One flat, the layers in it, and where each starts: piece i is flat[offsets[i]:][:length].
+
+    `group` is the number of its param group, or NO_GROUP.
+    """
 
     master: Tensor
     group: int
@@ -26,10 +28,32 @@ class Flat:
 
     def views(self, like: Tensor) -> list[Tensor]:
         """One shard per layer, of a tensor laid out as the flat; padding is left out."""
-        whole = like.view(-1)
+        return self._cut(like.view(-1))
+
+    def read(self, like: Tensor) -> list[Tensor]:
+        """As `views`, in the order of the layer's entries also where memory has another order
+        (channels_last); then these are copies."""
+        return self._cut(like.reshape(-1))
+
+    def write_(self, target: Tensor, values: Sequence[Tensor | None]) -> None:
+        """Fill a tensor laid out as the flat, one flat tensor per layer; None leaves a layer."""
+        if not target.is_contiguous():  # one layer; several lie in a row
+            values, views = [v if v is None else v.view(target.shape) for v in values], [target]
+        else:
+            views = self.views(target)
+        for view, new in zip(views, values, strict=True):
+            if new is not None:
+                view.copy_(new)
+
+    @property
+    def whole(self) -> bool:
+        """Whether this is one layer, whole and in its own shape."""
+        shapes = [p.shape for p in self.pieces if p.stop - p.start == self.master.numel()]
+        return len(self.pieces) == 1 and shapes == [tuple(self.master.shape)]
+
+    def _cut(self, row: Tensor) -> list[Tensor]:
         return [
-            whole[at : at + p.stop - p.start]
-            for p, at in zip(self.pieces, self.offsets, strict=True)
+            row[at : at + p.stop - p.start] for p, at in zip(self.pieces, self.offsets, strict=True)
         ]
 
 
@@ -46,52 +70,3 @@ def cut(
         offsets.append(min(max(at + start - low, 0), master.numel()))
         at += p.numel()
     return Flat(master, group, tuple(pieces), tuple(offsets))
-
-
-State = MutableMapping[Tensor, dict[str, Any]]
-
-
-def slots_of(flats: Sequence[Flat], state: State) -> list[dict[str, Tensor]]:
-    """For each piece of each flat, its weight and all state that is laid out as the flat."""
-    found = []
-    for flat in flats:
-        views = {
-            key: flat.views(value)
-            for key, value in like_the_layer(state.get(flat.master, {}), flat.master).items()
-        }
-        views["weight"] = flat.views(flat.master.detach())
-        found += [{k: v[i] for k, v in views.items()} for i in range(len(flat.pieces))]
-    return found
-
-
-@torch.no_grad()
-def fill(flats: Sequence[Flat], state: State, read: Read, counters: dict[str, Any]) -> None:
-    """Weights and state of every piece, from a checkpoint.
-
-    Where layers of a flat differ in a number, such as their steps, it takes the largest.
-    """
-    for flat in flats:
-        own = state[flat.master]
-        for i, piece in enumerate(flat.pieces):
-            for key in ("weight", *counters["keys"]):
-                values = read(piece.name, key, piece.start, piece.stop)
-                if values is None:
-                    continue
-                if key == "weight":
-                    flat.views(flat.master.detach())[i].copy_(values)
-                    continue
-                if key not in own:
-                    own[key] = torch.zeros_like(flat.master)
-                flat.views(own[key])[i].copy_(values)
-        found = [counters["layers"].get(p.name, {}) for p in flat.pieces]
-        for key in sorted({k for row in found for k in row}):
-            own[key] = torch.tensor(max(row[key] for row in found if key in row))
-
-
-def counters_of(flats: Sequence[Flat], state: State) -> dict[str, Any]:
-    """The names of all slots but the weight, and each layer's numbers, which are its flat's."""
-    states = [(flat, state.get(flat.master, {})) for flat in flats]
-    return {
-        "keys": sorted({k for flat, s in states for k in like_the_layer(s, flat.master)}),
-        "layers": {p.name: numbers(s) for flat, s in states for p in flat.pieces},
-    }

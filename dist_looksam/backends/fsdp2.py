@@ -12,13 +12,17 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from ..errors import ConfigError
 from . import fsdp2_units
 from .alike import differing
-from .backend import Loss, Piece, Read
+from .backend import Loss, Piece
+from .flat import NO_GROUP, Flat
+from .names import name_in
 from .plain import DTYPES, Plain
 from .ranks import Ranks, refuse_step
+from .stored import refuse_state_dict, watch_first_step
 
 
 class FSDP2(Ranks, Plain):
@@ -55,6 +59,8 @@ class FSDP2(Ranks, Plain):
         self._hand_over(optimizer)
         super().__init__(module, optimizer, precision=precision)
         self.copies = (mesh.size(0), mesh.get_local_rank(0)) if mesh.ndim == 2 else (1, 0)
+        refuse_state_dict(optimizer.base_optimizer)
+        watch_first_step(self)
         self._begun = False  # a forward has begun, and with it all that torch counts
         self._hook = module.register_forward_pre_hook(self._begin)
 
@@ -196,25 +202,32 @@ class FSDP2(Ranks, Plain):
     def _named(self) -> list[tuple[str, Tensor]]:
         return list(self.shards.items())
 
-    def pieces(self) -> list[Piece]:
+    def held(self) -> Sequence[Flat]:
         """This rank's rows of every layer."""
-        return [Piece(n, tuple(p.shape), *fsdp2_units.rows(p)) for n, p in self.params.items()]
-
-    def load(self, read: Read, counters: dict[str, Any]) -> None:
-        """See `Backend.load`."""
         self._reshard()
-        super().load(read, counters)
+        groups = self.optimizer.param_groups
+        group_of = {id(p): n for n, group in enumerate(groups) for p in group["params"]}
+        found = []
+        for name, p in self.params.items():
+            shard = self.shards[name]
+            found.append(Flat(shard, group_of[id(shard)], (self._piece(name, p),), (0,)))
+        for name, q in self.module.named_parameters():
+            if name not in self.params and isinstance(q, DTensor):
+                rows = q.to_local().detach()
+                found.append(Flat(rows, NO_GROUP, (self._piece(name, q),), (0,)))
+        return found
 
-    @torch.no_grad()
+    def _piece(self, name: str, param: DTensor) -> Piece:
+        return Piece(name_in(self.module, name), tuple(param.shape), *fsdp2_units.rows(param))
+
     def full_weights(self) -> dict[str, Tensor] | None:
-        """See `Backend.full_weights`: layer by layer, one gather each."""
-        found: dict[str, Tensor] = {}
-        for name, value in self.module.state_dict().items():
-            whole = value.full_tensor() if hasattr(value, "full_tensor") else value
-            if self.rank == 0:
-                whole = whole.float() if whole.is_floating_point() else whole
-                found[name] = whole.detach().cpu().clone()
-        return None if self.rank else found
+        """See `Backend.full_weights`."""
+        self._reshard()  # what is gathered may be rounded to 16 bits
+        return super().full_weights()
+
+    def whole(self, tensor: Tensor) -> Tensor:
+        """See `StoredLayers.whole`: one gather."""
+        return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
 
 
 def _check_precision(module: nn.Module, precision: str) -> None:

@@ -9,7 +9,10 @@ from torch import Tensor, nn
 
 from ..optim.seen import Seen
 from ..optim.sharpness import Sharpness
-from .backend import Loss, Piece, Read
+from .backend import Loss, Piece
+from .flat import NO_GROUP, Flat
+from .names import name_in
+from .stored import StoredLayers
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -24,24 +27,6 @@ def state_bytes(state: Any, look: int) -> dict[str, int]:
     pairs = [(k, v) for s in state.values() for k, v in s.items() if isinstance(v, Tensor)]
     kept = num_bytes(v for k, v in pairs if k == "g_v")
     return {"base_state": num_bytes(v for _, v in pairs) - kept, "g_v": kept, "look": look}
-
-
-def like_the_layer(state: dict[str, Any], param: Tensor) -> dict[str, Tensor]:
-    """State of every entry of a layer; "step" is none, though a 0-dim layer has its shape."""
-    return {
-        k: v
-        for k, v in state.items()
-        if isinstance(v, Tensor) and v.shape == param.shape and k != "step"
-    }
-
-
-def numbers(state: dict[str, Any]) -> dict[str, float]:
-    """What an optimizer remembers of a layer as a whole, such as the steps it has taken."""
-    return {
-        k: float(v)
-        for k, v in state.items()
-        if isinstance(v, int | float) or (isinstance(v, Tensor) and v.ndim == 0)
-    }
 
 
 class LossScale:
@@ -68,7 +53,7 @@ class LossScale:
             self.scale, self.good_steps = self.scale * 2, 0
 
 
-class Plain:
+class Plain(StoredLayers):
     """fp32 weights in one process; 16-bit arithmetic by autocast.
 
     Args:
@@ -172,16 +157,14 @@ class Plain:
     def _named(self) -> list[tuple[str, Tensor]]:
         return [(n, p) for n, p in self.module.named_parameters() if p.requires_grad]
 
-    def pieces(self) -> list[Piece]:
+    def held(self) -> Sequence[Flat]:
         """Every layer, whole."""
-        return [Piece(n, tuple(p.shape), 0, p.numel()) for n, p in self._named()]
-
-    def slots(self) -> list[dict[str, Tensor]]:
-        """See `Backend.slots`."""
+        groups = self.optimizer.param_groups
+        group_of = {id(p): n for n, group in enumerate(groups) for p in group["params"]}
         found = []
-        for _, p in self._named():
-            state = like_the_layer(self.optimizer.state.get(p, {}), p)
-            found.append({k: v.detach().view(-1) for k, v in {"weight": p, **state}.items()})
+        for name, p in self._named():
+            piece = Piece(name_in(self.module, name), tuple(p.shape), 0, p.numel())
+            found.append(Flat(p, group_of.get(id(p), NO_GROUP), (piece,), (0,)))
         return found
 
     @torch.no_grad()
@@ -199,52 +182,12 @@ class Plain:
         """See `Backend.gather`."""
         return [thing]
 
-    def counters(self) -> dict[str, Any]:
-        """See `Backend.counters`."""
-        scale = {"scale": self.scaler.scale, "good": self.scaler.good_steps} if self.scaler else {}
-        states = {n: self.optimizer.state.get(p, {}) for n, p in self._named()}
-        keys = {k for n, p in self._named() for k in like_the_layer(states[n], p)}
-        layers = {n: numbers(state) for n, state in states.items()}
-        return {
-            **self.optimizer.counters(),
-            "keys": sorted(keys),
-            "layers": layers,
-            "loss_scale": scale,
-        }
+    def read_scale(self) -> dict[str, Any]:
+        """See `StoredLayers.read_scale`."""
+        scaler = self.scaler
+        return {"scale": scaler.scale, "good": scaler.good_steps} if scaler else {}
 
-    @torch.no_grad()
-    def load(self, read: Read, counters: dict[str, Any]) -> None:
-        """See `Backend.load`."""
-        state: dict[int, dict[str, Tensor]] = {}
-        order = [p for group in self.optimizer.param_groups for p in group["params"]]
-        places = {id(p): i for i, p in enumerate(order)}
-        for piece, (name, p) in zip(self.pieces(), self._named(), strict=True):
-            keys = ("weight", *counters["keys"])
-            found = {key: read(name, key, piece.start, piece.stop) for key in keys}
-            weight = found.pop("weight")
-            assert weight is not None
-            p.copy_(weight.view_as(p))
-            kept = {k: v.view_as(p).to(p.device) for k, v in found.items() if v is not None}
-            for key, number in counters["layers"].get(name, {}).items():
-                kept[key] = torch.tensor(number)
-            if kept:
-                state[places[id(p)]] = kept
-        groups = self.optimizer.base_optimizer.state_dict()["param_groups"]
-        saved = {"state": state, "param_groups": groups}
-        self.optimizer.load_state_dict({**saved, "sharpness": counters})
-        self.load_scale(counters)
-
-    def load_scale(self, counters: dict[str, Any]) -> None:
-        """fp16's loss scale as saved."""
-        if self.scaler and counters["loss_scale"]:
-            self.scaler.scale = counters["loss_scale"]["scale"]
-            self.scaler.good_steps = counters["loss_scale"]["good"]
-
-    def full_weights(self) -> dict[str, Tensor] | None:
-        """See `Backend.full_weights`."""
-        if self.rank:
-            return None
-        return {
-            k: v.detach().float().cpu().contiguous() if v.is_floating_point() else v.cpu()
-            for k, v in self.module.state_dict().items()
-        }
+    def write_scale(self, saved: dict[str, Any]) -> None:
+        """See `StoredLayers.write_scale`."""
+        if self.scaler and saved:
+            self.scaler.scale, self.scaler.good_steps = saved["scale"], saved["good"]

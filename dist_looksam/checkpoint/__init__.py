@@ -1,7 +1,8 @@
 """Checkpoints that any number of ranks and any backend can read back.
 
 checkpoints/step-N/
-    rank-00000.safetensors ...   flat pieces "<key>/<start>/<layer>", and "buffer/<name>", whole
+    rank-00000.safetensors ...   flat pieces "<key>/<start>/<layer>"; whole "buffer/<name>" and, of
+                                 state that has another shape than its layer, "value/<name>"
     rank-00000.json ...          what is in that file, its size and checksum
     manifest.json                written last: all parts, counters, settings, library versions
 
@@ -13,7 +14,7 @@ So what has the name step-N is whole, unless the disk lost something since; chec
 
 from .form import MANIFEST
 from .reader import Reader, found
-from .restore import choose, load_buffers
-from .writer import Writer
+from .restore import choose, restore, take
+from .writer import Writer, save
 
-__all__ = ["MANIFEST", "Reader", "Writer", "choose", "found", "load_buffers"]
+__all__ = ["MANIFEST", "Reader", "Writer", "choose", "found", "restore", "save", "take"]

@@ -4,7 +4,6 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -86,12 +85,9 @@ def _verify(asked: argparse.Namespace) -> int:
 
 def weights_of(reader: Reader) -> dict[str, Tensor]:
     """Layers, frozen parameters and buffers, named as in the module's state_dict."""
-    weights = reader.buffers(0, 1)
-    for name, shape in reader.manifest["shapes"].items():
-        weight = reader(name, "weight", 0, torch.Size(shape).numel())
-        assert weight is not None
-        weights[name] = weight.view(shape)
-    return weights
+    weights = {name: reader.unlayered(name, 0, 1) for name in reader.tensor_shapes()}
+    tied = reader.manifest.get("aliases", {})
+    return weights | {alias: weights[name].clone() for alias, name in tied.items()}
 
 
 def _export(asked: argparse.Namespace) -> int:

@@ -10,14 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-FORMAT = 2
+FORMAT = 3
+FORMATS = (2, 3)  # that can be read
 MANIFEST = "manifest.json"
 BLOCK = 2**24
 # The names that the safetensors format has for what torch holds.
 DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
     torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
-    torch.uint8: "U8", torch.bool: "BOOL",
+    torch.uint64: "U64", torch.uint32: "U32", torch.uint16: "U16", torch.uint8: "U8",
+    torch.bool: "BOOL", torch.complex64: "C64",
+    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
 }  # fmt: skip
 
 

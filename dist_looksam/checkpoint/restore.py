@@ -1,15 +1,57 @@
-"""All ranks agree on the checkpoint to go on from, each having checked its share of it."""
+"""An engine goes on from a checkpoint: found, verified, compared with the model, then loaded."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..backends.backend import Backend
+from ..backends.names import name_in
+from ..engine import Engine
 from ..errors import ConfigError, RunError
-from .reader import Reader
-from .writer import unlayered
+from .form import MANIFEST
+from .module import put_extra_states, unlayered
+from .reader import Reader, found
+
+
+def restore(engine: Engine, path: str | Path) -> Reader:
+    """Load a checkpoint into an engine: weights, frozen layers, buffers, the optimizer's state, the
+    settings of its param groups (lr, weight_decay, rho, ...), counters and loss scale. Collective.
+
+    Args:
+        engine: of the same model, made as the one that was saved; any backend, any number of ranks.
+        path: a checkpoint, `.../step-N`, or a folder of them, whose newest whole one is taken.
+
+    Returns:
+        The checkpoint: `step` is the number of steps done, `extra` what the writer was given.
+
+    Raises:
+        ConfigError: there is no checkpoint, or it is of another model or other param groups.
+        RunError: none is whole. The engine is as before in either case.
+    """
+    backend = engine.backend
+    reader, damaged = choose(backend, _candidates(Path(path)))
+    if reader is None:
+        if damaged:
+            raise RunError(damaged[0])
+        raise ConfigError(
+            f"path must be a checkpoint or a folder of checkpoints, got {path}, which holds none; "
+            f"name one like RUN/checkpoints."
+        )
+    if backend.rank == 0:
+        for problem in damaged:
+            warnings.warn(f"{problem} {reader.path} is taken instead.", stacklevel=2)
+    take(engine, reader, settings=True)
+    return reader
+
+
+def _candidates(path: Path) -> list[Path]:
+    if (path / MANIFEST).exists():
+        return [path]
+    return found(path) or found(path / "checkpoints")
 
 
 def choose(backend: Backend, candidates: Sequence[Path]) -> tuple[Reader | None, list[str]]:
@@ -34,16 +76,99 @@ def choose(backend: Backend, candidates: Sequence[Path]) -> tuple[Reader | None,
 
 
 @torch.no_grad()
-def load_buffers(module: nn.Module, found: dict[str, Tensor], path: Path) -> None:
-    """Put running statistics and frozen parameters back.
+def take(engine: Engine, reader: Reader, *, settings: bool) -> None:
+    """Load a checkpoint that `choose` has verified. Collective.
 
-    ConfigError if the checkpoint's are of another model.
+    Args:
+        settings: False leaves the settings of the param groups as they are.
+
+    Raises:
+        ConfigError, RunError: it does not fit; on every rank, before anything is changed.
     """
-    own = {name: tensor for name, (tensor, _) in unlayered(module).items()}
-    for name, tensor in own.items():
-        if name not in found or found[name].shape != tensor.shape:
+    backend, lacking = engine.backend, set[str]()
+    own = unlayered(backend)
+    problem: tuple[type[Exception], str] | None = None
+    try:
+        lacking = _compare(backend, reader, own, settings)
+    except (ConfigError, RunError) as error:
+        problem = type(error), str(error)
+    for kind, sentence in filter(None, backend.gather(problem)):
+        raise kind(sentence)
+
+    def read(name: str, key: str, start: int, stop: int) -> Tensor | None:
+        return None if name in lacking else reader(name, key, start, stop)
+
+    counters = reader.counters
+    backend.load(read, counters)
+    for name, (tensor, _) in own.items():
+        if name not in lacking:
+            tensor.copy_(reader.unlayered(name, backend.rank, backend.size))
+    put_extra_states(backend.module, reader.extra_states)
+    if settings and "groups" in counters:
+        backend.load_groups(_settings(backend.counters()["groups"], counters["groups"]))
+    if reader.passes is not None:
+        engine.passes = int(reader.passes)
+
+
+def _compare(
+    backend: Backend, reader: Reader, own: dict[str, tuple[Tensor, bool]], settings: bool
+) -> set[str]:
+    """The names that an older version did not write; ConfigError or RunError if it does not fit."""
+    wanted = {p.name: list(p.shape) for p in backend.pieces()}
+    wanted |= {name: list(tensor.shape) for name, (tensor, _) in own.items()}
+    held = reader.tensor_shapes()
+    if held.keys() != wanted.keys() and held.keys() == {f"module.{name}" for name in wanted}:
+        reader.drop_prefix("module.")  # of DistributedDataParallel
+        held = reader.tensor_shapes()
+    lacking = wanted.keys() - held.keys()
+    # Format 2 did not hold frozen layers that were cut up.
+    allowed = _frozen(backend) if reader.manifest["format"] == 2 else set()
+    for name in [*sorted(lacking - allowed), *sorted(wanted.keys() & held.keys())]:
+        if wanted[name] != held.get(name):
             raise ConfigError(
-                f"the checkpoint must be of the same model, got no {name} of shape "
-                f"{list(tensor.shape)} in {path}."
+                f"the checkpoint must be of the same model, got "
+                f"{f'{name} of shape {held[name]}' if name in held else f'no {name}'} instead of "
+                f"shape {wanted[name]} in {reader.path}."
             )
-        tensor.copy_(found[name])
+    if unknown := sorted(held.keys() - wanted.keys()):
+        raise ConfigError(
+            f"the checkpoint must be of the same model, got {unknown[0]} in {reader.path}, which "
+            f"the model has not."
+        )
+    reader.check_complete()
+    counters, mine = reader.counters, backend.counters()
+    backend.check_fits(counters)
+    if counters.get("base", mine["base"]) != mine["base"]:
+        raise ConfigError(
+            f"the base optimizer must be {counters['base']} as in {reader.path}, got "
+            f"{mine['base']}; make the optimizer as it was."
+        )
+    if settings and "groups" in counters:
+        _settings(mine["groups"], counters["groups"])
+    return lacking
+
+
+def _frozen(backend: Backend) -> set[str]:
+    module = backend.module
+    named = module.named_parameters()
+    return {name_in(module, n) for n, p in named if not p.requires_grad}
+
+
+Groups = Sequence[dict[str, Any]]
+
+
+def _settings(own: Groups, saved: Groups) -> list[dict[str, Any] | None]:
+    """For each own group the settings that its layers had; None for layers that had none."""
+    mine, theirs = ({n for g in groups for n in g["layers"]} for groups in (own, saved))
+    found: list[dict[str, Any] | None] = []
+    for number, group in enumerate(own):
+        names = theirs.intersection(group["layers"])
+        same = [g["settings"] for g in saved if names == mine.intersection(g["layers"])]
+        if names and not same:
+            raise ConfigError(
+                f"param groups must hold the same layers as in the checkpoint, got group {number} "
+                f"with {sorted(names)[0]} and {len(names) - 1} others, which were not one group; "
+                f"make the groups as they were."
+            )
+        found.append(same[0] if names else None)
+    return found

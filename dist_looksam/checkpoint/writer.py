@@ -23,31 +23,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.optim import Optimizer
 
 from ..backends.backend import Backend
-from ..errors import RunError
-from ..optim.replay import running_statistics
+from ..engine import Engine
+from ..errors import ConfigError, RunError
 from .form import FORMAT, MANIFEST, part_name, read_json, sync_folder, write_json, write_tensors
+from .module import aliases, extra_states, unlayered
 from .reader import found
+from .values import pack, packable
 
 PATIENCE = 120.0  # seconds until a shared file system shows rank 0 what other ranks have written
 _LEFTOVER = re.compile(r"\.step-\d+\.\w+\.(writing|deleting)")
 _LIBRARIES = ("torch", "deepspeed", "horovod", "timm", "safetensors")
-
-
-def unlayered(module: nn.Module) -> dict[str, tuple[Tensor, bool]]:
-    """What is no layer but belongs to the model: name -> (tensor, whether each rank has its own).
-
-    Persistent buffers, of which each rank's running statistics are its own, and parameters that
-    are not trained. A parameter that ZeRO-3 or FSDP2 has cut up is left out.
-    """
-    own = {id(b) for b in running_statistics(module)}
-    kept = set(module.state_dict().keys())
-    named = [(n, b) for n, b in module.named_buffers() if n in kept]
-    named += [(n, p) for n, p in module.named_parameters() if not p.requires_grad]
-    cut = ("ds_id", "full_tensor")
-    return {n: (t.detach(), id(t) in own) for n, t in named if not any(hasattr(t, c) for c in cut)}
 
 
 @dataclass
@@ -65,19 +54,31 @@ class Writer:
     """Saves a run's checkpoints. Methods marked collective are called by all ranks together.
 
     Args:
-        backend: whose state is saved.
+        engine: whose state is saved; or its backend, without the count of passes.
         folder: checkpoints/ of the run, on a file system that all ranks share.
         keep: newest checkpoints to keep; 0 keeps all.
         background: False makes `save` return when the checkpoint is committed.
+
+    Raises:
+        ConfigError: the base optimizer keeps state where a checkpoint cannot reach it.
     """
 
     def __init__(
-        self, backend: Backend, folder: str | Path, *, keep: int = 0, background: bool = True
+        self,
+        engine: Engine | Backend,
+        folder: str | Path,
+        *,
+        keep: int = 0,
+        background: bool = True,
     ) -> None:
+        self._engine = engine if isinstance(engine, Engine) else None
+        backend = engine.backend if isinstance(engine, Engine) else engine
+        _check_base(backend.optimizer.base_optimizer)
         self.backend, self.folder, self.keep = backend, Path(folder), keep
         self.background = background
         self._job: _Job | None = None
         self._error: str | None = None
+        self._unchecked = True  # no save has shown yet that all state can be held
         self._host: dict[str, Tensor] = {}
         # Before the gather: after it, another rank may have begun to write.
         if backend.rank == 0:
@@ -123,9 +124,11 @@ class Writer:
 
         Raises:
             RunError: this or the save before cannot be written.
+            ConfigError: on every rank, there is state that no checkpoint can hold.
         """
         self.wait()
-        tensors, part = self._copy()
+        state, values = self._state()
+        tensors, part = self._copy(values)
         scratch = self.folder / f".step-{step}.{self._token}.writing"
         manifest = {
             "format": FORMAT,
@@ -133,8 +136,10 @@ class Writer:
             "ranks": self.backend.size,
             "backend": self.backend.name,
             "versions": _versions(),
+            "aliases": aliases(self.backend.module),
             "shapes": {p.name: list(p.shape) for p in self.backend.pieces()},
-            "counters": self.backend.counters(),
+            **state,
+            "passes": None if self._engine is None else self._engine.passes,
             "extra": extra,
         }
         writing = self._start(self._write, scratch, tensors, part)
@@ -181,16 +186,36 @@ class Writer:
 
     # The copy that training waits for.
 
-    def _copy(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """(tensors in host memory, what the part's JSON says of them)."""
+    def _state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """("counters" and "extra_states" as JSON, tensors in them by name). ConfigError on all
+        ranks if one has state that no checkpoint can hold."""
         tensors: dict[str, Tensor] = {}
+        found, problem = {}, None
+        try:
+            counters, states = self.backend.counters(), extra_states(self.backend.module)
+            for group in counters["groups"]:  # a function among the settings is not of the state
+                group["settings"] = {k: v for k, v in group["settings"].items() if packable(v)}
+            found["counters"] = pack(counters, "counters", tensors)
+            found["extra_states"] = pack(states, "extra_states", tensors)
+        except ConfigError as error:
+            problem = str(error)
+        if self._unchecked or problem:
+            for sentence in filter(None, self.backend.gather(problem)):
+                raise ConfigError(sentence)
+            self._unchecked = False
+        return found, tensors
+
+    def _copy(self, values: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """(tensors in host memory, what the part's JSON says of them). Rank 0 writes `values`."""
+        values = values if self.backend.rank == 0 else {}
+        tensors = {f"value/{name}": value for name, value in values.items()}
         pieces: list[tuple[str, str, int, int]] = []
-        for layer, key, start, values in slices(self.backend):
-            tensors[f"{key}/{start}/{layer}"] = values.detach()
-            pieces.append((layer, key, start, start + values.numel()))
+        for layer, key, start, entries in slices(self.backend):
+            tensors[f"{key}/{start}/{layer}"] = entries.detach()
+            pieces.append((layer, key, start, start + entries.numel()))
         buffers = [
             (name, tensor)
-            for name, (tensor, own) in unlayered(self.backend.module).items()
+            for name, (tensor, own) in unlayered(self.backend).items()
             if own or self.backend.rank == 0
         ]
         tensors |= {f"buffer/{name}": tensor for name, tensor in buffers}
@@ -198,6 +223,7 @@ class Writer:
             "file": part_name(self.backend.rank),
             "pieces": pieces,
             "buffers": [name for name, _ in buffers],
+            "values": list(values),
         }
         # The memory is kept from save to save: new pages would cost as much as the copy.
         self._host = {name: self._into_host(name, t) for name, t in tensors.items()}
@@ -256,6 +282,44 @@ class Writer:
         going = path.with_name(f".{path.name}.{self._token}.deleting")
         os.rename(path, going)
         shutil.rmtree(going, ignore_errors=True)
+
+
+def save(
+    engine: Engine, folder: str | Path, extra: dict[str, Any] | None = None, *, keep: int = 0
+) -> Path:
+    """Write a checkpoint of an engine and wait until it is committed. Collective.
+
+    Args:
+        folder: gets step-N, N the engine's count of steps; on a file system that all ranks share.
+        extra: what the caller wants back as `restore(...).extra`, JSON.
+        keep: newest checkpoints to keep; 0 keeps all.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        ConfigError: the optimizer has state that no checkpoint can hold.
+        RunError: it cannot be written.
+    """
+    step = engine.optimizer.steps
+    writer = Writer(engine, folder, keep=keep)
+    writer.save(step, extra or {})
+    writer.wait()
+    return Path(folder) / f"step-{step}"
+
+
+def _check_base(base: Optimizer) -> None:
+    if hasattr(base, "consolidate_state_dict"):
+        beside = {"state on other ranks"}
+    elif type(base).state_dict is Optimizer.state_dict:
+        return
+    else:
+        beside = base.state_dict().keys() - {"state", "param_groups"}
+    if beside:
+        raise ConfigError(
+            f"a checkpoint holds an optimizer's state and param_groups, got base "
+            f"{type(base).__name__} with {', '.join(sorted(beside))} besides; use another base."
+        )
 
 
 def slices(backend: Backend) -> list[tuple[str, str, int, Tensor]]:

@@ -16,6 +16,7 @@ from ..errors import ConfigError
 from . import groups
 from .checks import check_base, check_inside, check_real, check_whole, warn_of_halves
 from .closure import with_cleared_gradients
+from .distributed_checkpoint import counters_in, made_state
 from .replay import Replay
 from .rule import Rule, check_alpha, check_rho
 from .step import TwoGradients
@@ -134,6 +135,8 @@ class Sharpness(TwoGradients):
                 "step needs a base optimizer of its own, got hvd.DistributedOptimizer; give both "
                 "to Engine, which waits for the reduced gradients of each pass."
             )
+        if closure is None and made_state(self):
+            return None
         if closure is None:
             raise ConfigError(
                 f"{type(self).__name__}.step needs a closure, got none; "
@@ -181,14 +184,23 @@ class Sharpness(TwoGradients):
     def state_dict(self) -> dict[str, Any]:
         """The base's state with g_v in it, in torch's form, plus the counters."""
         counters = self.counters()
-        return {**self.base_optimizer.state_dict(), "sharpness": counters}
+        saved = self.base_optimizer.state_dict()
+        # In the groups, too: torch.distributed.checkpoint keeps these and the state, nothing else.
+        groups = [{**group, "sharpness": counters} for group in saved["param_groups"]]
+        return {**saved, "param_groups": groups, "sharpness": counters}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue as saved; mid-cycle too. A state without g_v looks on its next step."""
-        state_dict = dict(state_dict)
-        counters = state_dict.pop("sharpness", {"steps": 0, "owed": False})
-        self.base_optimizer.load_state_dict(state_dict)
-        self._count_from(counters)
+        """Continue as saved; mid-cycle too. A state without g_v looks on its next step.
+
+        Raises:
+            ConfigError: g_v is there without the counters, which tell when it is renewed.
+        """
+        counters = counters_in(state_dict)
+        self.base_optimizer.load_state_dict(
+            {key: value for key, value in state_dict.items() if key != "sharpness"}
+        )
+        self._take_counters()
+        self._count_from(counters or {"steps": 0, "owed": False})
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "module": None}  # a copy of the optimizer copies no network

@@ -90,27 +90,18 @@ class Fit:
             self.engine.optimizer.probe = self.probe
         if reader is not None:
             self._load(reader)
-        self.writer = checkpoint.Writer(self.backend, self.out / "checkpoints", keep=settings.keep)
+        self.writer = checkpoint.Writer(self.engine, self.out / "checkpoints", keep=settings.keep)
 
     def _track(self) -> None:
         self.tracker = trackers.start(self.settings.track, self.out, asdict(self.settings))
 
     def _load(self, reader: checkpoint.Reader) -> None:
-        backend, extra = self.backend, reader.manifest["extra"]
-        for piece in backend.pieces():
-            if reader.shape(piece.name) != list(piece.shape):
-                raise ConfigError(
-                    f"the checkpoint must be of the same model, got {piece.name} of shape "
-                    f"{reader.shape(piece.name)} instead of {list(piece.shape)} in {reader.path}."
-                )
-        backend.load(reader, reader.manifest["counters"])
-        buffers = reader.buffers(backend.rank, backend.size)
-        checkpoint.load_buffers(backend.module, buffers, reader.path)
+        # Groups keep what the flags say, which may have changed.
+        checkpoint.take(self.engine, reader, settings=False)
         self.start = self.saved = reader.step
-        self.engine.passes = int(extra["passes"])
-        self.top1, self.evaluated = extra["top1"], extra["evaluated"]
+        self.top1, self.evaluated = reader.extra.get("top1"), reader.extra.get("evaluated")
         if self.probe is not None:
-            self.probe.looks = int(extra["probed_looks"])
+            self.probe.looks = int(reader.extra.get("probed_looks", 0))
 
     # The loop.
 
@@ -284,7 +275,6 @@ class Fit:
             self.log.flush()  # so that metrics reach as far as the checkpoint
             extra = {
                 "settings": resume.saved_settings(self.settings, self.data),
-                "passes": self.engine.passes,
                 "top1": self.top1,
                 "evaluated": self.evaluated,
                 "probed_looks": 0 if self.probe is None else self.probe.looks,

@@ -1,5 +1,6 @@
 """Which checkpoint a run goes on from, and whether it fits the run's settings."""
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +23,7 @@ MUST_AGREE = (
     "model", "optimizer", "base", "batch_size", "data", "image_size", "train_images", "holdout",
     "seed",
 )  # fmt: skip
-MAY_CHANGE = ("steps", "lr", "weight_decay", "rho", "alpha", "k", "precision", "augment")
+NOT_OF_THE_RUN = ("out", "resume", "requeue", "dry_run", "ranks", "local_rank")
 
 
 def shared(backend: Backend, work: Callable[[], Result]) -> Result:
@@ -64,6 +65,8 @@ def prepare(
     if reader is not None:
         notes += _compare(reader, saved_settings(settings, data))
         notes += _changed_data(reader, data)
+        if (ranks := reader.manifest["ranks"]) != backend.size:
+            notes.append(f"ranks are {backend.size}, were {ranks} when the checkpoint was written")
     step = None if reader is None else reader.step
     notes += shared(backend, lambda: rundir.prepare(out, resume_step=step))
     if reader is not None:
@@ -104,7 +107,13 @@ def _none_whole(settings: Settings, damaged: list[str]) -> RunError:
 
 
 def _compare(reader: checkpoint.Reader, now: dict[str, Any]) -> list[str]:
-    then = reader.manifest["extra"].get("settings", {})
+    then, now = reader.extra.get("settings"), json.loads(json.dumps(now))
+    if then is None:
+        raise ConfigError(
+            f"resume must be a checkpoint that train.py has written, got {reader.path} of another "
+            f"program, whose settings are not known; load it there with restore(engine, path), or "
+            f"use --resume none."
+        )
     for name in MUST_AGREE:
         if name in then and then[name] != now[name]:
             old = then[name]
@@ -120,8 +129,8 @@ def _compare(reader: checkpoint.Reader, now: dict[str, Any]) -> list[str]:
         )
     notes = [
         f"{name} is {now[name]}, was {then[name]} when the checkpoint was written"
-        for name in MAY_CHANGE
-        if name in then and then[name] != now[name]
+        for name in now
+        if name not in NOT_OF_THE_RUN and name in then and then[name] != now[name]
     ]
     written = reader.manifest["versions"].get("torch")
     if written != str(torch.__version__):

@@ -7,21 +7,8 @@ from torch import nn
 
 from dist_looksam import Engine
 from dist_looksam.backends.plain import Plain
-from dist_looksam.checkpoint import Reader, Writer, load_buffers
+from dist_looksam.checkpoint import restore, save
 from dist_looksam.optim.table import BASES, METHODS
-
-
-def save(engine, folder, step):
-    writer = Writer(engine.backend, folder)
-    writer.save(step, {})
-    writer.wait()
-
-
-def restore(engine, folder, step):
-    reader = Reader(folder / f"step-{step}")
-    reader.verify()
-    engine.backend.load(reader, reader.manifest["counters"])
-    load_buffers(engine.module, reader.buffers(0, 1), reader.path)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -38,8 +25,8 @@ def test_every_optimizer_goes_on_bit_for_bit_in_mid_cycle(name, base, dtype, tmp
         whole.step(small.micro_batches(t, dtype=dtype))
     for t in range(7):
         first.step(small.micro_batches(t, dtype=dtype))
-    save(first, tmp_path, 7)
-    restore(second, tmp_path, 7)
+    save(first, tmp_path)
+    restore(second, tmp_path)
     for t in range(7, 13):
         second.step(small.micro_batches(t, dtype=dtype))
     for p, q in zip(whole.module.parameters(), second.module.parameters(), strict=True):
@@ -74,8 +61,8 @@ def test_running_statistics_and_frozen_layers_come_back(tmp_path):
     first, second = fresh(0.5), fresh(0.0)
     for t in range(4):
         first.step(_batches(t))
-    save(first, tmp_path, 4)
-    restore(second, tmp_path, 4)
+    save(first, tmp_path)
+    restore(second, tmp_path)
     want, got = first.module.state_dict(), second.module.state_dict()
     assert int(got["1.num_batches_tracked"]) == 4
     for name in want:
@@ -98,9 +85,9 @@ def test_every_layer_has_its_own_number_of_adam_steps(tmp_path):
         first.step(_batches(t))
     joined = True
     first.step(_batches(3))
-    save(first, tmp_path, 4)
+    save(first, tmp_path)
     second = fresh()
-    restore(second, tmp_path, 4)
+    restore(second, tmp_path)
     steps = {n: float(second.optimizer.state[p]["step"])
              for n, p in second.module.named_parameters()}  # fmt: skip
     assert steps == {"old.weight": 4, "old.bias": 4, "new.weight": 1, "new.bias": 1}
@@ -115,8 +102,8 @@ def test_the_loss_scale_and_an_owed_look_come_back(tmp_path):
     backends[0].scaler.scale, backends[0].scaler.good_steps = 256.0, 17
     first.optimizer.record_look(torch.tensor(False))
     first.optimizer.steps = 3
-    save(first, tmp_path, 3)
-    restore(second, tmp_path, 3)
+    save(first, tmp_path)
+    restore(second, tmp_path)
     assert (backends[1].scaler.scale, backends[1].scaler.good_steps) == (256.0, 17)
     assert second.optimizer.looks() and second.optimizer.steps == 3
 
@@ -126,8 +113,8 @@ def test_a_checkpoint_without_gv_looks_on_its_first_step(tmp_path):
     first.step(small.micro_batches(0))
     for state in first.optimizer.state.values():
         del state["g_v"]
-    save(first, tmp_path, 1)
-    restore(second, tmp_path, 1)
+    save(first, tmp_path)
+    restore(second, tmp_path)
     assert second.step(small.micro_batches(1)).look
     assert not second.step(small.micro_batches(2)).look
 
@@ -138,12 +125,12 @@ def test_a_loaded_checkpoint_wins_over_counters_that_wait_in_the_groups(tmp_path
     first, second = (small.engine(small.net(), "look_sam", k=5) for _ in range(2))
     for t in range(3):
         first.step(small.micro_batches(t))
-    save(first, tmp_path, 3)
+    save(first, tmp_path)
     for group in second.optimizer.param_groups:
         group["sharpness"] = {"steps": 10, "owed": True}
     counters = second.backend.counters()
     assert (counters["steps"], counters["owed"]) == (10, True)
     for group in second.optimizer.param_groups:
         group["sharpness"] = {"steps": 10, "owed": True}
-    restore(second, tmp_path, 3)
+    restore(second, tmp_path)
     assert not second.optimizer.looks() and second.optimizer.steps == 3

@@ -12,7 +12,7 @@ import task
 import torch
 from zero_worker import open_engine, optimizer_of
 
-from dist_looksam.checkpoint import Reader, Writer, load_buffers
+from dist_looksam.checkpoint import Writer, restore
 from dist_looksam.engine import Engine
 
 
@@ -30,9 +30,7 @@ def engine_of(job: dict) -> Engine:
 
 def read(job: dict, engine: Engine) -> None:
     """Go on from a checkpoint; what is held then is what was written, bit for bit."""
-    backend, reader = engine.backend, Reader(Path(job["read"]))
-    backend.load(reader, reader.manifest["counters"])
-    load_buffers(backend.module, reader.buffers(backend.rank, backend.size), reader.path)
+    backend, reader = engine.backend, restore(engine, job["read"])
     assert reader.step == engine.optimizer.steps == job["start"]
     for piece, slots in zip(backend.pieces(), backend.slots(), strict=True):
         assert set(reader.keys) <= set(slots), (piece.name, sorted(slots))

@@ -23,7 +23,7 @@ from dist_looksam.backends.ddp import DDP
 from dist_looksam.backends.horovod.sharded import HorovodSharded
 from dist_looksam.backends.horovod.whole import Horovod
 from dist_looksam.backends.plain import Plain
-from dist_looksam.checkpoint import Reader, Writer
+from dist_looksam.checkpoint import Writer, restore
 from dist_looksam.engine import Engine
 
 ON = {"horovod": Horovod, "sharded": HorovodSharded, "ddp": DDP}  # others: "zero" and the stage
@@ -45,8 +45,7 @@ def run(job: dict) -> None:
     backend = engine.backend
     assert (backend.rank, backend.size) == (hvd.rank(), hvd.size())
     if job["read"]:
-        reader = Reader(Path(job["read"]))
-        backend.load(reader, reader.manifest["counters"])
+        reader = restore(engine, job["read"])
         assert engine.optimizer.steps == reader.step
     looks = []
     for step in range(engine.optimizer.steps, job["steps"]):

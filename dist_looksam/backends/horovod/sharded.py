@@ -18,10 +18,12 @@ from torch import Tensor
 
 from ...errors import ConfigError
 from ...optim.seen import Seen
-from ..backend import Loss, Piece, Read
-from ..flat import Flat, counters_of, cut, fill, slots_of
+from ..backend import Loss
+from ..flat import Flat, cut
+from ..names import name_in
 from ..ranks import refuse_step
-from .whole import Horovod, check_alike, wait
+from ..stored import refuse_state_dict, watch_first_step
+from .whole import Horovod, wait
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ class HorovodSharded(Horovod):
             driver=refuse_step,
         )
         self.copies = (1, 0)
+        refuse_state_dict(base)
+        watch_first_step(self)
         self._shown = False  # w + eps is in slices that are not this rank's own
 
     def _row(self, number: int, group: dict[str, Any]) -> Row:
@@ -78,7 +82,7 @@ class HorovodSharded(Horovod):
             p.data = view
             at += p.numel()
         own = weights[self.rank * share : (self.rank + 1) * share]
-        names = {id(p): self._names[p] for p in layers}
+        names = {id(p): name_in(self.module, self._names[p]) for p in layers}
         group["params"] = [own]
         flat = cut(layers, names, own, number, self.rank * share)
         return Row(layers, weights, torch.zeros_like(weights), flat)
@@ -174,27 +178,11 @@ class HorovodSharded(Horovod):
 
     # What a checkpoint needs.
 
-    def pieces(self) -> list[Piece]:
-        """This rank's part of every layer."""
-        return [p for flat in self.flats for p in flat.pieces]
+    def held(self) -> Sequence[Flat]:
+        """The own slice of every row."""
+        return self.flats
 
-    def slots(self) -> list[dict[str, Tensor]]:
-        """See `Backend.slots`."""
-        return slots_of(self.flats, self.optimizer.state)
-
-    def counters(self) -> dict[str, Any]:
-        """See `Backend.counters`."""
-        return {**super().counters(), **counters_of(self.flats, self.optimizer.state)}
-
-    def load(self, read: Read, counters: dict[str, Any]) -> None:
-        """See `Backend.load`. RunError if ranks hold different weights then."""
-        fill(self.flats, self.optimizer.state, read, counters)
+    def after_load(self) -> None:
+        """See `StoredLayers.after_load`."""
         self.publish()
-        self.optimizer.load_counters(counters)
-        self.load_scale(counters)
-        check_alike(self.module)
-
-    def full_weights(self) -> dict[str, Tensor] | None:
-        """See `Backend.full_weights`: copies, since the layers of a row share its memory."""
-        weights = super().full_weights()
-        return None if weights is None else {k: v.clone() for k, v in weights.items()}
+        super().after_load()

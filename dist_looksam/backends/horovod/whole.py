@@ -18,7 +18,7 @@ from ...errors import ConfigError, RunError
 from ...optim.rule import check_choice
 from ...optim.seen import Seen
 from ..alike import differing
-from ..backend import Loss, Read
+from ..backend import Loss
 from ..plain import Plain
 
 COMPRESSIONS = ("none", "fp16")
@@ -196,9 +196,8 @@ class Horovod(Plain):
         """One object gather."""
         return gather(thing)
 
-    def load(self, read: Read, counters: dict[str, Any]) -> None:
-        """See `Backend.load`. RunError if ranks read different weights."""
-        super().load(read, counters)
+    def after_load(self) -> None:
+        """See `StoredLayers.after_load`. RunError if ranks read different weights."""
         check_alike(self.module)
 
 

@@ -14,7 +14,8 @@ from torch import Tensor
 from ...errors import ConfigError
 from ...optim.checks import check_inside
 from ..backend import Piece
-from ..flat import Flat, cut
+from ..flat import NO_GROUP, Flat, cut
+from ..names import name_in
 
 VERSIONS = ("0.19.",)
 
@@ -40,7 +41,8 @@ class Layout:
     def __init__(self, engine: Any, client: Any, stage: int) -> None:
         self.engine, self.client, self.stage = engine, client, stage
         self.zero = engine.optimizer
-        self.names = {id(p): n for n, p in engine.module.named_parameters()}
+        named = engine.module.named_parameters()
+        self.names = {id(p): name_in(engine.module, n) for n, p in named}
         makers = {0: self._whole_layers, 3: self._sub_groups}
         self.flats = list(makers.get(stage, self._partitions)())
         self.sharded_bf16 = hasattr(self.zero, "fp32_groups_gradient_flat_partition")
@@ -87,6 +89,19 @@ class Layout:
                 offsets.append(offset)
             number = zero.sub_group_to_group_id[sub]
             yield Flat(master, number, tuple(pieces), tuple(offsets))
+
+    def frozen(self) -> list[Flat]:
+        """Stage 3: this rank's cut of every layer that is not trained."""
+        trained = {p.name for flat in self.flats for p in flat.pieces}
+        found = []
+        for p in self.engine.module.parameters() if self.stage == 3 else ():
+            if self.names[id(p)] not in trained:
+                length = p.ds_tensor.ds_numel
+                start = min(dist.get_rank(self.group) * length, p.ds_numel)
+                stop = min(start + length, p.ds_numel)
+                piece = Piece(self.names[id(p)], tuple(p.ds_shape), start, stop)
+                found.append(Flat(p.ds_tensor.detach(), NO_GROUP, (piece,), (0,)))
+        return found
 
     # Gradients, still scaled by the loss scale.
 
@@ -208,12 +223,6 @@ class Layout:
         persistent = self.zero.persistent_parameters
         if persistent:
             persistent[0].all_gather(persistent)
-
-    def buffers(self) -> dict[str, Tensor]:
-        """What the module's state_dict holds besides parameters, on the host."""
-        kept = set(self.engine.module.state_dict().keys())
-        named = self.engine.module.named_buffers()
-        return {n: b.detach().cpu().clone() for n, b in named if n in kept}
 
 
 def _or_zero(grad: Tensor | None, like: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """What a ZeRO rank holds: sums over ranks, and its pieces of weights and state."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -8,14 +9,14 @@ from torch import Tensor
 
 from ...maths.shards import whole
 from ...optim.sharpness import Sharpness
-from ..backend import Piece, Read
-from ..flat import counters_of, fill, slots_of
+from ..flat import Flat
 from ..plain import num_bytes, state_bytes
 from ..ranks import Ranks
+from ..stored import StoredLayers
 from .layout import Layout
 
 
-class ZeroState(Ranks):
+class ZeroState(Ranks, StoredLayers):
     """The half of `Zero` that moves no weights. Attributes as there."""
 
     engine: Any
@@ -48,38 +49,32 @@ class ZeroState(Ranks):
 
     # Checkpoints.
 
-    def pieces(self) -> list[Piece]:
-        """This rank's part of every layer."""
-        return [p for flat in self.layout.flats for p in flat.pieces]
+    def held(self) -> Sequence[Flat]:
+        """See `StoredLayers.held`."""
+        return [*self.layout.flats, *self.layout.frozen()]
 
-    def slots(self) -> list[dict[str, Tensor]]:
-        """See `Backend.slots`."""
-        return slots_of(self.layout.flats, self.optimizer.state)
-
-    def counters(self) -> dict[str, Any]:
-        """See `Backend.counters`. All layers of a flat have the flat's numbers."""
-        return {
-            **self.optimizer.counters(),
-            **counters_of(self.layout.flats, self.optimizer.state),
-            "loss_scale": self.layout.read_scale(),
-        }
-
-    @torch.no_grad()
-    def load(self, read: Read, counters: dict[str, Any]) -> None:
-        """See `Backend.load`."""
-        fill(self.layout.flats, self.optimizer.state, read, counters)
+    def after_load(self) -> None:
+        """See `StoredLayers.after_load`."""
         self.layout.publish()
-        self.optimizer.load_counters(counters)
-        self.layout.write_scale(counters["loss_scale"])
 
-    @torch.no_grad()
-    def full_weights(self) -> dict[str, Tensor] | None:
-        """See `Backend.full_weights`: layer by layer, one reduce each."""
-        weights = self.layout.buffers()
-        for piece, slot in zip(self.pieces(), self.slots(), strict=True):
-            flat = torch.zeros(torch.Size(piece.shape).numel(), device=self.device)
-            flat[piece.start : piece.stop] = slot["weight"]
-            if self.stage:
-                dist.reduce(flat, 0, group=self.layout.group)
-            weights[piece.name] = flat.view(piece.shape).cpu()
-        return weights if self.rank == 0 else None
+    def read_scale(self) -> dict[str, Any]:
+        """See `StoredLayers.read_scale`."""
+        return self.layout.read_scale()
+
+    def write_scale(self, saved: dict[str, Any]) -> None:
+        """See `StoredLayers.write_scale`."""
+        self.layout.write_scale(saved)
+
+    def whole(self, tensor: Tensor) -> Tensor:
+        """See `StoredLayers.whole`: one reduce."""
+        places = {p.name: (f, i) for f in self.held() for i, p in enumerate(f.pieces)}
+        name = self.layout.names.get(id(tensor), "")
+        if name not in places:  # a buffer, or frozen and whole
+            return tensor.detach()
+        flat, i = places[name]
+        piece, master = flat.pieces[i], flat.master.detach()
+        whole = torch.zeros(torch.Size(piece.shape).numel(), device=self.device)
+        whole[piece.start : piece.stop] = flat.read(master)[i]
+        if self.stage > 0:
+            dist.reduce(whole, 0, group=self.layout.group)
+        return whole.view(piece.shape)

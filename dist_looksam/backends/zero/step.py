@@ -18,6 +18,7 @@ from ...maths.shards import copies
 from ...optim.seen import Seen
 from ...optim.sharpness import Sharpness
 from ..backend import Loss
+from ..stored import watch_first_step
 from .layout import Layout
 from .library import check_engine
 from .state import ZeroState
@@ -61,6 +62,7 @@ class Zero(ZeroState):
             group_of={master: flat.group for master, flat in flat_of.items()},
             device=self.device,
         )
+        watch_first_step(self)
         on_gpu = torch.device(self.device).type == "cuda"
         self._offloaded = on_gpu and any(not m.is_cuda for m in self.masters)
         self._work: Callable[[list[Tensor]], None] | None = None

@@ -1,0 +1,259 @@
+"""What a rank holds of the layers and of their state, for checkpoints: read, and put back."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ..errors import ConfigError
+from ..optim.sharpness import Sharpness
+from .backend import Piece, Read
+from .flat import NO_GROUP, Flat
+from .names import name_in
+
+PLAIN_TENSORS = (Tensor, nn.Parameter)
+# How a base computes, which follows the device and is no part of what it computes.
+KERNEL_SETTINGS = {"foreach", "fused", "capturable", "differentiable"}
+
+
+def like_the_layer(state: dict[str, Any], param: Tensor) -> dict[str, Tensor]:
+    """State of every entry of a layer; "step" is none, though a 0-dim layer has its shape."""
+    return {
+        k: v
+        for k, v in state.items()
+        if type(v) in PLAIN_TENSORS and v.shape == param.shape and k != "step"
+    }
+
+
+class StoredLayers:
+    """The part of a backend that checkpoints use. See `Backend` for the methods."""
+
+    module: nn.Module
+    optimizer: Sharpness
+    rank: int
+
+    # What backends differ in.
+
+    def held(self) -> Sequence[Flat]:
+        """Trained layers, or this rank's shards of them, then shards of frozen ones. A frozen layer
+        that every rank holds whole is none of these."""
+        raise NotImplementedError
+
+    def whole(self, tensor: Tensor) -> Tensor:
+        """A parameter or buffer, put together from all ranks; at least on rank 0. Collective."""
+        return tensor.detach()
+
+    def after_load(self) -> None:
+        """What was written to `held` becomes visible to forward."""
+
+    def read_scale(self) -> dict[str, Any]:
+        """fp16's loss scale; {} where there is none."""
+        return {}
+
+    def write_scale(self, saved: dict[str, Any]) -> None:
+        """Put it back; {} leaves the scale as it starts."""
+
+    # The same for all.
+
+    def pieces(self) -> list[Piece]:
+        """See `Backend.pieces`."""
+        return [p for flat in self.held() for p in flat.pieces]
+
+    def slots(self) -> list[dict[str, Tensor]]:
+        """See `Backend.slots`."""
+        found: list[dict[str, Tensor]] = []
+        for flat in self.held():
+            state = like_the_layer(self._state(flat), flat.master)
+            rows = {k: flat.read(v) for k, v in {"weight": flat.master.detach(), **state}.items()}
+            found += [{k: v[i] for k, v in rows.items()} for i in range(len(flat.pieces))]
+        return found
+
+    def counters(self) -> dict[str, Any]:
+        """See `Backend.counters`."""
+        trained = [flat for flat in self.held() if flat.group != NO_GROUP]
+        keys = {k for flat in trained for k in like_the_layer(self._state(flat), flat.master)}
+        return {
+            **self.optimizer.counters(),
+            "keys": sorted(keys),
+            "layers": {p.name: self._rest(flat) for flat in trained for p in flat.pieces},
+            "groups": self._groups(),
+            "base": type(self.optimizer.base_optimizer).__name__,
+            "loss_scale": self.read_scale(),
+        }
+
+    def _state(self, flat: Flat) -> dict[str, Any]:
+        return {} if flat.group == NO_GROUP else self.optimizer.state.get(flat.master, {})
+
+    def _rest(self, flat: Flat) -> dict[str, Any]:
+        """State of a flat that is not laid out as it is."""
+        state = self._state(flat)
+        like = like_the_layer(state, flat.master)
+        rest = {k: v for k, v in state.items() if k not in like}
+        if not flat.whole:
+            refuse_shaped(rest, flat, self.optimizer.base_optimizer)
+        return rest
+
+    def check_fits(self, counters: dict[str, Any]) -> None:
+        """See `Backend.check_fits`."""
+        for flat in self.held():
+            for piece in flat.pieces if not flat.whole else ():
+                rest = counters["layers"].get(piece.name, {})
+                refuse_shaped(rest, flat, self.optimizer.base_optimizer)
+
+    def check_state(self) -> None:
+        """ConfigError if a shard has state that is neither a number nor of the shard's shape."""
+        for flat in self.held():
+            self._rest(flat)
+
+    def _groups(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = [
+            {"layers": [], "settings": {k: v for k, v in group.items() if k != "params"}}
+            for group in self.optimizer.param_groups
+        ]
+        for flat in self.held():
+            if flat.group != NO_GROUP:
+                found[flat.group]["layers"] += [p.name for p in flat.pieces]
+        return found
+
+    @torch.no_grad()
+    def load(self, read: Read, counters: dict[str, Any]) -> None:
+        """See `Backend.load`."""
+        for flat in self.held():
+            read_here = [read(p.name, "weight", p.start, p.stop) for p in flat.pieces]
+            flat.write_(flat.master.detach(), read_here)
+            if flat.group == NO_GROUP:
+                continue
+            state = self._read_state(flat, read, counters)
+            if state:
+                self.optimizer.state[flat.master] = state
+            else:
+                self.optimizer.state.pop(flat.master, None)
+        self.after_load()
+        self.optimizer.load_counters(counters)
+        self.write_scale(counters["loss_scale"])
+
+    def _read_state(self, flat: Flat, read: Read, counters: dict[str, Any]) -> dict[str, Any]:
+        """A flat's state in the dtypes it was saved in.
+
+        Where layers of a flat differ in a number, such as their steps, it takes the largest.
+        """
+        before, state = self._state(flat), {}
+        for key in counters["keys"]:
+            values = [read(p.name, key, p.start, p.stop) for p in flat.pieces]
+            dtypes = [v.dtype for v in values if v is not None]
+            if dtypes:
+                held = before.get(key)  # DeepSpeed keeps references to it
+                if not isinstance(held, Tensor) or held.dtype != dtypes[0]:
+                    held = torch.zeros_like(flat.master.detach(), dtype=dtypes[0])
+                flat.write_(held, values)
+                state[key] = held
+        rows = [counters["layers"].get(p.name, {}) for p in flat.pieces]
+        for key in sorted({k for row in rows for k in row}):
+            value = _largest([row[key] for row in rows if key in row])
+            assert flat.group != NO_GROUP
+            if key == "step" and isinstance(value, Tensor):
+                state[key] = _placed_step(
+                    value, flat.master, self.optimizer.param_groups[flat.group]
+                )
+            else:
+                state[key] = _placed(value, flat.master.device)
+        return state
+
+    def load_groups(self, settings: Sequence[dict[str, Any] | None]) -> None:
+        """See `Backend.load_groups`."""
+        base = self.optimizer.base_optimizer
+        for groups in (self.optimizer.param_groups, base.param_groups):  # DeepSpeed parts them
+            for group, saved in zip(groups, settings, strict=False):
+                saved = saved or {}
+                for name in set(saved) - KERNEL_SETTINGS:
+                    value = saved[name]
+                    mine = group.get(name)
+                    if isinstance(mine, Tensor):  # of a compiled or captured step
+                        mine.copy_(torch.as_tensor(value))
+                    else:
+                        group[name] = _placed(value, None)
+
+    @torch.no_grad()
+    def full_weights(self) -> dict[str, Tensor] | None:
+        """See `Backend.full_weights`."""
+        known: dict[int, Tensor | None] = {}
+        found: dict[str, Tensor] = {}
+        for name, tensor in self.module.state_dict(keep_vars=True).items():
+            if not isinstance(tensor, Tensor):  # what a module's get_extra_state returns
+                continue
+            if id(tensor) not in known:
+                value = self.whole(tensor)
+                value = value.float() if value.is_floating_point() else value
+                known[id(tensor)] = value.detach().cpu() if self.rank == 0 else None
+            held = known[id(tensor)]
+            if held is not None:  # a copy, since names may share memory: tied, or in one row
+                found[name_in(self.module, name)] = held.clone(
+                    memory_format=torch.contiguous_format
+                )
+        return None if self.rank else found
+
+
+def watch_first_step(backend: StoredLayers) -> None:
+    """The base's first step raises ConfigError where its state does not fit shards: a checkpoint
+    could not hold it, and what it computes of a shard is not what it computes of a layer."""
+
+    def check(base: Optimizer, *_: Any) -> None:
+        if base.state:
+            handle.remove()
+            backend.check_state()
+
+    handle = backend.optimizer.base_optimizer.register_step_post_hook(check)
+
+
+def refuse_state_dict(base: Optimizer) -> None:
+    """state_dict and load_state_dict of an optimizer over this rank's shards raise ConfigError."""
+
+    def refuse(*_: Any) -> None:
+        raise ConfigError(
+            "state_dict and load_state_dict must be left to checkpoints once Engine has sharded "
+            "the optimizer, which then knows this rank's shards alone, got a call of one; use "
+            "dist_looksam.checkpoint.save(engine, folder) and restore(engine, folder)."
+        )
+
+    base.register_state_dict_pre_hook(refuse)
+    base.register_load_state_dict_pre_hook(refuse)
+
+
+def refuse_shaped(rest: dict[str, Any], flat: Flat, base: Optimizer) -> None:
+    """ConfigError if a shard's state is of another shape: it is neither the layer's nor numbers."""
+    for key, value in rest.items():
+        if isinstance(value, Tensor) and value.ndim > 0:
+            raise ConfigError(
+                f"a base optimizer on shards must keep one number or one entry per weight, got "
+                f"{type(base).__name__} with {key} of shape {list(value.shape)} for a shard of "
+                f"{flat.pieces[0].name} of shape {list(flat.master.shape)}; use another base, or "
+                f"a backend that keeps layers whole (plain, ddp, horovod)."
+            )
+
+
+def _largest(values: list[Any]) -> Any:
+    """The largest, if these are numbers; else the first."""
+    numbers = all(
+        isinstance(v, int | float) or (isinstance(v, Tensor) and v.ndim == 0) for v in values
+    )
+    return max(values, key=float) if numbers else values[0]
+
+
+def _placed(value: Any, device: torch.device | None) -> Any:
+    """A copy of a value, tensors in it on `device` if one is given."""
+    if isinstance(value, Tensor):
+        return value.clone() if device is None else value.to(device, copy=True)
+    if isinstance(value, dict):
+        return {k: _placed(v, device) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_placed(v, device) for v in value)
+    return value
+
+
+def _placed_step(step: Tensor, param: Tensor, group: dict[str, Any]) -> Tensor:
+    """Where torch's optimizers want "step": beside the parameter only if a kernel reads it."""
+    if group.get("capturable") or group.get("fused"):
+        return step.to(param.device, torch.float32, copy=True)
+    return step.clone()

@@ -1,0 +1,42 @@
+"""What torch.distributed.checkpoint asks of an optimizer, and leaves of its state_dict."""
+
+from typing import Any
+
+import torch
+
+from ..errors import ConfigError
+
+
+def counters_in(state_dict: dict[str, Any]) -> dict[str, Any] | None:
+    """The counters in a state_dict, or in its groups; None for another optimizer's state.
+
+    Raises:
+        ConfigError: g_v is there without the counters, which tell when it is renewed.
+    """
+    for place in (state_dict, *state_dict["param_groups"]):
+        if "sharpness" in place:
+            return place["sharpness"]
+    if any("g_v" in state for state in state_dict["state"].values()):
+        raise ConfigError(
+            "state_dict must hold the counters of steps, got g_v without them, as torch's "
+            "flatten_optimizer_state_dict leaves it; save without that option."
+        )
+    return None
+
+
+def made_state(optimizer: Any) -> bool:
+    """True if the caller of `step` wants state made and nothing else, which then is done.
+
+    torch sets every gradient and learning rate to 0 and calls step without a closure. The base then
+    steps; g_v is 0. No step is counted.
+    """
+    groups = optimizer.param_groups
+    params = [p for group in groups for p in group["params"] if p.requires_grad]
+    if optimizer.state or not params or any(group.get("lr") != 0 for group in groups):
+        return False
+    if any(p.grad is None or bool(p.grad.any()) for p in params):
+        return False
+    optimizer.base_optimizer.step()
+    for p in params if optimizer.rule.reuses_gv else ():
+        optimizer.state[p]["g_v"] = torch.zeros_like(p)
+    return True
