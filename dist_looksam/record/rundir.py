@@ -10,10 +10,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from .. import __version__, checkpoint
+from .. import checkpoint
 from ..errors import ConfigError
 from ..world import World, slurm_job
-from . import source
+from .version import made_with
 
 JOB = "job.json"
 LOCK = ".lock"
@@ -140,10 +140,9 @@ def record(out: Path, world: World, hosts: list[str]) -> None:
         "slurm_job_id": slurm_job(),
         "slurm_restarts": int(os.environ.get("SLURM_RESTART_COUNT") or 0),
         "output": os.environ.get("LOOKSAM_OUTPUT"),
+        **made_with(),
         "starts": int(before.get("starts", 0)) + 1,
         "started": time.time(),
-        "version": __version__,
-        "commit": source.commit(),
     }
     (out / "summary.json").unlink(missing_ok=True)
     scratch = out / f".{JOB}.new"

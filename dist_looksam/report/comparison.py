@@ -10,8 +10,7 @@ from typing import Any
 
 import yaml
 
-from dist_looksam import __version__
-from dist_looksam.record import source
+from dist_looksam.record.version import made_with
 from dist_looksam.report import drawing, scaling, tables, trials
 from dist_looksam.report.page import Section, page
 from dist_looksam.report.runs import FINAL, TUNE, Run, RunSet, find, to_csv
@@ -189,13 +188,13 @@ def _facts(command: Sequence[str], found: RunSet) -> dict[str, str]:
     """The page's header: what was run, made with which commit, and by what this page was made."""
     hosts = {run.host for run in found.runs if run.host}
     commits = Counter(run.commit or "not recorded" for run in found.runs)
-    made_with = ", ".join(f"{name} ({_many(n, 'run')})" for name, n in commits.items())
-    own = source.commit()
+    several = ", ".join(f"{name} ({_many(n, 'run')})" for name, n in commits.items())
+    own = made_with()
     return {
         "command": shlex.join(command),
         "runs": ", ".join(found.grids) or "single runs",
-        "commit of the runs": next(iter(commits)) if len(commits) == 1 else made_with,
+        "commit of the runs": next(iter(commits)) if len(commits) == 1 else several,
         "runs were on": _many(len(hosts), "machine") if hosts else "not known",
         "page made on": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        "page made by": f"dist_looksam {__version__}" + (f", commit {own}" if own else ""),
+        "page made by": f"dist_looksam {own['version']}, commit {own['commit'] or 'not known'}",
     }
