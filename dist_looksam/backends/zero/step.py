@@ -135,8 +135,10 @@ class Zero(ZeroState):
             self.optimizer.perturb_(params, copies([_grad(p) for p in params]), perturbation)
 
         frozen = self.layout.freeze_scale()
-        self._run(self.engine.optimizer.step, work)  # and no step of DeepSpeed's engine
-        self.layout.thaw_scale(frozen)
+        try:
+            self._run(self.engine.optimizer.step, work)  # and no step of DeepSpeed's engine
+        finally:
+            self.layout.thaw_scale(frozen)
         self.engine.optimizer.zero_grad()
         return True
 
