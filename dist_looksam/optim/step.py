@@ -213,6 +213,7 @@ class TwoGradients(Counted):
 
     def abandon(self) -> None:
         """After an exception: this step has never begun."""
+        self.param_groups = self.base_optimizer.param_groups  # DeepSpeed may have shown one of them
         self.restore()
         self._perturbed = None
 

@@ -270,3 +270,24 @@ def test_the_closure_may_run_under_no_grad_outside():
     with torch.no_grad():
         problem.train(params, optimizer, 2)
     assert not torch.equal(params[W2], before[W2])
+
+
+def test_a_parameter_that_the_second_pass_alone_uses_is_counted():
+    """As where the weights choose the branch. It got its whole gradient, which neither the norms
+    nor the clipping knew of."""
+    a, b = (torch.nn.Parameter(torch.tensor([x], dtype=torch.float64)) for x in (1.0, 1.0))
+    optimizer = LookSAM([a, b], torch.optim.SGD([a, b], lr=1.0), rho=0.1)
+    optimizer.clip = 1.0
+    passes = []
+
+    def closure():
+        optimizer.zero_grad()
+        passes.append(1)
+        loss = (3.0 * a + (4.0 * b if len(passes) == 2 else 0.0)).sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    assert float(optimizer.seen.update_norm) == pytest.approx(1.0)
+    torch.testing.assert_close(torch.cat([a, b]), 1 - torch.tensor([3.0, 4.0]).double() / 5)
+    assert float(optimizer.state[b]["g_v"]) == pytest.approx(4.0)

@@ -9,7 +9,6 @@ from torch import nn
 
 from dist_looksam import Engine
 
-PLACES = ("data", "loss", "forward", "end", "backward")
 AT = 3  # a look at k = 3
 
 
@@ -66,16 +65,25 @@ def shown(engine: Engine) -> list[torch.Tensor]:
 
 def broken_off(engine: Engine, loss: Breaking, case: dict, batches: list) -> None:
     """A step of which nothing must be left."""
+    if case["place"] == "perturb":  # as where there is no memory for copies of w and g
+        keep = engine.optimizer.keep
+
+        def broken(params: list, grads: list) -> None:
+            keep(params, grads)
+            raise Stop
+
+        engine.optimizer.keep = broken
     number = (case["pass"] - 1) * len(batches) + case["micro"]
     if case["place"] == "data":
         assert case["pass"] == 1
         batches = Torn(batches)
         batches.stop = case["micro"]
-    else:
+    elif case["place"] != "perturb":
         loss.arm(case["place"], number + 1)
     try:
         engine.step(batches)
     except Stop:
+        vars(engine.optimizer).pop("keep", None)
         return
     raise AssertionError("the step was not broken off")
 

@@ -65,9 +65,13 @@ def refused(case: dict) -> str:
     return ""
 
 
+def close(case: dict) -> dict:
+    return zero_worker.run({**case, "ascent": "rank"})
+
+
 if __name__ == "__main__":
     forks.load_deepspeed()
-    play = {"unused": unused, "refused": refused}
+    play = {"unused": unused, "refused": refused, "close": close}
     cases.play(
         cases.of_all_ranks(lambda case: play[case["kind"]](case)), timeout=timedelta(seconds=60)
     )

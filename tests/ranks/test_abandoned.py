@@ -22,6 +22,7 @@ BREAKS = [
     *({"place": "backward", "pass": p, "micro": m} for p in (1, 2) for m in (0, 1)),
     {"place": "backward", "pass": 2, "micro": 1, "at": 0},  # the first step of the process
     {"place": "forward", "pass": 1, "micro": 1, "at": 4},  # a step between looks
+    {"place": "perturb", "pass": 1, "micro": 0},
     {"place": "end", "pass": 2, "micro": 0, "next": 4},  # what follows is a step between looks
 ]
 LOCAL = [

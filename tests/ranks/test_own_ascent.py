@@ -2,6 +2,7 @@
 
 import cases
 import pytest
+import task
 import torch
 
 pytestmark = pytest.mark.needs("deepspeed")
@@ -16,7 +17,11 @@ UNUSED = [
     for o in ("look_sam", "layer_sam")
     for s in ("ddp", 0)  # from stage 1 on, DeepSpeed itself asks for the same layers on all ranks
 ]
-CASES = {2: REFUSED + UNUSED}
+CLOSE = [
+    {"kind": "close", "optimizer": "look_sam", "base": "sgd", "stage": 1, "accumulation": 1, **p}
+    for p in ({"precision": "bf16"}, {"precision": "fp16"})
+]
+CASES = {2: REFUSED + UNUSED + CLOSE}
 
 
 @pytest.fixture(scope="module")
@@ -42,3 +47,12 @@ def test_a_layer_that_one_rank_did_not_use_has_a_gradient_of_zero_there(result, 
         for name, want in rank["want"].items():
             torch.testing.assert_close(rank["got"][name], want, rtol=0, atol=1e-6)
             assert torch.equal(rank["got"][name], ends[0]["got"][name])
+
+
+@pytest.mark.parametrize("ranks, number", cases.everywhere(CASES, CLOSE))
+def test_in_16_bits_stage_1_perturbs_along_each_ranks_own_gradient(result, ranks, number):
+    """In bf16 DeepSpeed keeps each gradient flat, and adding it to the layer died in torch. Other
+    gradients' ascent ends .016 away."""
+    want = task.truth("look_sam", "sgd", ranks=2)
+    for rank in result(ranks, number)[:1]:
+        assert task.worst(rank["weights"], want) < 4e-3

@@ -150,6 +150,9 @@ class Layout:
         zero.zero_grad()
         if self.stage == 0 or self.sharded_bf16:
             return
+        if not (zero.offload_optimizer if self.stage == 3 else zero.cpu_offload):  # a buffer there
+            for flat in self.flats:
+                flat.master.grad = None
         hooks = zero._backward_hook_state
         hooks.reset_for_new_step()
         hooks.backward_active_depth = hooks.remaining_grad_acc_hooks = 0

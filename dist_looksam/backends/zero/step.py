@@ -137,16 +137,18 @@ class Zero(ZeroState):
             self.optimizer.perturb_(params, copies([_grad(p) for p in params]), perturbation)
 
         frozen = self.layout.freeze_scale()
-        self._run(self.engine.optimizer.step, work)  # and no step of DeepSpeed's engine
-        self.layout.thaw_scale(frozen)
+        try:
+            self._run(self.engine.optimizer.step, work)  # and no step of DeepSpeed's engine
+        finally:
+            self.layout.thaw_scale(frozen)
         self.engine.optimizer.zero_grad()
         return True
 
     def _perturb_locally(self) -> bool:
         """Every rank moves the weights that forward sees along its own gradient, and no master."""
-        weights, own = self.layout.visible()
-        scale = self.layout.scale()
-        grads = [g.float() / scale for g in own]
+        layers, own = self.layout.visible()
+        weights = [p.detach().view(-1) for p in layers]
+        grads = [g.float().view(-1) / self.layout.scale() for g in own]
         means = [torch.zeros_like(master) for master in self.masters]
         self.optimizer.keep(self.masters, means)
         self.optimizer.perturb_whole_(self.masters, weights, grads)
@@ -154,7 +156,7 @@ class Zero(ZeroState):
         coming = iter(grads)
         for flat, mean in zip(self.layout.flats, means, strict=True):
             for piece, view in zip(flat.pieces, flat.views(mean), strict=True):
-                view.copy_(next(coming).view(-1)[piece.start : piece.stop])
+                view.copy_(next(coming)[piece.start : piece.stop])
         self.engine.optimizer.zero_grad()
         return bool(torch.isfinite(torch.stack([g.sum() for g in grads]).sum()))
 
