@@ -17,15 +17,16 @@ from ..errors import ConfigError
 from ..maths.ascent import Climb, cosine
 from ..maths.shards import Reduce, Shards, copies, dots, each, whole
 from . import groups
+from .around import AroundBase
 from .base import Pieces, guarded_step, in_one_piece
-from .checks import check_base, check_inside, check_real, check_whole, warn_of_halves
+from .checks import check_base, check_real, check_same, check_whole, warn_of_halves
 from .closure import with_cleared_gradients
 from .replay import Replay
 from .rule import Rule, check_alpha, check_rho
 from .seen import Probe, Seen, climb_seen_
 
 
-class Sharpness(Optimizer):
+class Sharpness(AroundBase):
     """A base optimizer plus a `Rule` of which gradient it gets. Users take one of the subclasses.
 
     Args:
@@ -46,12 +47,6 @@ class Sharpness(Optimizer):
     Raises:
         ConfigError: a setting is out of range, or `params` are not those of the base.
     """
-
-    def __new__(cls, _: Any = None, base_optimizer: Any = None, *__: Any, **___: Any) -> Any:
-        """ConfigError for an optimizer's class as base, before its lr=... is a TypeError."""
-        if isinstance(base_optimizer, type):
-            check_base(base_optimizer)
-        return super().__new__(cls)
 
     def __init__(
         self,
@@ -81,7 +76,7 @@ class Sharpness(Optimizer):
         self._settings_before: list[dict[str, float]] = []
         check_base(base_optimizer)
         super().__init__(groups.copied(params), {})
-        _check_same_params(self, base_optimizer)
+        check_same(self, base_optimizer)
         check_real(self._layers())
         self._own = {"rho": rho, "alpha": alpha}
         self._keys = groups.keys_of(base_optimizer)
@@ -98,50 +93,8 @@ class Sharpness(Optimizer):
         self.base_optimizer.register_load_state_dict_pre_hook(self._keep_settings)
         self.base_optimizer.register_state_dict_pre_hook(self._take_counters)
 
-    def _share_with_base(self, _: Optimizer | None = None) -> None:
-        self.param_groups = self.base_optimizer.param_groups
-        self.state = self.base_optimizer.state
-        for group, before in zip(self.param_groups, self._settings_before, strict=False):
-            for key, value in before.items():
-                group.setdefault(key, value)
-        self._settings_before = []
-
-    def _keep_settings(self, *_: Any) -> None:
-        """rho and alpha, for groups loaded from a plain optimizer's state, which have none."""
-        self._settings_before = [
-            {self._keys[name]: self.setting(group, name) for name in self._own}
-            for group in self.base_optimizer.param_groups
-        ]
-
-    def setting(self, group: dict[str, Any], name: str) -> float:
-        """rho or alpha of a group; the default where the group came by the base and has none."""
-        return group.setdefault(self._keys[name], self._own[name])
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group to the base and to this optimizer.
-
-        Raises:
-            ConfigError: a setting is out of range, or an engine has sharded the parameters.
-        """
-        base = getattr(self, "base_optimizer", None)
-        if base is None:
-            super().add_param_group(param_group)
-            return
-        if self.driver is not None:
-            raise ConfigError(
-                "groups must be complete before Engine shards the optimizer, got add_param_group "
-                "after that; add the group first, or make another Engine."
-            )
-        group = groups.completed(param_group, base, defaults=self._own)
-        if self.module is not None:
-            check_inside([p for p in group["params"] if isinstance(p, Tensor)], self.module)
-        base.add_param_group(group)
-
     # What the step works on: parameters, and the layers in them. A parameter without a gradient
     # takes no part.
-
-    def _layers(self) -> list[Tensor]:
-        return [p for group in self.param_groups for p in group["params"]]
 
     def _active(self) -> tuple[list[Tensor], list[Tensor]]:
         """(parameters, their gradients), for the parameters that have one."""
@@ -150,23 +103,6 @@ class Sharpness(Optimizer):
             if p.grad.is_sparse:  # type: ignore[union-attr]
                 raise ConfigError("gradients must be dense, got a sparse one; use sparse=False.")
         return params, [p.grad for p in params]  # type: ignore[misc]
-
-    def column(self, name: str) -> Tensor | float:
-        """rho or alpha of every active layer: one number if all agree, else [P]."""
-        values = tuple(
-            self.setting(g, name)
-            for g in self.param_groups
-            for p in g["params"]
-            if p.grad is not None
-            for _ in self.pieces(p, p)
-        )
-        if len(set(values)) <= 1:
-            return values[0] if values else 0.0
-        if self._columns.get(name, ((), 0.0))[0] != values:
-            device = next(p.device for p in self._layers())
-            column = torch.tensor(values, dtype=torch.float64, device=device)
-            self._columns[name] = (values, column)
-        return self._columns[name][1]
 
     def _split(self, params: Shards, like: Shards) -> list[Tensor]:
         """The layers inside parameters, as views of tensors laid out as these."""
@@ -380,21 +316,6 @@ class Sharpness(Optimizer):
         replay.undo_buffers(unless=self.descend().finite)
         return loss
 
-    def mark_stepped(self) -> None:
-        """Tell torch's schedulers, on either object, that a step came before theirs."""
-        for optimizer in (self, self.base_optimizer):
-            optimizer._opt_called = True  # type: ignore[attr-defined]
-
-    def first_step(self, *_: Any, **__: Any) -> None:
-        """ConfigError: a step is one call here."""
-        raise ConfigError(
-            f"a step must be one call of step(closure), got {type(self).__name__}.first_step or "
-            f"second_step; pass a closure that zeroes, computes, calls backward and returns the "
-            f"loss, which step calls as often as needed."
-        )
-
-    second_step = first_step
-
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients of all parameters. Not by the base: Horovod's takes no argument."""
         super().zero_grad(set_to_none=set_to_none)
@@ -433,12 +354,3 @@ class _Lifted:
     grads: list[Tensor]
     eps_cosine: Tensor | None
     lowered: bool = False
-
-
-def _check_same_params(own: Optimizer, base: Optimizer) -> None:
-    mine, theirs = ({id(p) for g in o.param_groups for p in g["params"]} for o in (own, base))
-    if mine != theirs:
-        raise ConfigError(
-            f"params must be those of base_optimizer, got {len(mine)} tensors against "
-            f"{len(theirs)}, {len(mine & theirs)} of them shared; build both from the same list."
-        )
