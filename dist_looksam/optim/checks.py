@@ -96,3 +96,13 @@ def check_inside(params: Iterable[Tensor], module: nn.Module) -> None:
                 f"{tuple(p.shape)} that is not; give Engine one module that holds all that is "
                 f"trained (a head or a temperature in the loss, too)."
             )
+
+
+def check_same(own: Optimizer, base: Optimizer) -> None:
+    """ConfigError if the two optimizers are not over the same parameters."""
+    mine, theirs = ({id(p) for g in o.param_groups for p in g["params"]} for o in (own, base))
+    if mine != theirs:
+        raise ConfigError(
+            f"params must be those of base_optimizer, got {len(mine)} tensors against "
+            f"{len(theirs)}, {len(mine & theirs)} of them shared; build both from the same list."
+        )

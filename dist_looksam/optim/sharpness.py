@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from ..errors import ConfigError
 from . import groups
-from .checks import check_base, check_inside, check_real, check_whole, warn_of_halves
+from .checks import check_base, check_inside, check_real, check_same, check_whole, warn_of_halves
 from .closure import with_cleared_gradients
 from .distributed_checkpoint import counters_in, made_state
 from .replay import Replay
@@ -62,7 +62,7 @@ class Sharpness(TwoGradients):
         self._settings_before: list[dict[str, float]] = []
         check_base(base_optimizer)
         super().__init__(groups.copied(params), {})
-        _check_same_params(self, base_optimizer)
+        check_same(self, base_optimizer)
         check_real(self._layers())
         self._own = {"rho": rho, "alpha": alpha}
         self._keys = groups.keys_of(base_optimizer)
@@ -209,12 +209,3 @@ class Sharpness(TwoGradients):
         super().__setstate__(state)
         if "base_optimizer" in state:  # a copy; torch's copy of the base has lost its hooks
             self._follow_base()
-
-
-def _check_same_params(own: Optimizer, base: Optimizer) -> None:
-    mine, theirs = ({id(p) for g in o.param_groups for p in g["params"]} for o in (own, base))
-    if mine != theirs:
-        raise ConfigError(
-            f"params must be those of base_optimizer, got {len(mine)} tensors against "
-            f"{len(theirs)}, {len(mine & theirs)} of them shared; build both from the same list."
-        )
