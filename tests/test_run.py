@@ -86,6 +86,8 @@ def test_metrics_have_one_line_a_step_with_every_field(run):
         assert row["gv_ratio"] == pytest.approx(row["gv_norm"] / row["grad_norm"], rel=1e-5)
         assert row["epoch"] == pytest.approx(row["step"] * 64 / 1437, rel=1e-6)
     assert math.log(10) - 0.5 < steps[0]["loss"] < math.log(10) + 0.5
+    taken = sum(64 / row["images_per_s"] for row in steps)
+    assert taken == pytest.approx(steps[-1]["seconds"], abs=2e-3)  # no moment is in no step
     assert steps[-1]["seconds"] <= json.loads((run / "summary.json").read_text())["seconds"]
 
 

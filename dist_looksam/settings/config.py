@@ -86,6 +86,7 @@ class Settings:
     keep: int = flag(0, "newest checkpoints to keep; 0: all", int)
     requeue: bool = flag(False, "on SIGUSR1/2 under SLURM, queue the job again", bool)
     eval_every: int = flag(0, "steps between evaluations; 0: once per epoch", int)
+    max_skips: int = flag(100, "steps skipped in a row that end the run; 0: none do", int)
     track: str = flag("none", f"metrics elsewhere, too: {', '.join(TRACKERS)}", str)
     probe_every: int = flag(0, "looks between probes of g_s, g_h, g_v; 0: none", int)
     device: str = flag("auto", f"one of {', '.join(DEVICES)}", str)
@@ -137,7 +138,7 @@ class Settings:
             "batch_size": 1, "micro_batch": 1, "steps": 1, "warmup_steps": 0, "lr_base_batch": 1,
             "image_size": 1, "workers": 0, "save_every": 0, "eval_every": 0, "probe_every": 0,
             "keep": 0, "seed": 0, "holdout": 0, "warmup_epochs": 0, "lr": 0, "weight_decay": 0,
-            "eps": 0, "ranks": 1, "train_images": 1,
+            "eps": 0, "ranks": 1, "train_images": 1, "max_skips": 0,
         }  # fmt: skip
         for name, least in at_least.items():
             value = getattr(self, name)

@@ -107,7 +107,9 @@ class _Told:
         done = len(self.ledger.due()[1])
         self.spent += seconds
         self.work += point.weight
-        result = f"top1 {summary['top1']:.2%}" if summary and not code else f"FAILED (exit {code})"
+        result = f"top1 {summary['top1']:.2%}" if summary else f"FAILED (exit {code})"
+        if summary and code:
+            result += f" (exit {code}, see {self.ledger.log(point)})"
         tuned = "".join(f" {k}={v:g}" for k, v in point.tuned.items())
         total = self.ledger.grid.total
         hours = self.spent / self.work * self._left() / self.jobs / 3600
