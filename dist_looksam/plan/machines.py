@@ -22,6 +22,7 @@ class Device:
 
     flops             precision -> floating point operations a second that training reaches.
     pass_seconds      of a forward and backward beyond its operations: launches, Python.
+    launch_seconds    of the host, to ask for one kernel; 0 where pass_seconds was measured.
     memory            bytes; None: not looked at.
     memory_bandwidth  bytes a second that an optimizer step reaches, reading and writing.
     streams           DeepSpeed can send while it computes; not on a CPU.
@@ -33,6 +34,7 @@ class Device:
     memory: float | None
     memory_bandwidth: float
     pass_seconds: float = 0.0
+    launch_seconds: float = 0.0
     streams: bool = True
     source: str
 
@@ -59,6 +61,7 @@ class Network:
 
 MFU = 0.3  # one H100 reached 26 % (ViT-B/16, bf16, micro_batch 128: docs/planning.md)
 _BYTES = 0.7  # share of a data sheet's memory bandwidth that foreach kernels reach, assumed
+LAUNCH = 10e-6  # assumed, of a fast host; one was measured at 46e-6 (docs/planning.md)
 _SHEET = "NVIDIA's data sheet, dense; {:.0%} of its operations and {:.0%} of its bytes assumed"
 
 
@@ -70,6 +73,7 @@ def _gpu(name: str, bf16: float, fp32: float, memory: float, bandwidth: float) -
         flops=flops,
         memory=memory * GB,
         memory_bandwidth=bandwidth * GB * _BYTES,
+        launch_seconds=LAUNCH,
         source=f"{name}: " + _SHEET.format(MFU, _BYTES),
     )
 

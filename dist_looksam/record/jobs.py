@@ -19,6 +19,7 @@ from .. import checkpoint
 from ..cli.arguments import Parser
 from ..errors import ConfigError, RunError
 from . import metrics, rundir
+from .progress import h_mm_ss
 
 COLUMNS = (
     "run", "job", "state", "nodes", "step", "top1", "images/s", "eta", "checkpoint", "requeues",
@@ -134,10 +135,6 @@ def _output(run: Path, job: dict[str, Any]) -> list[str]:
     return []
 
 
-def _duration(seconds: float) -> str:
-    return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02d}:{int(seconds) % 60:02d}"
-
-
 def row_of(run: Path) -> dict[str, str]:
     """One line of the table, a text for each of COLUMNS; '-' for what is not known."""
     job = rundir.job(run)
@@ -163,7 +160,7 @@ def row_of(run: Path) -> dict[str, str]:
     if recent:
         row["images/s"] = f"{sum(recent) / len(recent):.0f}"
     if state == "running" and steps and steps[-1]["seconds"]:
-        row["eta"] = _duration(max(total - done, 0) * steps[-1]["seconds"] / done)
+        row["eta"] = h_mm_ss(max(total - done, 0) * steps[-1]["seconds"] / done)
     saved = checkpoint.found(run / "checkpoints")
     row["checkpoint"] = saved[0].name if saved else "-"
     row["requeues"] = str(max(queued.restarts if queued else 0, job.get("slurm_restarts", 0)))

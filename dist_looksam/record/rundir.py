@@ -13,6 +13,7 @@ from typing import IO, Any
 from .. import checkpoint, files
 from ..errors import ConfigError
 from ..world import World, slurm_job
+from .version import made_with
 
 CONFIG = "config.yaml"
 SUMMARY = "summary.json"
@@ -216,6 +217,7 @@ def record(out: Path, world: World, hosts: list[str]) -> None:
         "slurm_job_id": slurm_job(),
         "slurm_restarts": _restarts(),
         "output": os.environ.get("LOOKSAM_OUTPUT"),
+        **made_with(),
         "starts": int(before.get("starts", 0)) + 1,
         "started": time.time(),
     }

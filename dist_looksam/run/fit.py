@@ -23,6 +23,7 @@ from ..record import rundir, trackers
 from ..record.metrics import MetricsLog
 from ..record.probe import ProbeLog
 from ..record.progress import Progress
+from ..record.version import made_with
 from ..settings import assemble, config
 from ..settings.config import Settings
 from . import resume
@@ -74,7 +75,8 @@ class Fit:
         self.caught: list[signal.Signals] = []  # by any rank
         reader, self.notes = resume.prepare(self.backend, settings, data)
         if self.first:
-            config.write(settings, self.out / "config.yaml")
+            self.made_with = made_with()
+            config.write(settings, self.out / rundir.CONFIG, self.made_with)
         self.tracker: trackers.Tracker | None = None
         if settings.track != "none":
             resume.shared(self.backend, self._track)
@@ -325,8 +327,9 @@ class Fit:
 
             assert weights is not None
             save_file(weights, self.out / "model.safetensors")
-            shutil.copymode(self.out / "config.yaml", self.out / "model.safetensors")  # was 0600
+            shutil.copymode(self.out / rundir.CONFIG, self.out / "model.safetensors")  # was 0600
             curves(self.out)
-            (self.out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+            text = json.dumps({**summary, **self.made_with}, indent=1)
+            (self.out / rundir.SUMMARY).write_text(text + "\n")
             self.progress.note(f"top1 {self.top1:.2%}; curves: {self.out / 'curves.png'}")
         return summary

@@ -26,6 +26,11 @@ BACKENDS = ("auto", "plain", "ddp", "zero", "horovod", "fsdp2")
 PRECISIONS = ("fp32", "bf16", "fp16")
 COMPRESSIONS = ("none", "fp16")
 DEVICES = ("auto", "cpu", "cuda")
+_LARGEST = 2**31 - 1  # of whole numbers
+_MOST = {  # what torch, the operating system or the clock can take
+    "seed": 2**63 - 1, "image_size": 2**14, "workers": 1024, "timeout": 10**7, "epochs": 10**6,
+    "warmup_epochs": 10**6, "local_rank": 2**16,
+}  # fmt: skip
 EPOCHS = {"digits": 30.0, "fashion_mnist": 5.0, "folder": 90.0}
 
 
@@ -144,6 +149,11 @@ class Settings:
             value = getattr(self, name)
             if value is not None and not least <= value < float("inf"):
                 raise ConfigError(f"{name} must be >= {least} and finite, got {value}.")
+        for f in fields(self):
+            most = _MOST.get(f.name, _LARGEST if f.metadata["type"] is int else None)
+            if most is not None and (getattr(self, f.name) or 0) > most:
+                got = getattr(self, f.name)
+                raise ConfigError(f"{f.name} must be <= {most:,}, got {got}.")
         for name in ("momentum", "drop_path", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be in [0, 1), got {getattr(self, name)}.")
@@ -237,14 +247,19 @@ class Settings:
         if batch % unit:
             nearest = [n for n in (batch // unit * unit, (batch // unit + 1) * unit) if n]
             part = f"micro_batch {self.micro_batch} x {ranks}" if self.micro_batch else f"{ranks}"
+            use = " or ".join(map(str, nearest))
+            if self.micro_batch and batch % ranks == 0:
+                fits = _largest_divisor(batch // ranks, self.micro_batch)
+                if batch < unit:  # a batch that is much larger is hardly meant
+                    use = f"--micro_batch {fits}, or batch_size {use}"
+                else:
+                    use += f", or --micro_batch {fits}"
             raise ConfigError(
-                f"batch_size must be {part} ranks x a whole number, got {batch}; "
-                f"use {' or '.join(map(str, nearest))}."
+                f"batch_size must be {part} ranks x a whole number, got {batch}; use {use}."
             )
         if self.micro_batch:
             return self.micro_batch
-        share = batch // ranks
-        return next(n for n in range(min(share, 256), 0, -1) if share % n == 0)
+        return _largest_divisor(batch // ranks, 256)
 
     def to_yaml(self) -> str:
         """The settings as a file that `--config` takes."""
@@ -253,6 +268,10 @@ class Settings:
             del values[name]
         values["betas"] = list(self.betas)
         return yaml.safe_dump(values, sort_keys=False)
+
+
+def _largest_divisor(number: int, most: int) -> int:
+    return next(n for n in range(min(number, most), 0, -1) if number % n == 0)
 
 
 DEFAULTS = {f.name: f.default for f in fields(Settings)}
@@ -293,14 +312,25 @@ def _typed(name: str, value: Any, kind: Any, *, optional: bool) -> Any:
             raise ValueError
         if kind is str and not isinstance(value, str | int | float):
             raise ValueError
-        if kind is int and (isinstance(value, bool) or float(value) != int(float(value))):
-            raise ValueError
-        converted = int(float(value)) if kind is int else kind(value)
+        converted = _whole(value) if kind is int else kind(value)
     except (ValueError, TypeError, OverflowError):
         raise ConfigError(f"{name} must be {words[kind]}, got {value!r}.") from None
     if converted != converted:
         raise ConfigError(f"{name} must be {words[kind]}, got {value!r}.")
     return converted
+
+
+def _whole(value: Any) -> int:
+    """An int, or text like 64 or 1e6. ValueError, TypeError or OverflowError for anything else."""
+    if isinstance(value, bool):
+        raise ValueError
+    try:
+        return value if isinstance(value, int) else int(str(value))  # exact beyond 2^53
+    except ValueError:
+        number = float(value)
+        if number != int(number):
+            raise
+        return int(number)
 
 
 def _betas(values: Any) -> tuple[float, float]:
@@ -394,6 +424,7 @@ def parse(argv: Sequence[str]) -> Settings:
     return settings
 
 
-def write(settings: Settings, path: Path) -> None:
-    """Write config.yaml."""
-    path.write_text(settings.to_yaml(), encoding="utf-8")
+def write(settings: Settings, path: Path, made_with: dict[str, str | None]) -> None:
+    """Write config.yaml, which begins with a comment of what it was made with."""
+    by = ", ".join(f"{name} {value}" for name, value in made_with.items() if value)
+    path.write_text(f"# dist_looksam {by}\n{settings.to_yaml()}", encoding="utf-8")

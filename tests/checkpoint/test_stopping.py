@@ -128,7 +128,7 @@ def test_a_second_ctrl_c_ends_at_once_but_not_what_a_launcher_passes_on():
 
 
 def test_a_run_that_learns_nothing_says_so_and_exits_with_1(tmp_path, capsys, monkeypatch):
-    """It skipped 59 of its 60 steps, said nothing, showed the last finite loss, and exited with 0."""
+    """It skipped 59 of its 60 steps, said nothing, showed the last finite loss, and left with 0."""
     monkeypatch.setitem(metrics.MetricsLog.__init__.__kwdefaults__, "every", 4)
     out = tmp_path / "run"
     assert train(out, "--optimizer", "adamw", "--lr", "1e30", "--steps", "30") == 1
