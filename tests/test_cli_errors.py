@@ -103,7 +103,7 @@ def test_a_wrong_flag_is_one_sentence_and_changes_nothing(name, out, capfd):
 
 
 NUMBERS = [f.name for f in fields(Settings) if f.metadata["type"] in (int, float)]
-ABSURD = ["1e400", "-1e400", "nan", "-1", "0", str(10**30), "1e300", str(2**64), "9" * 5000]
+ABSURD = ["1e400", "-1e400", "nan", "-1", "0", str(10**30), "1e300", "1e9", str(2**64), "9" * 5000]
 
 
 @pytest.mark.parametrize("name", NUMBERS)
@@ -118,8 +118,8 @@ def test_an_absurd_number_is_refused_or_trains_but_is_no_traceback(name, tmp_pat
         except ConfigError as error:
             assert "\n" not in str(error)
             continue
-        assert text in ("0", "1e300", "-1"), text  # -1: local_rank
-        if text == "1e300":
+        kind = Settings.__dataclass_fields__[name].metadata["type"]
+        if kind is float and text != "0":
             code = main(mine)
             error = capfd.readouterr().err
             assert code in (0, 1, 2) and error.count("\n") == (code != 0), (text, error)

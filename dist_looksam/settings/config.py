@@ -21,16 +21,12 @@ from ..maths.schedule import SCALINGS, SCHEDULES
 from ..optim.rule import LAYER_ASCENTS, REUSES, SCOPES, check_alpha, check_choice, check_rho
 from ..optim.table import BASES, LR, METHODS, RHO, WEIGHT_DECAY, base_of, method, rule_of
 from ..record.trackers import TRACKERS
+from .numbers import check_most, micro_batch, whole
 
 BACKENDS = ("auto", "plain", "ddp", "zero", "horovod", "fsdp2")
 PRECISIONS = ("fp32", "bf16", "fp16")
 COMPRESSIONS = ("none", "fp16")
 DEVICES = ("auto", "cpu", "cuda")
-_LARGEST = 2**31 - 1  # of whole numbers
-_MOST = {  # what torch, the operating system or the clock can take
-    "seed": 2**63 - 1, "image_size": 2**14, "workers": 1024, "timeout": 10**7, "epochs": 10**6,
-    "warmup_epochs": 10**6, "local_rank": 2**16,
-}  # fmt: skip
 EPOCHS = {"digits": 30.0, "fashion_mnist": 5.0, "folder": 90.0}
 
 
@@ -150,10 +146,7 @@ class Settings:
             if value is not None and not least <= value < float("inf"):
                 raise ConfigError(f"{name} must be >= {least} and finite, got {value}.")
         for f in fields(self):
-            most = _MOST.get(f.name, _LARGEST if f.metadata["type"] is int else None)
-            if most is not None and (getattr(self, f.name) or 0) > most:
-                got = getattr(self, f.name)
-                raise ConfigError(f"{f.name} must be <= {most:,}, got {got}.")
+            check_most(f.name, getattr(self, f.name), f.metadata["type"])
         for name in ("momentum", "drop_path", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be in [0, 1), got {getattr(self, name)}.")
@@ -203,7 +196,7 @@ class Settings:
             eps=(1e-6 if base == "lamb" else 1e-8) if self.eps is None else self.eps,
             rho=RHO.get(method(self.optimizer).ascent or "", 0.0) if self.rho is None else self.rho,
             backend=backend,
-            micro_batch=self._micro_batch(ranks),
+            micro_batch=micro_batch(self.batch_size, ranks=ranks, asked=self.micro_batch),
             epochs=None,
             steps=steps,
             warmup_steps=self._warmup(steps, samples),
@@ -240,27 +233,6 @@ class Settings:
             raise ConfigError(f"backend plain is for one rank, got {ranks}; use --backend auto.")
         return self.backend
 
-    def _micro_batch(self, ranks: int) -> int:
-        """What was asked for, checked; else the largest divisor of a rank's share up to 256."""
-        batch = self.batch_size
-        unit = ranks * (self.micro_batch or 1)
-        if batch % unit:
-            nearest = [n for n in (batch // unit * unit, (batch // unit + 1) * unit) if n]
-            part = f"micro_batch {self.micro_batch} x {ranks}" if self.micro_batch else f"{ranks}"
-            use = " or ".join(map(str, nearest))
-            if self.micro_batch and batch % ranks == 0:
-                fits = _largest_divisor(batch // ranks, self.micro_batch)
-                if batch < unit:  # a batch that is much larger is hardly meant
-                    use = f"--micro_batch {fits}, or batch_size {use}"
-                else:
-                    use += f", or --micro_batch {fits}"
-            raise ConfigError(
-                f"batch_size must be {part} ranks x a whole number, got {batch}; use {use}."
-            )
-        if self.micro_batch:
-            return self.micro_batch
-        return _largest_divisor(batch // ranks, 256)
-
     def to_yaml(self) -> str:
         """The settings as a file that `--config` takes."""
         values = asdict(self)
@@ -268,10 +240,6 @@ class Settings:
             del values[name]
         values["betas"] = list(self.betas)
         return yaml.safe_dump(values, sort_keys=False)
-
-
-def _largest_divisor(number: int, most: int) -> int:
-    return next(n for n in range(min(number, most), 0, -1) if number % n == 0)
 
 
 DEFAULTS = {f.name: f.default for f in fields(Settings)}
@@ -312,25 +280,12 @@ def _typed(name: str, value: Any, kind: Any, *, optional: bool) -> Any:
             raise ValueError
         if kind is str and not isinstance(value, str | int | float):
             raise ValueError
-        converted = _whole(value) if kind is int else kind(value)
+        converted = whole(value) if kind is int else kind(value)
     except (ValueError, TypeError, OverflowError):
         raise ConfigError(f"{name} must be {words[kind]}, got {value!r}.") from None
     if converted != converted:
         raise ConfigError(f"{name} must be {words[kind]}, got {value!r}.")
     return converted
-
-
-def _whole(value: Any) -> int:
-    """An int, or text like 64 or 1e6. ValueError, TypeError or OverflowError for anything else."""
-    if isinstance(value, bool):
-        raise ValueError
-    try:
-        return value if isinstance(value, int) else int(str(value))  # exact beyond 2^53
-    except ValueError:
-        number = float(value)
-        if number != int(number):
-            raise
-        return int(number)
 
 
 def _betas(values: Any) -> tuple[float, float]:

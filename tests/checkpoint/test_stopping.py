@@ -131,7 +131,7 @@ def test_a_run_that_learns_nothing_says_so_and_exits_with_1(tmp_path, capsys, mo
     """It skipped 59 of its 60 steps, said nothing, showed the last finite loss, and left with 0."""
     monkeypatch.setitem(metrics.MetricsLog.__init__.__kwdefaults__, "every", 4)
     out = tmp_path / "run"
-    assert train(out, "--optimizer", "adamw", "--lr", "1e30", "--steps", "30") == 1
+    assert train(out, "--optimizer", "adamw", "--lr", "1e9", "--steps", "30") == 1
     told = capsys.readouterr()
     assert "nothing was learnt after step" in told.err and told.err.count("\n") == 1
     assert "warning: the last 2" in told.out and "loss nan" in told.out
@@ -139,7 +139,7 @@ def test_a_run_that_learns_nothing_says_so_and_exits_with_1(tmp_path, capsys, mo
     assert "nothing was learnt" in (out / "log.txt").read_text().splitlines()[-1]
 
     out = tmp_path / "short"
-    flags = ("--optimizer", "adamw", "--lr", "1e30", "--steps", "30", "--max_skips", "6")
+    flags = ("--optimizer", "adamw", "--lr", "1e9", "--steps", "30", "--max_skips", "6")
     assert train(out, *flags) == 1
     assert json.loads((out / "summary.json").read_text())["steps"] < 20
     assert found(out / "checkpoints") == []
