@@ -4,14 +4,13 @@ Speeds of the tables are a data sheet's peak times a fraction that is assumed, n
 that `dist-looksam plan --calibrate` wrote has measured ones, and `load` reads it.
 """
 
-import difflib
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from ..errors import ConfigError
+from ..errors import ConfigError, did_you_mean
 
 GB = 1e9
 
@@ -135,11 +134,8 @@ def _named(what: str, value: Any, table: dict[str, Any]) -> Any:
         return value
     if value.lower() in table:  # NVIDIA writes A100
         return table[value.lower()]
-    near = difflib.get_close_matches(value.lower(), table, n=1)
-    raise ConfigError(
-        f"{what} must be one of {', '.join(table)}, got {value!r}"
-        + (f"; did you mean {near[0]}?" if near else "; or measure yours with --calibrate FILE.")
-    )
+    hint = did_you_mean(value.lower(), table, "or measure yours with --calibrate FILE.")
+    raise ConfigError(f"{what} must be one of {', '.join(table)}, got {value!r}; {hint}")
 
 
 def save(found: Machine, path: Path) -> None:

@@ -3,7 +3,6 @@
 `--config FILE.yaml` comes first, flags override it, `--print_config` shows the outcome.
 """
 
-import difflib
 import re
 import sys
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser
 
 from ..backends.zero import config as zero_config
 from ..engine import ASCENTS
-from ..errors import ConfigError
+from ..errors import ConfigError, did_you_mean
 from ..maths.schedule import SCALINGS, SCHEDULES
 from ..optim.rule import LAYER_ASCENTS, REUSES, SCOPES, check_alpha, check_choice, check_rho
 from ..optim.table import BASES, LR, METHODS, RHO, WEIGHT_DECAY, base_of, method, rule_of
@@ -305,12 +304,15 @@ def _sentence(error: ArgumentError) -> str:
     names = [f.name for f in fields(Settings)]
     if "nrecognized arguments" in text:
         got = next((w for w in text.split() if w.startswith("-")), text.split()[-1])
-        near = difflib.get_close_matches(got.strip("-").replace("-", "_"), names, n=1)
-        hint = f"did you mean --{near[0]}?" if near else "see --help for all flags."
+        name = got.strip("-").replace("-", "_")
+        hint = did_you_mean(name, names, "see --help for all flags.", flag="--")
         return f"unknown flag, got {got}; {hint}"
     if unknown := re.search(r"Option '(.+?)' is not accepted", text):
-        near = difflib.get_close_matches(unknown[1].replace("-", "_"), names, n=1)
-        hint = f"did you mean {near[0]}?" if near else "its names are those of the flags in --help."
+        name, otherwise = (
+            unknown[1].replace("-", "_"),
+            "its names are those of the flags in --help.",
+        )
+        hint = did_you_mean(name, names, otherwise)
         return f"config has an unknown setting, got {unknown[1]}; {hint}"
     if "Value not boolean" in text:
         flags = " and ".join(f.name for f in fields(Settings) if f.metadata["type"] is bool)
