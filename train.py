@@ -3,8 +3,11 @@
 import faulthandler
 import sys
 
-from dist_looksam.cli.leave import leave
-from dist_looksam.run.train import main
+try:
+    from dist_looksam.cli.leave import leave
+    from dist_looksam.run.train import main
+except KeyboardInterrupt:  # importing torch takes seconds
+    sys.exit(130)
 
 if __name__ == "__main__":
     faulthandler.enable()  # a crash in a library says where Python was, on every rank

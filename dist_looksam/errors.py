@@ -1,5 +1,8 @@
 """What the user did wrong, as one sentence; and what the program could not do."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class ConfigError(ValueError):
     """A setting is wrong: what, got, allowed, do. Raised before any training; exit code 2."""
@@ -7,3 +10,10 @@ class ConfigError(ValueError):
 
 class RunError(RuntimeError):
     """A run cannot go on (a lost rank, a full disk): one sentence; exit code 1."""
+
+
+def did_you_mean(word: str, known: Iterable[str], otherwise: str, *, flag: str = "") -> str:
+    """The end of a sentence about an unknown `word`: the known one most like it, with `flag` before
+    it, or `otherwise` where none is."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"did you mean {flag}{near[0]}?" if near else otherwise

@@ -4,12 +4,15 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from dist_looksam.cli import main as cli
+from dist_looksam.errors import ConfigError
 from dist_looksam.run.train import main
+from dist_looksam.settings.config import Settings, parse
 
 ROOT = Path(__file__).parents[1]
 DIGITS = ["--data", "digits", "--steps", "1"]
@@ -97,6 +100,34 @@ def test_a_wrong_flag_is_one_sentence_and_changes_nothing(name, out, capfd):
     flags, says = WRONG[name]
     sentence = refused(flags, out, capfd)
     assert re.search(says, sentence), sentence
+
+
+NUMBERS = [f.name for f in fields(Settings) if f.metadata["type"] in (int, float)]
+ABSURD = ["1e400", "-1e400", "nan", "-1", "0", str(10**30), "1e300", "1e9", str(2**64), "9" * 5000]
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_an_absurd_number_is_refused_or_trains_but_is_no_traceback(name, tmp_path, capfd):
+    """--seed 2**64 ended in a traceback of torch, and 2**53 + 1 was another seed than asked for."""
+    flags = ["--data", "digits", "--model", "vit_8", "--batch_size", "8", "--device", "cpu"]
+    flags += [] if name in ("steps", "epochs") else ["--steps", "1"]
+    for text in ABSURD:
+        mine = [*flags, f"--{name}", text, "--out", str(tmp_path / "run")]
+        try:
+            parse(mine).resolved(ranks=1, launcher="single", samples=1437)
+        except ConfigError as error:
+            assert "\n" not in str(error)
+            continue
+        kind = Settings.__dataclass_fields__[name].metadata["type"]
+        if kind is float and text != "0":
+            code = main(mine)
+            error = capfd.readouterr().err
+            assert code in (0, 1, 2) and error.count("\n") == (code != 0), (text, error)
+
+
+def test_whole_numbers_are_taken_exactly(capsys):
+    assert parse(["--seed", str(2**53 + 1)]).seed == 2**53 + 1
+    assert parse(["--steps", "1e6"]).steps == 10**6
 
 
 @pytest.mark.parametrize("text, says", [

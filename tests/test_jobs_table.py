@@ -1,8 +1,12 @@
 """The table of runs where there is no SLURM, and the launch scripts' mistakes."""
 
+import fcntl
 import json
 import os
+import shutil
+import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,20 +35,60 @@ def run(tmp_path, monkeypatch):
     return folder
 
 
-def test_a_run_whose_process_is_gone_is_stopped(run):
+HOLD = """
+import sys, time
+from pathlib import Path
+from dist_looksam.record import rundir
+rundir.prepare(Path(sys.argv[1]), resume_step=4)
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def held(run):
+    """A process whose command line tells nothing holds the run; as the points of a sweep are."""
+    command = [sys.executable, "-c", HOLD, str(run)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert process.stdout is not None and process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.wait()
+
+
+def lock_says(run: Path, **values) -> None:
+    """The lock names another process, which does not hold it."""
+    (run / ".lock").write_text(json.dumps(rundir.holder(run) | values))
+
+
+def test_a_run_whose_process_is_gone_is_stopped(run, held):
     rundir.record(run, World(), ["here"])
-    job = rundir.job(run) | {"pid": 2**22 + 1}
-    (run / "job.json").write_text(json.dumps(job))
+    held.kill()
+    held.wait()
     row = jobs.row_of(run)
     assert (row["state"], row["step"], row["top1"]) == ("stopped", "5/10", "25.00%")
     assert (row["images/s"], row["checkpoint"], row["nodes"]) == ("100", "step-4", "here")
 
 
-def test_a_run_that_writes_on_another_host_is_running_and_has_an_eta(run):
-    rundir.record(run, World(), ["elsewhere"])
-    (run / "job.json").write_text(json.dumps(rundir.job(run) | {"host": "elsewhere"}))
+def test_a_run_lives_as_long_as_its_lock_is_held_and_can_be_cancelled(run, held):
+    """Every running point of a sweep was shown as stopped and could not be cancelled: its command
+    line is the sweep's."""
+    rundir.record(run, World(), ["here"])
     row = jobs.row_of(run)
     assert (row["state"], row["eta"]) == ("running", "0:00:10")
+    assert jobs.cancel([str(run)]) == 0
+    assert held.wait(timeout=10) == -signal.SIGTERM
+    assert jobs.row_of(run)["state"] == "stopped"
+
+
+def test_of_a_run_on_another_host_nothing_is_guessed(run, held):
+    """A run elsewhere whose metrics were older than two minutes was called stopped."""
+    held.kill()
+    held.wait()
+    lock_says(run, host="elsewhere")
+    assert jobs.row_of(run)["state"] == "unknown"
+    with pytest.raises(ConfigError, match="may run on elsewhere, not here"):
+        jobs.cancel([str(run)])
 
 
 def test_a_run_with_a_summary_is_finished_until_it_is_started_again(run):
@@ -54,14 +98,22 @@ def test_a_run_with_a_summary_is_finished_until_it_is_started_again(run):
     assert jobs.row_of(run)["state"] != "finished"
 
 
-def test_another_process_with_the_old_number_is_not_the_run(run):
-    """Process numbers are used again: `cancel` would have stopped somebody else's program."""
-    other = subprocess.Popen(["/bin/sleep", "60"])
+def test_another_process_with_the_old_number_is_not_the_run(run, held):
+    """Process numbers are used again. One with "train" anywhere in its command line was taken for
+    the run, and `cancel` killed it."""
+    held.kill()
+    held.wait()
+    other = subprocess.Popen(["/bin/sh", "-c", "/bin/sleep 60; : train"])
     try:
         rundir.record(run, World(), ["here"])
         (run / "job.json").write_text(json.dumps(rundir.job(run) | {"pid": other.pid}))
+        lock_says(run, pid=other.pid)
         assert jobs.row_of(run)["state"] == "stopped"
         assert jobs.cancel([str(run)]) == 0
+        with (run / ".lock").open() as file:  # as a forked child that outlives the run would
+            fcntl.flock(file, fcntl.LOCK_EX)
+            with pytest.raises(ConfigError, match="cancel it there"):
+                jobs.cancel([str(run)])
         assert other.poll() is None
     finally:
         other.kill()
@@ -109,6 +161,76 @@ def test_an_element_of_an_array_is_not_called_by_the_number_of_the_array(run, mo
         monkeypatch.setenv(name, value)
     rundir.record(run, World(), ["here"])
     assert rundir.job(run)["slurm_job_id"] == "1_99"
+
+
+def programs(**said: str) -> None:
+    """Programs on the path that print what SLURM's would, and note their arguments."""
+    folder = Path(os.environ["PATH"].split(":")[0])
+    folder.mkdir(exist_ok=True)
+    for name, text in said.items():
+        path = folder / name
+        path.write_text(f"#!/bin/sh\necho \"$@\" >> {folder}/{name}.called\ncat <<'E'\n{text}\nE\n")
+        path.chmod(0o755)
+
+
+def test_a_waiting_element_of_an_array_is_cancelled_by_the_name_it_is_shown_by(
+    run, monkeypatch, capsys
+):
+    """`cancel 2_2`: "must be a run directory"."""
+    monkeypatch.setenv("PATH", f"{os.environ['PATH']}:/usr/bin:/bin")
+    show = "JobId=3 ArrayJobId=2 ArrayTaskId=2 JobName=sweep JobState=PENDING Reason=Resources"
+    programs(squeue="2_2|PENDING||Resources|sweep", scontrol=show, scancel="")
+    row = jobs.table(run.parent)[-1]
+    assert (row["job"], row["state"]) == ("2_2", "waiting")
+    assert jobs.cancel([row["job"]]) == 0
+    assert "2_2: SLURM job 2_2 cancelled" in capsys.readouterr().out
+    called = Path(os.environ["PATH"].split(":")[0]) / "scancel.called"
+    assert called.read_text() == "2_2\n"
+
+
+def test_a_job_that_died_at_its_start_is_in_the_table_with_its_reason(run, monkeypatch, capsys):
+    """It had written neither config.yaml nor job.json, so it was not there; why it had died was
+    in slurm-N.out alone."""
+    output = run.parent / "slurm-9.out"
+    output.write_text("error: k must be >= 1\nsrun: error: node1: task 0: Exited with code 2\n")
+    dead = run.parent / "dead"
+    dead.mkdir()
+    submitted = {"slurm_job_id": "9", "output": str(output)}
+    (dead / "submitted.json").write_text(json.dumps(submitted))
+    row = jobs.row_of(dead)  # SLURM has forgotten it
+    assert dead in jobs.runs_in(run.parent)
+    assert (row["job"], row["state"], row["step"]) == ("9", "stopped", "0/?")
+    assert row["reason"] == "error: k must be >= 1"
+    assert jobs.show_log([str(dead), "--lines", "1"]) == 0
+    assert "task 0" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="lines must be >= 1"):
+        jobs.show_log([str(dead), "--lines", "0"])
+
+    monkeypatch.setenv("PATH", f"{os.environ['PATH']}:/usr/bin:/bin")  # before it had a directory
+    show = f"JobId=10 JobName=x JobState=FAILED Reason=NonZeroExitCode StdOut={output}"
+    programs(squeue="10|FAILED||NonZeroExitCode|x", scontrol=show)
+    row = next(row for row in jobs.table(run.parent) if row["job"] == "10")
+    assert (row["state"], row["reason"]) == ("failed", "error: k must be >= 1")
+
+
+def test_a_requeued_job_without_a_checkpoint_begins_again_in_its_own_folder(run, monkeypatch):
+    """A node was lost before the first checkpoint. The restart renamed the folder, and point.json
+    with it, so that the sweep no longer knew its run; and two folders had the same job."""
+    shutil.rmtree(run / "checkpoints")
+    (run / "point.json").write_text("{}")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    rundir.prepare(run, resume_step=None)  # the older run is none of this job's
+    rundir.release(run)
+    assert (run.parent / "a.1" / "config.yaml").exists()
+    assert (run / "point.json").exists() and not (run / "config.yaml").exists()
+    (run / "config.yaml").write_text("steps: 10\n")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert rundir.prepare(run, resume_step=None) == []
+    rundir.release(run)
+    assert (run / "point.json").exists() and not (run.parent / "a.2").exists()
+    rundir.prepare(run, resume_step=None)  # a second run of the same start is another run
+    rundir.release(run)
+    assert (run.parent / "a.2").exists() and (run / "point.json").exists()
 
 
 def test_no_such_folder_or_run_is_one_sentence(tmp_path):

@@ -165,6 +165,34 @@ def test_seconds_go_on_over_a_resume_and_stand_still_when_paused(path, monkeypat
     assert [row["seconds"] for row in read(path)[0]] == [2, 3, 7]
 
 
+def test_images_per_s_is_from_one_completed_step_to_the_next(path, monkeypatch):
+    """On a GPU the clock stopped when a step was launched; the wait for it came later and was in no
+    step. What lies between two steps, as a slow loader does, was in none either."""
+    now = [100.0]
+    monkeypatch.setattr("dist_looksam.record.metrics.time.monotonic", lambda: now[0])
+    with MetricsLog(path) as log:
+        for took in (4, 1, 2):
+            now[0] += took
+            log.step(0, images=8)
+        with log.paused():
+            now[0] += 50
+        now[0] += 2
+        log.step(1, images=8)
+    steps = read(path)[0]
+    assert [row["images_per_s"] for row in steps] == [2, 8, 4, 4]
+    assert [row["seconds"] for row in steps] == [4, 5, 7, 9]
+
+
+def test_skips_in_a_row_are_counted_over_a_resume_and_nan_stays_nan_for_the_host(path):
+    with MetricsLog(path) as log:
+        for step, skipped in enumerate([True, False, True, True]):
+            log.step(step, skipped=torch.tensor(skipped), loss=torch.tensor(math.nan))
+        log.flush()
+        assert log.skips == 2 and math.isnan(log.last["loss"])
+    assert MetricsLog(path, resume_step=4).skips == 2
+    assert MetricsLog(path, resume_step=2).skips == 0
+
+
 def test_a_flush_hands_back_the_newest_line_as_plain_numbers(path):
     log = MetricsLog(path)
     log.step(0, loss=torch.tensor(0.25))

@@ -288,3 +288,20 @@ def test_a_model_without_a_formula_is_counted():
     own, residual, fp32 = workload("vit_28", 10, (1, 28, 28)).saved
     saved, _ = counted(net, (1, 28, 28))
     assert saved[0] == pytest.approx(own + residual + fp32, rel=0.03)
+
+
+def test_a_batch_too_small_for_its_ranks_is_told_the_micro_batch_that_fits(capsys):
+    """It said "use 4194304", a batch of 128 times as much."""
+    recipe = ["--batch_size", "32768", "--micro_batch", "512", "--gpus", "8192"]
+    with pytest.raises(ConfigError, match="use --micro_batch 4, or batch_size 4194304"):
+        cli._dispatch(["plan", "--model", "vit_b16", *recipe])
+
+
+def test_a_pass_is_not_planned_shorter_than_its_host_needs_to_ask_for_it(capsys):
+    """A pass of 1.41 ms was planned without a word, for which a host needs 20 to 92 ms."""
+    flags = ["plan", "--model", "vit_b16", "--precision", "bf16", "--gpus", "8192"]
+    assert cli.main([*flags, "--batch_size", "32768", "--micro_batch", "4"]) == 0
+    told = capsys.readouterr().out
+    assert "The host sets this time, not the GPU: it needs 19.63 ms" in told
+    assert cli.main([*flags[:-1], "64", "--batch_size", "32768", "--micro_batch", "128"]) == 0
+    assert "The host" not in capsys.readouterr().out

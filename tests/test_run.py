@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 
 from dist_looksam import checkpoint
 from dist_looksam.record import metrics
+from dist_looksam.record.version import made_with
 from dist_looksam.run.train import main
 from dist_looksam.settings import config
 
@@ -26,7 +28,7 @@ TINY = ["--data", "digits", "--optimizer", "look_sam", "--k", "5", "--batch_size
         "--eval_every", "8", "--save_every", "7", "--probe_every", "1"]  # fmt: skip
 SUMMARY = {
     "top1", "steps", "seconds", "images_per_s", "forward_backward_passes", "world_size", "backend",
-    "optimizer", "batch_size",
+    "optimizer", "batch_size", "version", "commit",
 }  # fmt: skip
 
 
@@ -74,6 +76,31 @@ def test_summary_counts_the_passes_that_were_made(run):
     assert summary["images_per_s"] == pytest.approx(STEPS * 64 / summary["seconds"], rel=1e-3)
 
 
+def test_a_run_says_what_it_was_made_with(run, tmp_path, monkeypatch):
+    """Nothing told of which commit a run was; the report named its own."""
+    mine = made_with()
+    kept = [json.loads((run / name).read_text()) for name in ("summary.json", "job.json")]
+    assert all(k[name] == mine[name] for k in kept for name in ("version", "commit"))
+    first = (run / "config.yaml").read_text().splitlines()[0]
+    assert first.startswith(f"# dist_looksam version {mine['version']}")
+    assert made_with(tmp_path)["commit"] is None  # no checkout
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x"]
+    (tmp_path / "file").write_text("a")
+    for words in (["init", "-q"], ["add", "file"], ["commit", "-qm", "x"]):
+        subprocess.run([*git, *words], check=True)
+    clean = made_with(tmp_path)["commit"]
+    assert clean is not None and len(clean) == 40
+    (tmp_path / "file").write_text("b")
+    assert made_with(tmp_path)["commit"] == f"{clean}-dirty"
+    slow = tmp_path / "bin" / "git"
+    slow.parent.mkdir()
+    slow.write_text("#!/bin/sh\nexec sleep 60\n")
+    slow.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{slow.parent}:{os.environ['PATH']}")
+    monkeypatch.setattr("dist_looksam.record.version._PATIENCE", 0.1)
+    assert made_with(tmp_path)["commit"] is None
+
+
 def test_metrics_have_one_line_a_step_with_every_field(run):
     rows = lines(run / "metrics.jsonl")
     steps = [r for r in rows if "eval_top1" not in r]
@@ -86,6 +113,8 @@ def test_metrics_have_one_line_a_step_with_every_field(run):
         assert row["gv_ratio"] == pytest.approx(row["gv_norm"] / row["grad_norm"], rel=1e-5)
         assert row["epoch"] == pytest.approx(row["step"] * 64 / 1437, rel=1e-6)
     assert math.log(10) - 0.5 < steps[0]["loss"] < math.log(10) + 0.5
+    taken = sum(64 / row["images_per_s"] for row in steps)
+    assert taken == pytest.approx(steps[-1]["seconds"], abs=2e-3)  # no moment is in no step
     assert steps[-1]["seconds"] <= json.loads((run / "summary.json").read_text())["seconds"]
 
 

@@ -57,6 +57,14 @@ def whole(tmp_path_factory):
     return folder / "out"
 
 
+def test_a_trial_that_learns_nothing_is_scored_and_the_sweep_goes_on(tmp_path):
+    """Its run exits with 1. Counted as failed, it would keep the sweep from ever choosing."""
+    methods = {"look_sam": {"tune": {"rho": [1e9, 0.01]}}}
+    file = written(tmp_path, batch_size=[32], seeds=[0], methods=methods)
+    told = run(file, "--out", str(tmp_path / "out"))
+    assert "[3/3]" in told.stdout and "(exit 1, see " in told.stdout
+
+
 def test_a_sweep_killed_half_way_goes_on_and_ends_with_the_same_table(whole, tmp_path):
     """By SIGKILL, which nobody can catch: the runs under way must end with it, too."""
     file, out = written(tmp_path), tmp_path / "out"

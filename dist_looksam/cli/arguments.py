@@ -18,7 +18,8 @@ class Parser(argparse.ArgumentParser):
 
 
 def guarded(command: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:
-    """command(argv), its errors as one line on stderr. 0 done, 1 failed, 2 wrong settings."""
+    """command(argv), its errors as one line on stderr. 0 done, 1 failed, 2 wrong settings, 130
+    Ctrl-C."""
     try:
         code = command(argv) or 0
         sys.stdout.flush()
@@ -26,6 +27,9 @@ def guarded(command: Callable[[Sequence[str]], int | None], argv: Sequence[str])
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        return 130
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2

@@ -1,13 +1,12 @@
 """The console script `dist-looksam`: one table of subcommands, each imported when it is called."""
 
-import difflib
 import importlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .. import __version__
-from ..errors import ConfigError
+from ..errors import ConfigError, did_you_mean
 from .arguments import guarded
 from .leave import leave
 
@@ -61,11 +60,8 @@ def _dispatch(argv: Sequence[str]) -> int:
         return 0
     name, rest = argv[0], list(argv[1:])
     if name not in COMMANDS:
-        near = difflib.get_close_matches(name, COMMANDS, n=1)
-        raise ConfigError(
-            f"command must be one of {', '.join(COMMANDS)}, got {name!r}"
-            + (f"; did you mean {near[0]}?" if near else "; see dist-looksam --help.")
-        )
+        hint = did_you_mean(name, COMMANDS, "see dist-looksam --help.")
+        raise ConfigError(f"command must be one of {', '.join(COMMANDS)}, got {name!r}; {hint}")
     row = COMMANDS[name]
     module = importlib.import_module(f"..{row.module}", __package__)
     return getattr(module, row.function)(rest)

@@ -174,12 +174,22 @@ def _steps(found: Plan) -> list[str]:
     return [table.text(heads, rows)]
 
 
+def _host(found: Plan) -> str:
+    each = found.machine.device.launch_seconds * 1e6
+    return (
+        f"The host sets this time, not the GPU: it needs {_time(found.host_seconds)} to ask for "
+        f"the kernels of a pass, at {each:g} us each (assumed); use a larger micro_batch or fewer "
+        f"GPUs."
+    )
+
+
 def _end(found: Plan) -> list[str]:
     device, network = found.machine.device, found.machine.network
     per_node = found.images_per_s / max(1, found.gpus / found.gpus_per_node)
     return [
         f"{found.images_per_s:,.0f} images/s ({per_node:,.0f} to be read on each node), "
         f"{found.hours:.2f} h, {found.gpu_hours:,.1f} GPU-hours",
+        *([_host(found)] if found.host_seconds else []),
         "Evaluation, checkpoints and waiting for images come on top.",
         f"speeds: {device.source}",
         *(f"        {part}" for part in network.source.split("; ")),

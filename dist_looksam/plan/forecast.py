@@ -14,7 +14,7 @@ from .memory import Memory, memory
 from .network import Call, Ranks, wire_bytes
 from .run import Run, check
 from .sent import sent
-from .times import Time, step_time
+from .times import Time, host_time, pass_time, step_time
 from .workload import workload
 
 MOST_GPUS = 8192
@@ -31,6 +31,8 @@ class Plan:
     wire                 bytes that one rank sends in a step: "base" of the base optimizer alone,
                          "reuse" and "look" where there are such steps, "mean" over k steps.
     times                the same keys: a `Time` each.
+    host_seconds         what the host takes to ask for one pass's kernels, where that is longer
+                         than they run; else 0.
     hours                of training: no evaluation, checkpoint or waiting for images is in it.
     """
 
@@ -47,6 +49,7 @@ class Plan:
     memory: Memory
     wire: dict[str, float]
     times: dict[str, Time]
+    host_seconds: float
     images_per_s: float
     hours: float
 
@@ -172,6 +175,7 @@ def _plan(run: Run, machine: Machine, largest: int | None) -> Plan:
     usual, dear = "reuse" if "reuse" in kinds else "base", "look" if "look" in kinds else "base"
     wire["mean"] = run.looks * wire[dear] + (1 - run.looks) * wire[usual]
     times["mean"] = Time.mixed(times[dear], times[usual], run.looks)
+    host = host_time(run, machine.device)
     assert s.steps is not None
     return Plan(
         settings=s,
@@ -187,6 +191,7 @@ def _plan(run: Run, machine: Machine, largest: int | None) -> Plan:
         memory=memory(run),
         wire=wire,
         times=times,
+        host_seconds=host if host > pass_time(run, machine.device) else 0.0,
         images_per_s=s.batch_size / times["mean"].total,
         hours=s.steps * times["mean"].total / 3600,
     )

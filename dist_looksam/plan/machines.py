@@ -4,7 +4,6 @@ Speeds of the tables are a data sheet's peak times a fraction that is assumed, n
 that `dist-looksam plan --calibrate` wrote has measured ones, and `load` reads it.
 """
 
-import difflib
 from dataclasses import asdict, dataclass, fields, replace
 from math import isfinite
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from ..errors import ConfigError
+from ..errors import ConfigError, did_you_mean
 
 GB = 1e9
 
@@ -23,6 +22,7 @@ class Device:
 
     flops             precision -> floating point operations a second that training reaches.
     pass_seconds      of a forward and backward beyond its operations: launches, Python.
+    launch_seconds    of the host, to ask for one kernel; 0 where pass_seconds was measured.
     memory            bytes; None: not looked at.
     memory_bandwidth  bytes a second that an optimizer step reaches, reading and writing.
     streams           DeepSpeed can send while it computes; not on a CPU.
@@ -34,6 +34,7 @@ class Device:
     memory: float | None
     memory_bandwidth: float
     pass_seconds: float = 0.0
+    launch_seconds: float = 0.0
     streams: bool = True
     source: str
 
@@ -60,6 +61,7 @@ class Network:
 
 MFU = 0.3  # one H100 reached 26 % (ViT-B/16, bf16, micro_batch 128: docs/planning.md)
 _BYTES = 0.7  # share of a data sheet's memory bandwidth that foreach kernels reach, assumed
+LAUNCH = 10e-6  # assumed, of a fast host; one was measured at 46e-6 (docs/planning.md)
 _SHEET = "NVIDIA's data sheet, dense; {:.0%} of its operations and {:.0%} of its bytes assumed"
 
 
@@ -71,6 +73,7 @@ def _gpu(name: str, bf16: float, fp32: float, memory: float, bandwidth: float) -
         flops=flops,
         memory=memory * GB,
         memory_bandwidth=bandwidth * GB * _BYTES,
+        launch_seconds=LAUNCH,
         source=f"{name}: " + _SHEET.format(MFU, _BYTES),
     )
 
@@ -132,11 +135,8 @@ def _named(what: str, value: Any, table: dict[str, Any]) -> Any:
         return value
     if value.lower() in table:  # NVIDIA writes A100
         return table[value.lower()]
-    near = difflib.get_close_matches(value.lower(), table, n=1)
-    raise ConfigError(
-        f"{what} must be one of {', '.join(table)}, got {value!r}"
-        + (f"; did you mean {near[0]}?" if near else "; or measure yours with --calibrate FILE.")
-    )
+    hint = did_you_mean(value.lower(), table, "or measure yours with --calibrate FILE.")
+    raise ConfigError(f"{what} must be one of {', '.join(table)}, got {value!r}; {hint}")
 
 
 def save(found: Machine, path: Path) -> None:

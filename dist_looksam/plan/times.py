@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from .machines import Machine
+from .machines import Device, Machine
 from .network import Call, seconds
 from .run import Run
 from .sent import Sent, sent
@@ -13,6 +13,10 @@ from .sent import Sent, sent
 UPDATE = {"adamw": 7, "sgd": 5, "lamb": 30, "lars": 16}
 _REUSE = 9  # three dot products, and g += size g_v
 _LOOK = 22  # eps and its norms; copies of w and g, w back; three dot products, g_v and its norm
+
+
+# Kernels of a forward and backward, for each layer: vit_b16's 152 had 2,000 (docs/planning.md).
+KERNELS = 13
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +45,7 @@ class Time:
 def step_time(run: Run, machine: Machine, *, kind: str) -> Time:
     """Of a "base" step, which has no rule around it, a "reuse" step, or a "look"."""
     device, s = machine.device, sent(run, look=kind == "look")
-    flops = 3 * run.work.flops * run.micro_batch
-    one = device.pass_seconds + flops / device.flops[run.settings.precision]
+    one = max(pass_time(run, device), host_time(run, device))
     forward = one / 3
     whole, shown = _pass(run, s, machine, forward, one - forward)
     # One small all-reduce more: train.py asks all ranks whether to stop.
@@ -55,6 +58,17 @@ def step_time(run: Run, machine: Machine, *, kind: str) -> Time:
         exposed=s.passes * shown + few,
         update=moved / device.memory_bandwidth,
     )
+
+
+def pass_time(run: Run, device: Device) -> float:
+    """Seconds that the device computes for a forward and backward of one micro-batch."""
+    flops = 3 * run.work.flops * run.micro_batch
+    return device.pass_seconds + flops / device.flops[run.settings.precision]
+
+
+def host_time(run: Run, device: Device) -> float:
+    """Seconds that the host takes to ask for them: no pass is shorter."""
+    return KERNELS * run.work.layers * device.launch_seconds
 
 
 _FEW = Call(kind="all_reduce", elements=8, size=8)

@@ -1,17 +1,13 @@
 """`dist-looksam jobs`, `logs`, `cancel`: runs of a folder together with SLURM's queue.
 
-A run is known by its job.json, config.yaml, metrics.jsonl and summary.json; what SLURM says of its
-job, where it has one, wins over what the files let one guess.
+A run is known by the files of its directory. Whether it lives is SLURM's word where it has a job
+that SLURM knows, and else that of the lock on its directory.
 """
 
 import json
-import os
 import re
 import shutil
-import signal
-import socket
 import subprocess
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +20,8 @@ from ..cli.arguments import Parser
 from ..cli.table import text as table_text
 from ..errors import ConfigError, RunError
 from . import metrics, rundir
+from .progress import h_mm_ss
 
-QUIET_SECONDS = 120  # a run elsewhere that wrote nothing for so long is taken for dead
 COLUMNS = (
     "run", "job", "state", "nodes", "step", "top1", "images/s", "eta", "checkpoint", "requeues",
     "reason",
@@ -70,33 +66,27 @@ def slurm_job(number: str) -> Queued | None:
     )
 
 
-def waiting() -> dict[str, Queued]:
-    """The caller's jobs in squeue, by number; empty without SLURM."""
+# squeue's states: in the queue, and ended badly a few minutes ago at most, before SLURM forgets it.
+_STATES = "PD,R,RQ,CF,CG,SI,S,ST,BF,F,NF,OOM,DL"
+
+
+def queue() -> dict[str, Queued]:
+    """The caller's jobs in squeue, by number, an array's elements apart; empty without SLURM."""
     if not shutil.which("squeue"):
         return {}
-    command = ["squeue", "--me", "-h", "-o", "%i|%T|%N|%r|%j"]
+    command = ["squeue", "--me", "--array", "-h", "-t", _STATES, "-o", "%i|%T|%N|%r|%j"]
     said = subprocess.run(command, capture_output=True, text=True, check=False).stdout
     rows = [line.strip().split("|", 4) for line in said.splitlines() if line.count("|") >= 4]
     return {i: Queued(state=s, nodes=n, reason=r, name=name) for i, s, n, r, name in rows}
 
 
 def runs_in(folder: Path) -> list[Path]:
-    """Run directories in `folder`, at any depth up to two, or `folder` itself."""
-    if (folder / "config.yaml").exists():
+    """Run directories in `folder`, at any depth up to two, or `folder` itself; oldest first."""
+    marks = (rundir.CONFIG, rundir.SUBMITTED)  # the second: a job that has not begun to train
+    if any((folder / mark).exists() for mark in marks):
         return [folder]
-    found = {p.parent for depth in ("*", "*/*") for p in folder.glob(f"{depth}/config.yaml")}
-    return sorted(found, key=lambda p: (p / "config.yaml").stat().st_mtime)
-
-
-def _alive(job: dict[str, Any], run: Path) -> bool:
-    """Whether a run outside SLURM goes on: its process is here, or its metrics are fresh."""
-    if job.get("host") == socket.gethostname():
-        try:  # another process may have got the number since
-            return b"train" in Path(f"/proc/{job['pid']}/cmdline").read_bytes()
-        except (OSError, KeyError):
-            return False
-    newest = max((p.stat().st_mtime for p in run.glob("*.jsonl")), default=0.0)
-    return time.time() - max(newest, float(job.get("started", 0))) < QUIET_SECONDS
+    found = [p for depth in ("*", "*/*") for mark in marks for p in folder.glob(f"{depth}/{mark}")]
+    return list(dict.fromkeys(p.parent for p in sorted(found, key=lambda p: p.stat().st_mtime)))
 
 
 def _word(queued: Queued, restarts: int) -> str:
@@ -117,16 +107,33 @@ def _reason(queued: Queued | None) -> str:
 
 
 def state_of(run: Path, job: dict[str, Any], queued: Queued | None) -> str:
-    """running, finished, waiting and requeued (in SLURM's queue), stopped, or SLURM's own word."""
-    if (run / "summary.json").exists():
+    """One word: running, finished, stopped, unknown, waiting, requeued, or SLURM's own."""
+    if (run / rundir.SUMMARY).exists():
         return "finished"
     if queued is not None:
         return _word(queued, int(job.get("slurm_restarts", 0)))
-    return "running" if not job.get("slurm_job_id") and _alive(job, run) else "stopped"
+    alive = rundir.alive(run)
+    if alive is None and job.get("slurm_job_id") and shutil.which("scontrol"):
+        return "stopped"  # SLURM has forgotten the job, so it has ended
+    return {True: "running", False: "stopped", None: "unknown"}[alive]
 
 
-def _duration(seconds: float) -> str:
-    return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02d}:{int(seconds) % 60:02d}"
+def _last_words(run: Path, job: dict[str, Any], state: str) -> str | None:
+    """What ended a run, from the end of its output; None if nothing did or it is not said there."""
+    if state in ("running", "waiting", "requeued", "preempted", "completing"):
+        return None
+    lines = _output(run, job)[-1 if state == "finished" else -15 :]
+    said = [x for x in lines if "rror" in x or x.startswith("slurm.sbatch: ")]
+    said = [x for x in said if not x.startswith(("srun: ", "slurmstepd: "))]
+    return said[-1].strip() if said else None
+
+
+def _output(run: Path, job: dict[str, Any]) -> list[str]:
+    """The lines that a run's SLURM job printed, else those of its log.txt; [] where neither is."""
+    for path in (job.get("output"), run / rundir.LOG):
+        if path and Path(path).is_file():
+            return Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+    return []
 
 
 def row_of(run: Path) -> dict[str, str]:
@@ -138,21 +145,23 @@ def row_of(run: Path) -> dict[str, str]:
         steps, evaluations = metrics.read(run / "metrics.jsonl")
     except (FileNotFoundError, RunError):
         steps, evaluations = [], []
-    total = int((yaml.safe_load((run / "config.yaml").read_text()) or {}).get("steps") or 0)
+    config = run / rundir.CONFIG
+    settings = yaml.safe_load(config.read_text()) if config.exists() else None
+    total = int((settings or {}).get("steps") or 0)
     done = steps[-1]["step"] + 1 if steps else 0
     recent = [r["images_per_s"] for r in steps[-20:] if r.get("images_per_s")]
     state = state_of(run, job, queued)
     row = dict.fromkeys(COLUMNS, "-")
     row |= {"run": str(run), "state": state, "step": f"{done}/{total or '?'}"}
     row["job"] = number or "-"
-    row["reason"] = _reason(queued)
+    row["reason"] = _last_words(run, job, state) or _reason(queued)
     row["nodes"] = (queued.nodes if queued else "") or ",".join(job.get("hosts", [])) or "-"
     if evaluations:
         row["top1"] = f"{evaluations[-1]['eval_top1']:.2%}"
     if recent:
         row["images/s"] = f"{sum(recent) / len(recent):.0f}"
     if state == "running" and steps and steps[-1]["seconds"]:
-        row["eta"] = _duration(max(total - done, 0) * steps[-1]["seconds"] / done)
+        row["eta"] = h_mm_ss(max(total - done, 0) * steps[-1]["seconds"] / done)
     saved = checkpoint.found(run / "checkpoints")
     row["checkpoint"] = saved[0].name if saved else "-"
     row["requeues"] = str(max(queued.restarts if queued else 0, job.get("slurm_restarts", 0)))
@@ -163,11 +172,15 @@ def table(folder: Path) -> list[dict[str, str]]:
     """A row for each run in `folder`, then one for each of the caller's jobs that has none yet."""
     rows = [row_of(run) for run in runs_in(folder)]  # none where it is not there
     known = {row["job"] for row in rows}
-    for number, queued in waiting().items():
+    for number, queued in queue().items():
         if number not in known:
             row = dict.fromkeys(COLUMNS, "-") | {"run": f"({queued.name})", "job": number}
-            row |= {"state": _word(queued, 0), "nodes": queued.nodes or "-"}
-            rows.append(row | {"reason": _reason(queued)})
+            state = _word(queued, 0)
+            row |= {"state": state, "nodes": queued.nodes or "-", "reason": _reason(queued)}
+            if state not in ("waiting", "running", "requeued"):  # died before it had a directory
+                output = {"output": (slurm_job(number) or queued).output}
+                row["reason"] = _last_words(folder, output, state) or row["reason"]
+            rows.append(row)
     return rows
 
 
@@ -190,30 +203,47 @@ def show_jobs(argv: Sequence[str]) -> int:
 
 def _run_named(name: str) -> Path:
     for path in (Path(name), Path("runs") / name):
-        if (path / "config.yaml").exists() or (path / rundir.JOB).exists():
+        if any((path / n).exists() for n in (rundir.CONFIG, rundir.JOB, rundir.SUBMITTED)):
             return path
-    raise ConfigError(f"run must be a run directory, got {name}; `dist-looksam jobs` lists them.")
+    raise ConfigError(
+        f"run must be a run directory or the number of a SLURM job, got {name}; "
+        f"`dist-looksam jobs` lists both."
+    )
+
+
+def _job_of(name: str) -> tuple[Path | None, str | None]:
+    """(run directory, SLURM job) that `name` means: one of them, or both."""
+    try:
+        run = _run_named(name)
+    except ConfigError:
+        if _NUMBER.fullmatch(name) and slurm_job(name) is not None:
+            return None, name
+        raise
+    return run, rundir.job(run).get("slurm_job_id")
+
+
+_NUMBER = re.compile(r"\d+(_\d+)?")
 
 
 def show_log(argv: Sequence[str]) -> int:
     """Print the last lines of what a run's SLURM job wrote, else of its own log.txt."""
     parser = Parser(prog="dist-looksam logs", description=show_log.__doc__)
-    parser.add_argument("run", help="run directory")
+    parser.add_argument("run", help="run directory, or the number of a SLURM job")
     parser.add_argument("--lines", type=int, default=40, help="how many of the last lines (40)")
     flags = parser.parse_args(argv)
-    run = _run_named(flags.run)
-    job = rundir.job(run)
-    path = job.get("output")
-    number = job.get("slurm_job_id")
+    if flags.lines < 1:
+        raise ConfigError(f"lines must be >= 1, got {flags.lines}.")
+    run, number = _job_of(flags.run)
+    job = rundir.job(run) if run else {}
     queued = slurm_job(number) if number else None
-    path = queued.output if queued and queued.output else path
-    if not path or not Path(path).is_file():
-        path = run / rundir.LOG
-    if not Path(path).is_file():
+    if queued and queued.output:
+        job = job | {"output": queued.output}
+    lines = _output(run or Path(), job)
+    if not lines:
         raise ConfigError(
-            f"logs needs the output of a SLURM job or {path}, got neither; has rank 0 begun?"
+            f"logs needs the output of a SLURM job or {(run or Path()) / rundir.LOG}, got neither; "
+            f"has rank 0 begun?"
         )
-    lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
     print(*lines[-flags.lines :], sep="\n")
     return 0
 
@@ -221,24 +251,28 @@ def show_log(argv: Sequence[str]) -> int:
 def cancel(argv: Sequence[str]) -> int:
     """Stop a run: its SLURM job by scancel, else its process of rank 0 on this host by SIGTERM."""
     parser = Parser(prog="dist-looksam cancel", description=cancel.__doc__)
-    parser.add_argument("run", help="run directory")
-    run = _run_named(parser.parse_args(argv).run)
-    job = rundir.job(run)
-    if number := job.get("slurm_job_id"):
-        if not shutil.which("scancel"):
-            raise ConfigError(
-                f"cancel needs scancel for SLURM job {number}, got none on this host."
-            )
-        done = subprocess.run(["scancel", number], capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise RunError(f"scancel {number}: {done.stderr.strip()}")
-        print(f"{run}: SLURM job {number} cancelled")
-        return 0
-    if (run / "summary.json").exists() or not _alive(job, run):
+    parser.add_argument("run", help="run directory, or the number of a SLURM job")
+    name = parser.parse_args(argv).run
+    run, number = _job_of(name)
+    job = rundir.job(run) if run else {}
+    if run and not job.get("output") and (pid := rundir.stop(run)):
+        # Not of launch/slurm.sbatch: the job may be an allocation in which other runs live, too.
+        print(f"{run}: told process {pid} to stop")
+    elif number:
+        _scancel(number)
+        print(f"{run or name}: SLURM job {number} cancelled")
+    elif run and rundir.alive(run) is False:
         print(f"{run} is not running")
-        return 0
-    if job.get("host") != socket.gethostname():
-        raise ConfigError(f"{run} runs on {job.get('host')}, not here; cancel it there.")
-    os.kill(int(job["pid"]), signal.SIGTERM)
-    print(f"{run}: told process {job['pid']} to stop")
+    elif run:
+        host = rundir.holder(run).get("host") or job.get("host") or "another host"
+        doubt = "runs" if rundir.alive(run) else "may run"
+        raise ConfigError(f"{run} {doubt} on {host}, not here; cancel it there.")
     return 0
+
+
+def _scancel(number: str) -> None:
+    if not shutil.which("scancel"):
+        raise ConfigError(f"cancel needs scancel for SLURM job {number}, got none on this host.")
+    done = subprocess.run(["scancel", number], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RunError(f"scancel {number}: {done.stderr.strip()}")

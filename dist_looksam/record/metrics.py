@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from ..errors import RunError
+from .. import files
 from .trackers import Tracker
 
 FIELDS = (
@@ -34,6 +34,7 @@ _FLAGS = ("look", "skipped")
 
 Value: TypeAlias = float | int | bool | Tensor | None
 Row: TypeAlias = dict[str, Any]
+Mark: TypeAlias = Any  # seconds of the host's clock, or a torch.cuda.Event
 
 
 class MetricsLog:
@@ -45,6 +46,9 @@ class MetricsLog:
 
     A training line's step counts from 0 and names the weights its gradients were taken at. An
     evaluation's step is the number of steps done, so step S evaluates what checkpoint S holds.
+    `seconds` is the training time when the device had completed the step, evaluations and
+    checkpoints left out; `images_per_s` is the step's images over the time since the step before
+    was completed. On a GPU both are taken from events that the host reads with the values.
 
     `resume_step` is the next step to train: lines of this and later steps, evaluations of more
     steps, and a half-written last line are removed, atomically; None starts an empty file. Call
@@ -62,34 +66,34 @@ class MetricsLog:
         every: int = 50,
         seconds: float = 5.0,
         tracker: Tracker | None = None,
+        device: torch.device | None = None,
     ) -> None:
         self.path = None if path is None else Path(path)
-        self.last: Row | None = None  # the newest training line that was read from the device
+        self.last: Row | None = None  # the newest training line that was read; NaN stays NaN
+        self.skips = 0  # steps in a row that were skipped, up to that line
         self.evaluated: int | None = None  # the step of the newest evaluation
         self._every = every
         self._patience = seconds
         self._tracker = tracker
+        self._cuda = device is not None and device.type == "cuda"
         self._held: list[dict[str, Value]] = []
+        self._ends: list[tuple[Mark, int | None]] = []  # of the steps held, and their images
         self._trained = 0.0
         if self.path is not None:
             self._open(self.path, resume_step or 0)
+        self._completed = self._trained
         self._started = self._flushed = time.monotonic()
 
     def _open(self, path: Path, resume_step: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [row for row in _rows(path) if _belongs(row, resume_step)]
+        kept = [row for row in files.json_lines(path) if _belongs(row, resume_step)]
         for row in kept:
             if "eval_top1" in row:
                 self.evaluated = row["step"]
             else:
-                self.last = row
+                self._newest(row)
         self._trained = float((self.last or {}).get("seconds") or 0.0)
-        scratch = path.with_name(path.name + ".new")
-        with open(scratch, "w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in kept)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, path)
+        files.replace_text(path, "".join(json.dumps(row) + "\n" for row in kept))
         self._track(kept)
 
     @property
@@ -99,25 +103,26 @@ class MetricsLog:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Inside, `seconds` stands still: for evaluations and checkpoints."""
+        """Inside, `seconds` stands still: for evaluations and checkpoints. Flushes first."""
+        self.flush()
         start = time.monotonic()
         try:
             yield
         finally:
             self._started += time.monotonic() - start
 
-    def step(self, step: int, **values: Value) -> None:
+    def step(self, step: int, *, images: int | None = None, **values: Value) -> None:
         """Record one step. Names are those of FIELDS; what is left out is null.
 
-        `seconds` is filled in here. May flush. Raises TypeError for another name.
+        `seconds` is filled in here, and `images_per_s` where `images` of the step are given. May
+        flush. Raises TypeError for another name.
         """
         unknown = set(values) - set(FIELDS)
         if unknown:
             raise TypeError(f"metrics have no field {sorted(unknown)}; the fields are {FIELDS}")
         row: dict[str, Value] = {name: values.get(name) for name in FIELDS}
         row["step"] = step
-        if row["seconds"] is None:
-            row["seconds"] = round(self.seconds, 3)
+        self._ends.append((self._mark(), images))
         self._hold(row)
 
     def evaluation(self, step: int, *, top1: Value, loss: Value) -> None:
@@ -127,6 +132,7 @@ class MetricsLog:
 
     def _hold(self, row: dict[str, Value]) -> None:
         if self.path is None:
+            self._ends.clear()
             return
         # A copy, because the owner of a tensor may write the next step's value into it.
         self._held.append(
@@ -143,13 +149,40 @@ class MetricsLog:
             return self.last
         rows = _read_together(self._held)
         self._held = []
+        steps = [row for row in rows if "eval_top1" not in row]
+        self._time(steps)
+        for row in steps:
+            self._newest(row)
+        rows = [{name: _json(value) for name, value in row.items()} for row in rows]
         with open(self.path, "a", encoding="utf-8") as file:
             file.write("".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
             file.flush()
             os.fsync(file.fileno())
         self._track(rows)
-        self.last = next((row for row in reversed(rows) if "eval_top1" not in row), self.last)
         return self.last
+
+    def _newest(self, row: Row) -> None:
+        self.last = row
+        self.skips = self.skips + 1 if row.get("skipped") else 0
+
+    def _mark(self) -> Mark:
+        """This moment: the host's, or when the device will have done what it was asked for."""
+        if not self._cuda:
+            return time.monotonic()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def _time(self, steps: list[Row]) -> None:
+        """Fill in when the steps held were completed. The device has just been waited for."""
+        now, here = self.seconds, self._mark()
+        for row, (end, images) in zip(steps, self._ends, strict=True):
+            seconds = now - _between(end, here)
+            took, self._completed = seconds - self._completed, seconds
+            row["seconds"] = round(seconds, 3)
+            if images is not None:
+                row["images_per_s"] = images / took if took > 0 else None
+        self._ends = []
 
     def _track(self, rows: list[Row]) -> None:
         if self._tracker is not None:
@@ -177,7 +210,7 @@ def read(path: str | os.PathLike[str]) -> tuple[list[Row], list[Row]]:
     """
     if not Path(path).exists():
         raise FileNotFoundError(f"no metrics at {path}")
-    rows = _rows(Path(path))
+    rows = files.json_lines(Path(path))
     steps = [row for row in rows if "eval_top1" not in row]
     return steps, [row for row in rows if "eval_top1" in row]
 
@@ -189,23 +222,16 @@ def _belongs(row: Row, resume_step: int) -> bool:
     return row["step"] < resume_step
 
 
-def _rows(path: Path) -> list[Row]:
-    if not path.exists():
-        return []
-    lines = path.read_bytes().rstrip(b"\n").split(b"\n")
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            rows.append(json.loads(line))
-        except ValueError as error:
-            if number == len(lines):  # the writer was killed in the middle of it
-                break
-            raise RunError(f"{path} is damaged at line {number}: repair or remove it.") from error
-    return rows
+def _between(start: Mark, end: Mark) -> float:
+    """Seconds from one mark to a later one."""
+    if isinstance(start, float) and isinstance(end, float):
+        return end - start
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3
 
 
 def _read_together(records: list[dict[str, Value]]) -> list[Row]:
-    """The records as JSON values; one stack and one copy to the host per device."""
+    """The records as numbers of the host; one stack and one copy to the host per device."""
     waiting: dict[torch.device, list[Tensor]] = {}
     for record in records:
         for value in record.values():
@@ -217,17 +243,19 @@ def _read_together(records: list[dict[str, Value]]) -> list[Row]:
         read[device] = iter(torch.stack([v.to(exact) for v in values]).tolist())
     return [
         {
-            name: _json(name, next(read[value.device]) if isinstance(value, Tensor) else value)
+            name: _number(name, next(read[value.device]) if isinstance(value, Tensor) else value)
             for name, value in record.items()
         }
         for record in records
     ]
 
 
-def _json(name: str, value: float | int | bool | None) -> float | int | bool | None:
-    if value is None or not math.isfinite(value):
-        return None
-    if name in _FLAGS:
+def _number(name: str, value: float | int | bool | None) -> float | int | bool | None:
+    if name in _FLAGS and value is not None:
         return bool(value)
     # 9 digits give a float32 back exactly.
     return float(f"{value:.9g}") if isinstance(value, float) else value
+
+
+def _json(value: float | int | bool | None) -> float | int | bool | None:
+    return value if value is None or math.isfinite(value) else None

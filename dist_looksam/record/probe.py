@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import files
 from ..maths.look import Update
 from ..maths.shards import Reduce, Shards, dots
 from ..optim.seen import Seen
@@ -36,7 +37,8 @@ class ProbeLog:
         self._last: tuple[list[Tensor], list[Tensor]] | None = None
         self._row: dict[str, Any] | None = None
         if path is not None:
-            kept = _rows(path, resume_step) if resume_step else []
+            rows = files.json_lines(path) if resume_step else []
+            kept = [row for row in rows if row["step"] < resume_step]
             path.write_text("".join(json.dumps(row) + "\n" for row in kept))
 
     @torch.no_grad()
@@ -75,15 +77,3 @@ class ProbeLog:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(self._row) + "\n")
         self._row = None
-
-
-def _rows(path: Path, before: int) -> list[dict[str, Any]]:
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            break  # the last line of a killed run
-        if row["step"] < before:
-            rows.append(row)
-    return rows

@@ -21,6 +21,12 @@ _PIPED = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "HOROVOD_RANK", "HOROVOD_GLOO_REND
 _WINDOW_S = 60.0  # the pace is that of the last minute, so that a slow first step is soon forgotten
 
 
+def h_mm_ss(seconds: float) -> str:
+    """A duration for people."""
+    whole = int(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+
+
 class Progress:
     """Shows `step done/total`, loss, top1, images/s and the time left. Use it as a context manager.
 
@@ -100,8 +106,7 @@ class Progress:
         (since, first), (now, last) = self._marks[0], self._marks[-1]
         if last <= first or now <= since:
             return "-:--:--"
-        left = math.ceil((self.total - last) * (now - since) / (last - first))
-        return f"{left // 3600}:{left % 3600 // 60:02d}:{left % 60:02d}"
+        return h_mm_ss(math.ceil((self.total - last) * (now - since) / (last - first)))
 
     def line(self) -> str:
         """What a log file gets."""

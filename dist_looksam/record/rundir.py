@@ -1,8 +1,8 @@
 """The run directory: made, kept apart from an older run, found again."""
 
-import fcntl
 import json
 import os
+import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -10,12 +10,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from .. import checkpoint
+from .. import checkpoint, files
 from ..errors import ConfigError
 from ..world import World, slurm_job
 from .version import made_with
 
+CONFIG = "config.yaml"
+SUMMARY = "summary.json"
 JOB = "job.json"
+SUBMITTED = "submitted.json"  # launch/slurm.sbatch writes it before it starts the ranks
+PLACED = (SUBMITTED, "point.json")  # put into a run directory before the run
 LOCK = ".lock"
 LOG = "log.txt"
 _PATIENCE = 5.0  # seconds that a run may need to die
@@ -26,37 +30,55 @@ def prepare(out: Path, *, resume_step: int | None) -> list[str]:
     """Make `out`, and see that it can be written. Rank 0 only. Returns what the user is told.
 
     resume_step None: a fresh run. It finds an older one there: that is renamed to out.1, out.2,
-    ..., never written over. Else later checkpoints, damaged or passed over, are renamed, for the
-    run will come to their steps again. A lock is held on `out` until `release`.
+    ..., never written over, but for what an earlier start of the same SLURM job left: that is the
+    same run, and has no checkpoint. Else later checkpoints, damaged or passed over, are renamed,
+    for the run will come to their steps again. A lock is held on `out` until `release`.
 
     Raises:
         ConfigError: `out` cannot be written, or another process trains into it.
     """
     notes = []
     try:
-        _refuse_a_live_run(out)
-        if resume_step is None and (out / "config.yaml").exists():
-            kept = next(p for n in range(1, 10**6) if not (p := Path(f"{out}.{n}")).exists())
+        out.mkdir(parents=True, exist_ok=True)
+        before = holder(out)
+        held = _take(out)
+        again = _earlier_start(before) and not checkpoint.found(out / "checkpoints")
+        if resume_step is None and (out / CONFIG).exists() and not again:
+            kept = files.first_free(f"{out}.", start=1)
             os.rename(out, kept)
+            out.mkdir()
+            for name in PLACED:
+                if (kept / name).exists():
+                    os.rename(kept / name, out / name)
+            held.close()
+            held = _take(out)
             notes.append(f"an older run was in {out}; it is now {kept}")
-        (out / "checkpoints").mkdir(parents=True, exist_ok=True)
+        _held[out] = held
+        (out / "checkpoints").mkdir(exist_ok=True)
         probe = out / f".writable-{os.getpid()}"
         probe.touch()
         probe.unlink()
         for path in checkpoint.found(out / "checkpoints"):
             if resume_step is not None and int(path.name.removeprefix("step-")) > resume_step:
-                aside = f"{path}.passed-over"
-                n = next(n for n in range(10**6) if not Path(f"{aside}-{n}").exists())
-                os.rename(path, f"{aside}-{n}")
-                notes.append(f"{path} is now {aside}-{n}")
-        _held[out] = (out / LOCK).open("w")
-        _locked(_held[out])
+                aside = files.first_free(f"{path}.passed-over-")
+                os.rename(path, aside)
+                notes.append(f"{path} is now {aside}")
     except OSError as error:
         raise ConfigError(
             f"out must be a directory that can be written, got {out} ({error.strerror}); "
             f"name another with --out."
         ) from None
     return notes
+
+
+def _earlier_start(who: dict[str, Any]) -> bool:
+    """Whether `who` held the lock for this SLURM job before it was requeued."""
+    mine = slurm_job() is not None and slurm_job() == who.get("slurm_job_id")
+    return mine and who.get("slurm_restarts", 0) < _restarts()
+
+
+def _restarts() -> int:
+    return int(os.environ.get("SLURM_RESTART_COUNT") or 0)
 
 
 def release(out: Path) -> None:
@@ -80,34 +102,89 @@ def told(out: Path, rank: int) -> Iterator[None]:
         raise
 
 
-def _locked(file: IO[str]) -> bool:
-    """Take the lock. False if another process has it; True, too, where there are no locks."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks: nobody can be told apart
-        return True
-    return True
+# Whether a process trains into a directory is asked of its lock, never of process numbers: those
+# are used again.
 
 
-def _refuse_a_live_run(out: Path) -> None:
-    """ConfigError while another process trains into `out`; not for an earlier start of this job."""
-    if not (out / LOCK).exists():
-        return
+def _take(out: Path) -> IO[str]:
+    """The lock file of `out`, locked, with this process's name in it.
+
+    Not locked, but given back: where the file system has no locks, and where an earlier start of
+    the same SLURM job, on a lost node, still holds it. ConfigError if another process trains here.
+    """
     end = time.monotonic() + _PATIENCE
-    with (out / LOCK).open() as file:
-        while not _locked(file):
-            who = job(out)
-            if slurm_job() is not None and slurm_job() == who.get("slurm_job_id"):
-                return
-            if time.monotonic() > end:
-                raise ConfigError(
-                    f"out must not be in use, got {out}, into which process {who.get('pid')} on "
-                    f"{who.get('host')} trains; end it (dist-looksam cancel {out}), or name "
-                    f"another --out."
-                )
-            time.sleep(0.1)
+    while True:
+        file = (out / LOCK).open("a+")
+        if files.lock(file) is not False:
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(out / LOCK)):
+                break  # else another start has renamed the directory in between
+        elif _earlier_start(who := holder(out)):
+            return file
+        elif time.monotonic() > end:
+            raise ConfigError(
+                f"out must not be in use, got {out}, into which process {who.get('pid')} on "
+                f"{who.get('host')} trains; end it (dist-looksam cancel {out}), or name "
+                f"another --out."
+            )
+        file.close()
+        time.sleep(0.1)
+    file.truncate(0)
+    mine = {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "began": _began(os.getpid()),
+        "slurm_job_id": slurm_job(),
+        "slurm_restarts": _restarts(),
+    }
+    file.write(json.dumps(mine) + "\n")
+    file.flush()
+    return file
+
+
+def _began(pid: int) -> str | None:
+    """When a process of this host began, in ticks since the host did; None if there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return None
+
+
+def holder(out: Path) -> dict[str, Any]:
+    """The process that trains into `out`, or the last that did: host, pid, began; {} if unknown."""
+    try:
+        return json.loads((out / LOCK).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def alive(out: Path) -> bool | None:
+    """Whether a process trains into `out`. None: it was on another host, and this one cannot tell,
+    since a lock need not reach from host to host."""
+    try:
+        with (out / LOCK).open() as file:
+            free = files.lock(file, shared=True)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return None
+    if free is False:
+        return True
+    here = (holder(out) or job(out)).get("host") == socket.gethostname()
+    return False if free and here else None
+
+
+def stop(out: Path) -> int | None:
+    """SIGTERM to the process of this host that trains into `out`: its number; None if it is gone.
+
+    A process that has got its number since is not signalled.
+    """
+    who = holder(out)
+    if not alive(out) or who.get("host") != socket.gethostname():
+        return None
+    if who["began"] is None or _began(who["pid"]) != who["began"]:
+        return None
+    os.kill(who["pid"], signal.SIGTERM)
+    return int(who["pid"])
 
 
 def to_resume(out: Path, resume: str) -> list[Path]:
@@ -138,21 +215,22 @@ def record(out: Path, world: World, hosts: list[str]) -> None:
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "slurm_job_id": slurm_job(),
-        "slurm_restarts": int(os.environ.get("SLURM_RESTART_COUNT") or 0),
+        "slurm_restarts": _restarts(),
         "output": os.environ.get("LOOKSAM_OUTPUT"),
         **made_with(),
         "starts": int(before.get("starts", 0)) + 1,
         "started": time.time(),
     }
-    (out / "summary.json").unlink(missing_ok=True)
-    scratch = out / f".{JOB}.new"
-    scratch.write_text(json.dumps(now, indent=1) + "\n", encoding="utf-8")
-    os.replace(scratch, out / JOB)
+    (out / SUMMARY).unlink(missing_ok=True)
+    files.replace_text(out / JOB, json.dumps(now, indent=1) + "\n")
+    (out / SUBMITTED).unlink(missing_ok=True)  # job.json says it all
 
 
 def job(out: Path) -> dict[str, Any]:
-    """What job.json says; nothing where there is none."""
-    try:
-        return json.loads((out / JOB).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
+    """What job.json says, and of a SLURM job that has not begun to train what its script wrote;
+    nothing where there is neither."""
+    found: dict[str, Any] = {}
+    for name in (JOB, SUBMITTED):
+        with suppress(OSError, ValueError):
+            found |= json.loads((out / name).read_text(encoding="utf-8"))
+    return found

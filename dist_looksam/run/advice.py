@@ -9,6 +9,8 @@ from ..settings.config import DEFAULTS, Settings
 
 FAITHFUL = 0.9  # cosine of applied and intended perturbation; under it the ascent is mostly noise
 EVERY = 50  # looks between readings from the device
+# Skipped steps in a row that are told. fp16 begins with up to 16: its loss scale, 2^16, is halved.
+MANY_SKIPS = 20
 
 
 def without_effect(settings: Settings) -> list[str]:
@@ -25,6 +27,22 @@ def without_effect(settings: Settings) -> list[str]:
         return []
     flags = ", ".join(f"--{n}" for n in given)
     return [f"{flags}: no effect with optimizer {settings.optimizer} on {settings.base}"]
+
+
+def nothing_learnt(skips: int, done: int, settings: Settings) -> str | None:
+    """The sentence that ends a run whose last `skips` of `done` steps were skipped, if they were
+    many or all."""
+    if not skips or skips < min(MANY_SKIPS, settings.max_skips or MANY_SKIPS, done):
+        return None
+    if skips >= done:
+        what = f"none of the {done} steps trained"
+    else:
+        what = f"nothing was learnt after step {done - skips} of {done}"
+    fp16 = ", or use --precision bf16 or fp32" if settings.precision == "fp16" else ""
+    return (
+        f"{what}: the last {skips} steps were skipped, since their gradients were not finite; "
+        f"lower --lr or --rho, lengthen --warmup_steps{fp16}."
+    )
 
 
 class Advice:
@@ -54,6 +72,16 @@ class Advice:
                 f"at step {step} 16-bit weights show a perturbation whose cosine with what was "
                 f"intended is {cosine:.2f}, under {FAITHFUL}: raise --rho, or use "
                 f"--precision fp16, which keeps more, or fp32.",
+            )
+
+    def skips(self, count: int, step: int) -> None:
+        """After a training line was read: how many steps in a row were skipped."""
+        if count >= MANY_SKIPS:
+            size = count.bit_length()  # told again each time that their number has doubled
+            self._once(
+                f"skips {size} {step - count}",
+                f"the last {count} steps, to step {step}, were skipped: their gradients were not "
+                f"finite, and nothing is learnt.",
             )
 
     def line(self, row: Row | None) -> None:

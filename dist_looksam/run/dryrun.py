@@ -169,10 +169,11 @@ def cost(outcome: Outcome) -> str:
     if outcome.flops < SMALL:
         return "no hours: a model this small waits for kernels to be launched"
     low, high = outcome.plans[HIGH].hours, outcome.plans[LOW].hours
+    host = "; the host sets this time, use a larger micro_batch" if found.host_seconds else ""
     return (
         f"{outcome.ranks} H200 at {SHARE:.0%} ({LOW:.0%}-{HIGH:.0%}) of their peak: "
         f"{found.hours:.2g} h ({low:.2g}-{high:.2g}), {found.gpu_hours:.3g} GPU-hours, "
-        f"{found.images_per_s:,.0f} images/s"
+        f"{found.images_per_s:,.0f} images/s{host}"
     )
 
 

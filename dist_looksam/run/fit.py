@@ -1,9 +1,9 @@
 """The training loop of one rank."""
 
 import json
+import math
 import shutil
 import signal
-import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -25,11 +25,12 @@ from ..record import rundir, trackers
 from ..record.metrics import MetricsLog
 from ..record.probe import ProbeLog
 from ..record.progress import Progress
+from ..record.version import made_with
 from ..settings import assemble, config
 from ..settings.config import Settings
 from . import resume
-from .advice import Advice, without_effect
-from .interrupt import REQUEUES, WATCHED, Interrupt, requeue
+from .advice import Advice, nothing_learnt, without_effect
+from .interrupt import REQUEUES, WATCHED, Interrupt, Interrupted, requeue
 from .unused import Unused
 
 
@@ -78,7 +79,8 @@ class Fit:
         self.caught: list[signal.Signals] = []  # by any rank
         reader, self.notes = resume.prepare(self.backend, settings, data)
         if self.first:
-            config.write(settings, self.out / "config.yaml")
+            self.made_with = made_with()
+            config.write(settings, self.out / rundir.CONFIG, self.made_with)
         self.tracker: trackers.Tracker | None = None
         if settings.track != "none":
             resume.shared(self.backend, self._track)
@@ -106,11 +108,19 @@ class Fit:
     # The loop.
 
     def run(self) -> dict[str, Any] | None:
-        """Train to the end. Returns what summary.json says; None if a signal ended it before."""
+        """Train to the end. Returns what summary.json says; None if a signal ended it before.
+
+        Raises Interrupted after Ctrl-C, RunError if nothing was learnt.
+        """
         path = self.out / "metrics.jsonl" if self.first else None
         try:
             with (
-                MetricsLog(path, resume_step=self.start or None, tracker=self.tracker) as log,
+                MetricsLog(
+                    path,
+                    resume_step=self.start or None,
+                    tracker=self.tracker,
+                    device=self.device,
+                ) as log,
                 Progress(
                     self.steps, start=self.start, shown=self.first, log=self.out / rundir.LOG
                 ) as progress,
@@ -121,23 +131,35 @@ class Fit:
                 self.notes += [*without_effect(self.settings), *self.unused.notes()]
                 for note in [*self.notes, self._greeting()]:
                     progress.note(note)
+                done = self.start
                 for step in range(self.start, self.steps):
                     self._step(step)
-                    if self._after(step + 1):
-                        self._stop(step + 1)
-                        return None
-                if self.evaluated != self.steps or self.top1 is None:
-                    self._evaluate(self.steps)
-                self.writer.wait()
-                return self._finish()
+                    done = step + 1
+                    if self._after(done):
+                        if self.caught:
+                            self._stop(done)
+                            return None
+                        break
+                return self._end(done)
         finally:
             self.writer.close()
             self.train.close()
             self.test.close()
 
+    def _end(self, done: int) -> dict[str, Any]:
+        """All that a run leaves, after `done` steps. RunError, then, if it has learnt nothing."""
+        if self.evaluated != done or self.top1 is None:
+            self._evaluate(done)
+        self.writer.wait()
+        summary = self._finish(done)
+        skips = resume.shared(self.backend, lambda: self.log.skips)
+        if (sentence := nothing_learnt(skips, done, self.settings)) and done > self.start:
+            raise RunError(sentence)
+        return summary
+
     def _greeting(self) -> str:
         s = self.settings
-        count = sum(p.numel() for p in self.engine.module.parameters())
+        count = sum(math.prod(piece.shape) for piece in self.backend.pieces())
         return (
             f"{s.optimizer} on {s.base}, {models.resolve(s.model, self.data.shape)} "
             f"({count:,} parameters), {s.data}, batch {s.batch_size} = {s.micro_batch} x "
@@ -150,11 +172,10 @@ class Fit:
         # Seeded by step and rank, so that random numbers need no place in a checkpoint.
         words = np.random.SeedSequence([self.settings.seed, step, self.backend.rank])
         torch.manual_seed(int(words.generate_state(1, np.uint64)[0]))
-        began = time.perf_counter()
         done = self.engine.step(self.train.step(step))
         if self.probe is not None:
             self.probe.flush(done.seen)
-        self._record(done, lr, self.settings.batch_size / (time.perf_counter() - began))
+        self._record(done, lr)
 
     def _set_lr(self, step: int) -> float:
         s = self.settings
@@ -164,10 +185,11 @@ class Fit:
             group["lr"] = peak * share
         return self.peaks[0] * share
 
-    def _record(self, done: Report, lr: float, images_per_s: float) -> None:
+    def _record(self, done: Report, lr: float) -> None:
         seen = done.seen
         self.log.step(
             done.step,
+            images=self.settings.batch_size,
             epoch=self.train.epoch_of(done.step),
             loss=done.loss,
             lr=lr,
@@ -177,17 +199,17 @@ class Fit:
             skipped=~seen.finite,
             gv_norm=seen.gv_norm,
             gv_ratio=seen.gv_ratio,
-            images_per_s=images_per_s,
         )
+        last = (self.log.flush() if done.step + 1 == self.steps else self.log.last) or {}
         if done.look:
             self.advice.look(done.step, seen)
         self.advice.line(self.log.last)
-        last = (self.log.flush() if done.step + 1 == self.steps else self.log.last) or {}
+        self.advice.skips(self.log.skips, last.get("step", 0))
         self.progress.update(
             done.step + 1,
             epoch=self.train.epoch_of(done.step + 1),
             loss=last.get("loss"),
-            images_per_s=images_per_s,
+            images_per_s=last.get("images_per_s"),
             look=seen.look,
         )
 
@@ -209,7 +231,9 @@ class Fit:
     def _tell(self) -> None:
         writer = self.writer
         signals = (self.interrupt.caught == s for s in WATCHED)
-        flags = (*signals, self.unused.new(), writer.failed, not writer.written)
+        most = self.settings.max_skips
+        hopeless = bool(most) and self.log.skips >= most
+        flags = (*signals, hopeless, self.unused.new(), writer.failed, not writer.written)
         mine = torch.tensor(flags, dtype=torch.float32, device=self.device)
         self._asked = (writer.pending, self.backend.mean(mine))
 
@@ -217,7 +241,7 @@ class Fit:
         if self._asked is None:
             return False
         (pending, flags), self._asked = self._asked, None
-        *signals, unreadable, failed, writing = (flags > 0).tolist()
+        *signals, hopeless, unreadable, failed, writing = (flags > 0).tolist()
         self.caught = [s for s, raised in zip(WATCHED, signals, strict=True) if raised]
         if unreadable:
             self._note_unreadable()
@@ -225,7 +249,7 @@ class Fit:
             self.writer.wait()  # raises what went wrong
         elif pending is not None and not writing:
             self.writer.commit(pending)
-        return bool(self.caught)
+        return bool(self.caught) or hopeless
 
     def _note_unreadable(self) -> None:
         if note := self.unused.collect(self.backend):
@@ -240,6 +264,8 @@ class Fit:
             names = " and ".join(s.name for s in self.caught)
             said = f"{names} after step {done}: saved step-{done}; --resume auto goes on"
             self.progress.note(said)
+        if self.caught == [signal.SIGINT]:
+            raise Interrupted
         if {*self.caught} & {*REQUEUES} and resume.requeue_asked(self.settings):
             note = resume.shared(self.backend, requeue)
             if note:
@@ -286,14 +312,14 @@ class Fit:
                 self.writer.wait()
                 self.commit()
 
-    def _finish(self) -> dict[str, Any]:
+    def _finish(self, done: int) -> dict[str, Any]:
         self.log.flush()
         self._note_unreadable()
         weights = self.backend.full_weights()
-        trained, seconds = self.steps * self.settings.batch_size, self.log.seconds
+        trained, seconds = done * self.settings.batch_size, self.log.seconds
         summary = {
             "top1": self.top1,
-            "steps": self.steps,
+            "steps": done,
             "seconds": round(seconds, 3),
             "images_per_s": round(trained / seconds, 3) if seconds else None,
             "forward_backward_passes": self.engine.passes,
@@ -306,9 +332,10 @@ class Fit:
         if self.first:
             assert weights is not None
             save_file(weights, self.out / "model.safetensors")
-            shutil.copymode(self.out / "config.yaml", self.out / "model.safetensors")  # was 0600
+            shutil.copymode(self.out / rundir.CONFIG, self.out / "model.safetensors")  # was 0600
             drawn = self._draw()
-            (self.out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+            text = json.dumps({**summary, **self.made_with}, indent=1)
+            (self.out / rundir.SUMMARY).write_text(text + "\n")
             self.progress.note(f"top1 {self.top1:.2%}; {drawn}")
         return summary
 

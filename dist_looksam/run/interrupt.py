@@ -1,28 +1,48 @@
 """Signals that ask a run to stop: noted at once, obeyed by all ranks after the same step."""
 
+import os
 import signal
 import subprocess
+import sys
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import Any
 
 from ..errors import RunError
 from ..world import slurm_job
 
-WATCHED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+WATCHED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 REQUEUES = (signal.SIGUSR1, signal.SIGUSR2)  # a scheduler's, ahead of a time limit
+INTERRUPTED = 128 + signal.SIGINT  # exit code
+_AGAIN = 1.0  # seconds; a launcher may pass on the Ctrl-C that its ranks have got, too
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, after the checkpoint was written and the user was told."""
 
 
 class Interrupt:
-    """Inside the context, SIGTERM and SIGUSR1/2 end nothing; `caught` is the first that came."""
+    """Inside the context, SIGTERM, SIGUSR1/2 and Ctrl-C end nothing; `caught` is the first that
+    came. A second Ctrl-C, a second or more later, ends the process at once.
+
+    Where Ctrl-C was ignored before, as a sweep makes its points do, it stays ignored.
+    """
 
     def __init__(self) -> None:
         self.caught: signal.Signals | None = None
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "Interrupt":
-        if threading.current_thread() is threading.main_thread():  # Python allows it nowhere else
-            self._before = {s: signal.signal(s, self._note) for s in WATCHED}
+        if threading.current_thread() is not threading.main_thread():
+            return self  # Python allows it nowhere else
+        ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        watched = WATCHED[:-1] if ignored else WATCHED
+        self._before = {s: signal.signal(s, self._note) for s in watched}
+        arrived, self._arrives = os.pipe()
+        os.set_blocking(self._arrives, False)
+        self._woken = signal.set_wakeup_fd(self._arrives, warn_on_full_buffer=False)
+        threading.Thread(target=_end_at_second, args=(arrived,), daemon=True).start()
         return self
 
     def __exit__(
@@ -31,11 +51,31 @@ class Interrupt:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if not self._before:
+            return
+        signal.set_wakeup_fd(self._woken)
+        os.close(self._arrives)
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.caught = self.caught or signal.Signals(number)
+
+
+def _end_at_second(arrived: int) -> None:
+    """In a thread: a handler would wait until the main thread is back from what it has called,
+    which may be a collective that waits for a lost rank. `arrived` gets a byte for each signal."""
+    first = 0.0
+    while number := os.read(arrived, 1):
+        now = time.monotonic()
+        if number[0] != signal.SIGINT:
+            continue
+        if first and now - first > _AGAIN:
+            if sys.stderr.isatty():
+                os.write(2, b"\x1b[?25h\n")  # the progress bar has hidden the cursor
+            os._exit(INTERRUPTED)
+        first = first or now
+    os.close(arrived)
 
 
 def requeue() -> str | None:

@@ -20,12 +20,14 @@ from ..world import World
 from ..world.roster import LostRank
 from . import agree, dryrun
 from .fit import Fit
+from .interrupt import INTERRUPTED, Interrupted
 
 _NO_ROOM = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Train as the flags say. Exit code: 0 done, 1 the run failed, 2 the settings are wrong."""
+    """Train as the flags say. Exit code: 0 done, 1 the run failed or learnt nothing, 2 the settings
+    are wrong, 130 Ctrl-C."""
     world = None
     try:
         settings = config.parse(argv)
@@ -44,6 +46,10 @@ def main(argv: Sequence[str]) -> int:
     except (ConfigError, RunError) as error:
         _complain(world, error)
         return 2 if isinstance(error, ConfigError) else 1
+    except KeyboardInterrupt as error:
+        if not isinstance(error, Interrupted):
+            _complain(world, "interrupted; nothing was trained")
+        return INTERRUPTED
     except OSError as error:
         if error.errno not in _NO_ROOM:
             raise
@@ -56,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _complain(world: World | None, error: Exception) -> None:
+def _complain(world: World | None, error: Exception | str) -> None:
     """One line by rank 0. Once the world is known, by the first rank of every other node, too:
     files or devices may be missing there alone."""
     if world is not None and world.rank and world.local_rank == 0:

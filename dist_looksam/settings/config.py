@@ -3,7 +3,6 @@
 `--config FILE.yaml` comes first, flags override it, `--print_config` shows the outcome.
 """
 
-import difflib
 import re
 import sys
 from collections.abc import Sequence
@@ -16,11 +15,12 @@ from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser
 
 from ..backends.zero import config as zero_config
 from ..engine import ASCENTS
-from ..errors import ConfigError
+from ..errors import ConfigError, did_you_mean
 from ..maths.schedule import SCALINGS, SCHEDULES
 from ..optim.rule import LAYER_ASCENTS, REUSES, SCOPES, check_alpha, check_choice, check_rho
 from ..optim.table import BASES, LR, METHODS, RHO, WEIGHT_DECAY, base_of, method, rule_of
 from ..record.trackers import TRACKERS
+from .numbers import check_most, micro_batch, whole
 
 BACKENDS = ("auto", "plain", "ddp", "zero", "horovod", "fsdp2")
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -86,6 +86,7 @@ class Settings:
     keep: int = flag(0, "newest checkpoints to keep; 0: all", int)
     requeue: bool = flag(False, "on SIGUSR1/2 under SLURM, queue the job again", bool)
     eval_every: int = flag(0, "steps between evaluations; 0: once per epoch", int)
+    max_skips: int = flag(100, "steps skipped in a row that end the run; 0: none do", int)
     track: str = flag("none", f"metrics elsewhere, too: {', '.join(TRACKERS)}", str)
     probe_every: int = flag(0, "looks between probes of g_s, g_h, g_v; 0: none", int)
     device: str = flag("auto", f"one of {', '.join(DEVICES)}", str)
@@ -137,12 +138,14 @@ class Settings:
             "batch_size": 1, "micro_batch": 1, "steps": 1, "warmup_steps": 0, "lr_base_batch": 1,
             "image_size": 1, "workers": 0, "save_every": 0, "eval_every": 0, "probe_every": 0,
             "keep": 0, "seed": 0, "holdout": 0, "warmup_epochs": 0, "lr": 0, "weight_decay": 0,
-            "eps": 0, "ranks": 1, "train_images": 1,
+            "eps": 0, "ranks": 1, "train_images": 1, "max_skips": 0,
         }  # fmt: skip
         for name, least in at_least.items():
             value = getattr(self, name)
             if value is not None and not least <= value < float("inf"):
                 raise ConfigError(f"{name} must be >= {least} and finite, got {value}.")
+        for f in fields(self):
+            check_most(f.name, getattr(self, f.name), f.metadata["type"])
         for name in ("momentum", "drop_path", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be in [0, 1), got {getattr(self, name)}.")
@@ -192,7 +195,7 @@ class Settings:
             eps=(1e-6 if base == "lamb" else 1e-8) if self.eps is None else self.eps,
             rho=RHO.get(method(self.optimizer).ascent or "", 0.0) if self.rho is None else self.rho,
             backend=backend,
-            micro_batch=self._micro_batch(ranks),
+            micro_batch=micro_batch(self.batch_size, ranks=ranks, asked=self.micro_batch),
             epochs=None,
             steps=steps,
             warmup_steps=self._warmup(steps, samples),
@@ -228,22 +231,6 @@ class Settings:
         if self.backend == "plain" and ranks > 1:
             raise ConfigError(f"backend plain is for one rank, got {ranks}; use --backend auto.")
         return self.backend
-
-    def _micro_batch(self, ranks: int) -> int:
-        """What was asked for, checked; else the largest divisor of a rank's share up to 256."""
-        batch = self.batch_size
-        unit = ranks * (self.micro_batch or 1)
-        if batch % unit:
-            nearest = [n for n in (batch // unit * unit, (batch // unit + 1) * unit) if n]
-            part = f"micro_batch {self.micro_batch} x {ranks}" if self.micro_batch else f"{ranks}"
-            raise ConfigError(
-                f"batch_size must be {part} ranks x a whole number, got {batch}; "
-                f"use {' or '.join(map(str, nearest))}."
-            )
-        if self.micro_batch:
-            return self.micro_batch
-        share = batch // ranks
-        return next(n for n in range(min(share, 256), 0, -1) if share % n == 0)
 
     def to_yaml(self) -> str:
         """The settings as a file that `--config` takes."""
@@ -292,9 +279,7 @@ def _typed(name: str, value: Any, kind: Any, *, optional: bool) -> Any:
             raise ValueError
         if kind is str and not isinstance(value, str | int | float):
             raise ValueError
-        if kind is int and (isinstance(value, bool) or float(value) != int(float(value))):
-            raise ValueError
-        converted = int(float(value)) if kind is int else kind(value)
+        converted = whole(value) if kind is int else kind(value)
     except (ValueError, TypeError, OverflowError):
         raise ConfigError(f"{name} must be {words[kind]}, got {value!r}.") from None
     if converted != converted:
@@ -319,12 +304,15 @@ def _sentence(error: ArgumentError) -> str:
     names = [f.name for f in fields(Settings)]
     if "nrecognized arguments" in text:
         got = next((w for w in text.split() if w.startswith("-")), text.split()[-1])
-        near = difflib.get_close_matches(got.strip("-").replace("-", "_"), names, n=1)
-        hint = f"did you mean --{near[0]}?" if near else "see --help for all flags."
+        name = got.strip("-").replace("-", "_")
+        hint = did_you_mean(name, names, "see --help for all flags.", flag="--")
         return f"unknown flag, got {got}; {hint}"
     if unknown := re.search(r"Option '(.+?)' is not accepted", text):
-        near = difflib.get_close_matches(unknown[1].replace("-", "_"), names, n=1)
-        hint = f"did you mean {near[0]}?" if near else "its names are those of the flags in --help."
+        name, otherwise = (
+            unknown[1].replace("-", "_"),
+            "its names are those of the flags in --help.",
+        )
+        hint = did_you_mean(name, names, otherwise)
         return f"config has an unknown setting, got {unknown[1]}; {hint}"
     if "Value not boolean" in text:
         flags = " and ".join(f.name for f in fields(Settings) if f.metadata["type"] is bool)
@@ -393,6 +381,7 @@ def parse(argv: Sequence[str]) -> Settings:
     return settings
 
 
-def write(settings: Settings, path: Path) -> None:
-    """Write config.yaml."""
-    path.write_text(settings.to_yaml(), encoding="utf-8")
+def write(settings: Settings, path: Path, made_with: dict[str, str | None]) -> None:
+    """Write config.yaml, which begins with a comment of what it was made with."""
+    by = ", ".join(f"{name} {value}" for name, value in made_with.items() if value)
+    path.write_text(f"# dist_looksam {by}\n{settings.to_yaml()}", encoding="utf-8")

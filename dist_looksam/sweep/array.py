@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from .. import files
 from ..errors import ConfigError, RunError
 from .grid import Point
 from .ledger import Ledger
@@ -57,8 +58,7 @@ def _send(ledger: Ledger, points: list[Point], at_once: int, options: Sequence[s
     folder = ledger.out / "slurm"
     folder.mkdir(parents=True, exist_ok=True)
     (ledger.out / "logs").mkdir(exist_ok=True)
-    number = next(n for n in range(10**6) if not (folder / f"lines-{n}.txt").exists())
-    lines = folder / f"lines-{number}.txt"
+    lines = files.first_free(folder / "lines-", ".txt")
     for point in points:
         ledger.prepare(point)
     words = [[*p.argv(), "--out", str(ledger.path(p))] for p in points]
@@ -120,7 +120,4 @@ def _file(ledger: Ledger) -> Path:
 
 def _history(ledger: Ledger) -> list[tuple[str, list[str]]]:
     """(job, points) of every array sent so far."""
-    if not _file(ledger).exists():
-        return []
-    rows = map(json.loads, _file(ledger).read_text(encoding="utf-8").splitlines())
-    return [(row["job"], row["points"]) for row in rows]
+    return [(row["job"], row["points"]) for row in files.json_lines(_file(ledger))]

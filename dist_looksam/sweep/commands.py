@@ -7,7 +7,6 @@
 Call it again and it goes on; points that are done are not run again.
 """
 
-import fcntl
 import shutil
 import sys
 import time
@@ -16,8 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
+from .. import files
 from ..cli.arguments import Parser
 from ..errors import ConfigError, RunError
+from ..record.progress import h_mm_ss
 from . import array, grid, local
 from .grid import Point
 from .ledger import Ledger
@@ -75,13 +76,9 @@ def _parser() -> Parser:
 def _alone(out: Path) -> IO[str]:
     """A lock on the folder, held until it is closed or this process ends."""
     file = (out / ".lock").open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    if files.lock(file) is False:
         file.close()
-        raise RunError(
-            f"another sweep works in {out}; wait for it, or name another --out"
-        ) from None
+        raise RunError(f"another sweep works in {out}; wait for it, or name another --out")
     return file
 
 
@@ -107,13 +104,15 @@ class _Told:
         done = len(self.ledger.due()[1])
         self.spent += seconds
         self.work += point.weight
-        result = f"top1 {summary['top1']:.2%}" if summary and not code else f"FAILED (exit {code})"
+        result = f"top1 {summary['top1']:.2%}" if summary else f"FAILED (exit {code})"
+        if summary and code:
+            result += f" (exit {code}, see {self.ledger.log(point)})"
         tuned = "".join(f" {k}={v:g}" for k, v in point.tuned.items())
         total = self.ledger.grid.total
-        hours = self.spent / self.work * self._left() / self.jobs / 3600
+        left = self.spent / self.work * self._left() / self.jobs
         print(
             f"[{done}/{total}] {point.name}{tuned if point.stage == 'final' else ''}: {result}, "
-            f"{seconds:.0f} s, ETA {int(hours)}:{int(hours * 60) % 60:02d} h",
+            f"{seconds:.0f} s, ETA {h_mm_ss(left)}",
             flush=True,
         )
 

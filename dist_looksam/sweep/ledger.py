@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from .. import checkpoint
+from .. import checkpoint, files
 from .grid import Flags, Grid, Point
 
 
@@ -49,10 +49,10 @@ class Ledger:
         told = _json(path / "point.json")
         if told is not None and told != point.record():
             aside = self.out / "superseded" / point.name
-            n = next(n for n in range(10**6) if not Path(f"{aside}.{n}").exists())
             aside.parent.mkdir(parents=True, exist_ok=True)
-            os.rename(path, f"{aside}.{n}")
-            (Path(f"{aside}.{n}") / "point.json").write_text(
+            aside = files.first_free(f"{aside}.")
+            os.rename(path, aside)
+            (aside / "point.json").write_text(
                 json.dumps({**told, "stage": "superseded"}, indent=1) + "\n"
             )
             note = f"{point.name} was of other settings; it is now in superseded/"
@@ -83,7 +83,7 @@ class Ledger:
                     "score": scores[best],
                 }
         if told:
-            _write(self.out / "choices.json", json.dumps(told, indent=1) + "\n")
+            files.replace_text(self.out / "choices.json", json.dumps(told, indent=1) + "\n")
         return found
 
     def _score(self, trial: Point) -> float | None:
@@ -118,7 +118,7 @@ class Ledger:
                 cells.append(f"{100 * mean(top1):.2f}{spread} ({len(top1)})" if top1 else "-")
             lines.append(f"| {label} | " + " | ".join(cells) + " |")
         text = "\n".join(lines) + "\n"
-        _write(self.out / "table.md", text)
+        files.replace_text(self.out / "table.md", text)
         return text
 
 
@@ -127,9 +127,3 @@ def _json(path: Path) -> dict[str, Any] | None:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-
-
-def _write(path: Path, text: str) -> None:
-    scratch = path.with_name(f".{path.name}.new")
-    scratch.write_text(text, encoding="utf-8")
-    os.replace(scratch, path)

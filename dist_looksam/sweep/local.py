@@ -106,13 +106,14 @@ def _collect(
     ended: Callable[..., None],
 ) -> None:
     """Wait for one to end. One that was told to stop ends well and is not done: it counts as failed
-    until the next call, or it would be started again at once."""
+    until the next call, or it would be started again at once. One that learnt nothing exits with 1
+    but has its score: it is done."""
     pid, status = os.waitpid(-1, 0)
     if pid not in running:
         return
     one = running.pop(pid)
     code = os.waitstatus_to_exitcode(status)
-    if code or ledger.summary(one.point) is None:
+    if ledger.summary(one.point) is None:
         failed[one.point.name] = one.point
     ended(one.point, time.monotonic() - one.began, code)
 

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,11 @@ from testbed import until
 from dist_looksam import models
 from dist_looksam.checkpoint import Reader, form, found
 from dist_looksam.cli import main as cli
+from dist_looksam.record import metrics
 from dist_looksam.run import fit
 from dist_looksam.run.train import main
 
+ROOT = Path(__file__).parents[2]
 ARGUMENTS = "--data digits --model vit_8 --steps 6 --batch_size 16 --k 3 --workers 0 --device cpu "
 ARGUMENTS += "--eval_every 100 --backend plain"
 
@@ -75,6 +78,71 @@ def test_a_signal_saves_once_and_leaves_with_0_and_the_run_goes_on(
     assert rows(out) == rows(whole)
     a, b = load_file(out / "model.safetensors"), load_file(whole / "model.safetensors")
     assert all(torch.equal(a[n], b[n]) for n in b)
+
+
+def test_ctrl_c_saves_and_leaves_with_130_and_one_line(tmp_path, at_step, capsys, monkeypatch):
+    """It ended in a traceback, and what was trained since the last checkpoint was lost."""
+    out = tmp_path / "run"
+    at_step(1, lambda: os.kill(os.getpid(), signal.SIGINT))
+    assert train(out) == 130
+    told = capsys.readouterr()
+    assert "SIGINT after step 3: saved step-3; --resume auto goes on" in told.out
+    assert told.err == "" and found(out / "checkpoints")
+    monkeypatch.undo()
+
+    def early(*arguments, **settings):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dist_looksam.run.train.load", early)
+    assert train(out) == 130
+    assert capsys.readouterr().err == "error: interrupted; nothing was trained\n"
+
+
+WAITS = """
+import time
+from dist_looksam.run.interrupt import Interrupt
+with Interrupt():
+    print("ready", flush=True)
+    while True:
+        time.sleep(60)
+"""
+
+
+def test_a_second_ctrl_c_ends_at_once_but_not_what_a_launcher_passes_on():
+    """mpirun's ranks get a terminal's Ctrl-C, and then mpirun's own."""
+    command = [sys.executable, "-c", WAITS]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, cwd=ROOT, **pipes) as process:
+        try:
+            assert process.stdout.readline() == "ready\n"
+            for _ in range(2):
+                process.send_signal(signal.SIGINT)
+                time.sleep(0.1)
+            time.sleep(1.1)
+            assert process.poll() is None
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=10) == 130
+            assert process.stderr.read() == ""
+        finally:
+            process.kill()
+
+
+def test_a_run_that_learns_nothing_says_so_and_exits_with_1(tmp_path, capsys, monkeypatch):
+    """It skipped 59 of its 60 steps, said nothing, showed the last finite loss, and left with 0."""
+    monkeypatch.setitem(metrics.MetricsLog.__init__.__kwdefaults__, "every", 4)
+    out = tmp_path / "run"
+    assert train(out, "--optimizer", "adamw", "--lr", "1e9", "--steps", "30") == 1
+    told = capsys.readouterr()
+    assert "nothing was learnt after step" in told.err and told.err.count("\n") == 1
+    assert "warning: the last 2" in told.out and "loss nan" in told.out
+    assert json.loads((out / "summary.json").read_text())["steps"] == 30
+    assert "nothing was learnt" in (out / "log.txt").read_text().splitlines()[-1]
+
+    out = tmp_path / "short"
+    flags = ("--optimizer", "adamw", "--lr", "1e9", "--steps", "30", "--max_skips", "6")
+    assert train(out, *flags) == 1
+    assert json.loads((out / "summary.json").read_text())["steps"] < 20
+    assert found(out / "checkpoints") == []
 
 
 @pytest.mark.parametrize("job, flag, number, asked", [

@@ -20,6 +20,7 @@ from torch import nn
 
 from dist_looksam import Engine
 from dist_looksam.optim import table
+from dist_looksam.record.metrics import MetricsLog, read
 from launch import HERE, run
 
 pytestmark = pytest.mark.needs("cuda")
@@ -223,3 +224,18 @@ def test_a_run_of_a_gpu_goes_on_without_one(way, tmp_path):
     train("plain", *sgd, "--device", "cpu", "--out", str(out), "--resume", "auto")
     there, here = (load_file(p / "model.safetensors") for p in (tmp_path, out))
     assert max(float((there[n] - here[n]).abs().max()) for n in there) < 1e-5
+
+
+@pytest.mark.needs("cuda")
+def test_images_per_s_counts_what_the_gpu_takes_not_the_launch(tmp_path):
+    """The clock stopped when a step was launched, and the wait for it came later."""
+    device = torch.device("cuda")
+    with MetricsLog(tmp_path / "metrics.jsonl", device=device) as log:
+        for step in range(6):
+            torch.cuda._sleep(200_000_000)  # cycles: a tenth of a second, launched in no time
+            log.step(step, images=100, loss=torch.zeros((), device=device))
+    steps, _ = read(tmp_path / "metrics.jsonl")
+    assert all(row["images_per_s"] < 100 / 0.05 for row in steps)
+    assert steps[-1]["seconds"] == pytest.approx(
+        sum(100 / row["images_per_s"] for row in steps), abs=0.01
+    )

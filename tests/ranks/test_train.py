@@ -135,3 +135,12 @@ def test_a_signal_that_one_rank_alone_has_heard_stops_all_by_its_name(tmp_path):
             rank.kill()
             rank.wait()
     assert re.search(r"^SIGUSR1 after step \d+: saved step-\d+", said, re.MULTILINE), said
+
+
+@pytest.mark.needs("deepspeed")
+def test_zero_3_greets_with_all_parameters(tmp_path):
+    """It said 0: a rank holds none of them between steps."""
+    flags = [*DIGITS[:2], "--steps", "1", "--model", "vit_8", "--device", "cpu", "--out"]
+    command = [sys.executable, str(HERE.parents[1] / "train.py"), *flags, str(tmp_path / "run")]
+    subprocess.run([*command, "--backend", "zero", "--zero_stage", "3"], check=True, timeout=300)
+    assert "vit_8 (202,058 parameters)" in (tmp_path / "run" / "log.txt").read_text()

@@ -1,0 +1,63 @@
+"""Files that several processes share: replaced whole, named without a clash, locked, read while
+another process appends to them."""
+
+import fcntl
+import json
+import os
+from pathlib import Path
+from typing import IO, Any
+
+from .errors import RunError
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write `text` to `path`, which holds either its old or its new text at every moment."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.new")
+    with scratch.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(scratch, path)
+
+
+def first_free(stem: Path | str, end: str = "", *, start: int = 0) -> Path:
+    """The first of STEM + n + END, n = start, start + 1, ..., that does not exist."""
+    number = start
+    while (path := Path(f"{stem}{number}{end}")).exists():
+        number += 1
+    return path
+
+
+def lock(file: IO[str], *, shared: bool = False) -> bool | None:
+    """Take an flock until the file is closed or the process ends. Does not wait.
+
+    Returns True if it was taken, False if another process holds it, None where the file system has
+    no locks. A `shared` lock needs only a file opened for reading.
+    """
+    try:
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+def json_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file with one per line; [] where there is no file.
+
+    A last line that is not whole is left out: its writer was killed, or is still writing it.
+    Raises RunError for any other damaged line.
+    """
+    if not path.exists():
+        return []
+    lines = path.read_bytes().rstrip(b"\n").split(b"\n")
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            if number == len(lines):
+                break
+            raise RunError(f"{path} is damaged at line {number}: repair or remove it.") from error
+    return rows

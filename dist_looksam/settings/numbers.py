@@ -1,0 +1,56 @@
+"""Numbers of settings: read exactly, kept to what can be trained with, divided over ranks."""
+
+from typing import Any
+
+from ..errors import ConfigError
+
+# What torch, the operating system or the clock can take. Kernels compute with numbers of fp32,
+# lr x weight decay x lr_scaling for one.
+_LARGEST = {int: 2**31 - 1, float: 10**9}
+_MOST = {
+    "seed": 2**63 - 1, "image_size": 2**14, "workers": 1024, "timeout": 10**7, "epochs": 10**6,
+    "warmup_epochs": 10**6, "local_rank": 2**16, "clip": 10**30, "p": float("inf"),
+}  # fmt: skip
+
+
+def check_most(name: str, value: Any, kind: Any) -> None:
+    """ConfigError for a number that nothing could be trained with."""
+    most = _MOST.get(name, _LARGEST.get(kind))
+    if most is not None and (value or 0) > most:
+        raise ConfigError(f"{name} must be <= {most:,}, got {value}.")
+
+
+def whole(value: Any) -> int:
+    """An int, or text like 64 or 1e6. ValueError, TypeError or OverflowError for anything else."""
+    if isinstance(value, bool):
+        raise ValueError
+    try:
+        return value if isinstance(value, int) else int(str(value))  # exact beyond 2^53
+    except ValueError:
+        number = float(value)
+        if number != int(number):
+            raise
+        return int(number)
+
+
+def micro_batch(batch: int, *, ranks: int, asked: int | None) -> int:
+    """What was asked for, checked; else the largest divisor of a rank's share up to 256."""
+    unit = ranks * (asked or 1)
+    if batch % unit:
+        nearest = [n for n in (batch // unit * unit, (batch // unit + 1) * unit) if n]
+        part = f"micro_batch {asked} x {ranks}" if asked else f"{ranks}"
+        use = " or ".join(map(str, nearest))
+        if asked and batch % ranks == 0:
+            fits = _largest_divisor(batch // ranks, asked)
+            if batch < unit:  # a batch that is much larger is hardly meant
+                use = f"--micro_batch {fits}, or batch_size {use}"
+            else:
+                use += f", or --micro_batch {fits}"
+        raise ConfigError(
+            f"batch_size must be {part} ranks x a whole number, got {batch}; use {use}."
+        )
+    return asked or _largest_divisor(batch // ranks, 256)
+
+
+def _largest_divisor(number: int, most: int) -> int:
+    return next(n for n in range(min(number, most), 0, -1) if number % n == 0)
