@@ -93,11 +93,12 @@ def _content(path: str) -> dict[Any, Any]:
         raise ConfigError(
             f"config must be YAML with lines like `rho: 0.02`, got {path}: {reason}."
         ) from None
-    if found is not None and not isinstance(found, dict):
+    if not isinstance(found, dict):
+        got = "nothing in it" if found is None else f"{found!r:.50}"
         raise ConfigError(
-            f"config must be YAML with lines like `rho: 0.02`, got {path} with {found!r:.50}."
+            f"config must be YAML with lines like `rho: 0.02`, got {path} with {got}."
         )
-    return found or {}
+    return found
 
 
 def _nearest(got: str, known: dict[str, Any]) -> str | None:
