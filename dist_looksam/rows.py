@@ -11,7 +11,14 @@ def found(package: str, path: Iterable[str]) -> dict[str, Any]:
 
     Args:
         package, path: its `__name__` and `__path__`.
+
+    Raises:
+        ValueError: two rows of one name.
     """
     names = [module.name for module in pkgutil.iter_modules(path)]
     rows = [importlib.import_module(f"{package}.{name}").ROW for name in names]
-    return {row.name: row for row in sorted(rows, key=lambda row: (row.place, row.name))}
+    made = {row.name: row for row in sorted(rows, key=lambda row: (row.place, row.name))}
+    if len(made) < len(rows):
+        taken = sorted(row.name for row in rows)
+        raise ValueError(f"names must differ, got {', '.join(taken)} in {package}.")
+    return made

@@ -25,7 +25,7 @@ WRONG = {
     "value": ({"lr": "high"}, "lr must be a number, got 'high'"),
     "range": ({"weight_decay": -0.1}, "weight_decay must be >= 0 and finite, got -0.1"),
     "optimizer": ({"optimizer": "looksam"}, "optimizer must be one of .*got 'looksam'"),
-    "base": ({"base": "adam"}, "base must be one of sgd, adamw, lamb, lars, got 'adam'"),
+    "base": ({"base": "adam"}, "base must be one of sgd, adamw, lamb, lars.*, got 'adam'"),
     "base of a base": ({"optimizer": "adamw"}, "base must be adamw with optimizer adamw, got lamb"),
     "warm-up": (
         {"warmup_steps": 11_729},

@@ -66,6 +66,9 @@ def test_a_file_in_the_folder_is_a_row(tmp_path, monkeypatch):
     (tmp_path / "kinds" / "__init__.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
     assert list(rows.found("kinds", [str(tmp_path / "kinds")])) == ["z", "a", "b"]
+    (tmp_path / "kinds" / "copy.py").write_text(row.format("a", 99))
+    with pytest.raises(ValueError, match="names must differ, got a, a, b, z in kinds"):
+        rows.found("kinds", [str(tmp_path / "kinds")])
 
 
 def test_rows_are_whole():
@@ -95,7 +98,7 @@ def test_every_row_is_in_the_help_and_no_library_of_one_is_loaded():
 
 def test_a_base_that_is_not_known_is_a_sentence():
     """`build_base` made a Lamb of any name that it did not know."""
-    with pytest.raises(ConfigError, match="base must be one of sgd, adamw, lamb, lars, got 'adam'"):
+    with pytest.raises(ConfigError, match=r"base must be one of sgd, .*got 'adam'"):
         table.build_base("adam", [], lr=0.1)
 
 
