@@ -36,7 +36,7 @@ class HorovodRow(BackendRow):
     def check(self, settings: Any, ranks: int) -> None:
         if settings.zero_stage in (2, 3):
             raise ConfigError(
-                f"backend horovod shards at zero_stage 1 only, got zero_stage "
+                f"backend horovod shards at zero_stage 1 only, without offload, got zero_stage "
                 f"{settings.zero_stage}; use --zero_stage 1 or --backend zero."
             )
 
