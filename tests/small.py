@@ -9,10 +9,12 @@ from torch.func import functional_call
 
 from dist_looksam import Engine
 from dist_looksam.optim import table
+from dist_looksam.optim.bases import BASES
 
 INPUTS, HIDDEN, CLASSES, SAMPLES = 6, 9, 4, 12
 Pair = tuple[Tensor, Tensor]
-LR = {"sgd": 0.1, "adamw": 0.01, "lamb": 0.02, "lars": 0.02}
+LR = {name: row.lr for name, row in BASES.items()}
+LR |= {"sgd": 0.1, "adamw": 0.01, "lamb": 0.02, "lars": 0.02}
 RHO = {"model": 0.05, "layer": 0.02}
 WEIGHT_DECAY, ADAM_EPS = 0.1, 1e-4
 

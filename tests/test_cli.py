@@ -17,7 +17,7 @@ from dist_looksam.cli import table
 from dist_looksam.record.metrics import FIELDS
 
 ROOT = Path(__file__).parents[1]
-HEAVY = ("altair", "deepspeed", "jsonargparse", "sklearn", "rich", "pytorch_optimizer")
+HEAVY = ("altair", "deepspeed", "sklearn", "rich", "pytorch_optimizer")
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)

@@ -1,5 +1,6 @@
 """--dry_run finds what is wrong before a start, says what the rest means, and leaves no trace."""
 
+import importlib.util
 import re
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from dist_looksam.data.extent import extent
 from dist_looksam.plan import plan
 from dist_looksam.run import dryrun
 from dist_looksam.run.train import main
-from dist_looksam.settings import assemble, config
+from dist_looksam.settings import config
 
 ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "launch" / "recipes" / "vit_b16-look_layer_sam-32k.yaml"
@@ -24,7 +25,7 @@ WRONG = {
     "value": ({"lr": "high"}, "lr must be a number, got 'high'"),
     "range": ({"weight_decay": -0.1}, "weight_decay must be >= 0 and finite, got -0.1"),
     "optimizer": ({"optimizer": "looksam"}, "optimizer must be one of .*got 'looksam'"),
-    "base": ({"base": "adam"}, "base must be one of sgd, adamw, lamb, lars, got 'adam'"),
+    "base": ({"base": "adam"}, "base must be one of sgd, adamw, lamb, lars.*, got 'adam'"),
     "base of a base": ({"optimizer": "adamw"}, "base must be adamw with optimizer adamw, got lamb"),
     "warm-up": (
         {"warmup_steps": 11_729},
@@ -123,7 +124,7 @@ def test_ranks_are_those_of_the_flag_then_of_the_file_then_those_started(tmp_pat
 
 
 def test_a_machine_without_deepspeed_can_check_a_recipe_for_it(monkeypatch, capfd):
-    monkeypatch.setattr(assemble.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert main(["--config", str(RECIPE), "--dry_run"]) == 0
     assert (
         "note: here, backend zero needs deepspeed, which is not installed" in capfd.readouterr().out

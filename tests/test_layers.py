@@ -14,10 +14,11 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Every room, from the ground up: a room imports itself and rooms below it. `cli.main` names the
 # modules of its commands and imports one when it is called.
 FLOORS = [
-    *("errors", "files", "cli", "maths", "data", "models", "world", "optim", "backends", "engine"),
+    *("errors", "files", "rows", "cli", "maths", "data", "models", "world", "optim"),
+    *("backends", "engine"),
     *("checkpoint", "record", "settings", "report", "plan", "measure", "run", "sweep"),
 ]
-FOUNDATION = {"errors", "maths", "optim"}  # these may import one another and nothing else
+FOUNDATION = {"errors", "rows", "maths", "optim"}  # these may import one another and nothing else
 
 # An optional library and the only files that may import it.
 OPTIONAL = {

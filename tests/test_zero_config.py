@@ -10,8 +10,7 @@ from dist_looksam.backends.zero import library as zero_library
 from dist_looksam.backends.zero.layout import check_version
 from dist_looksam.errors import ConfigError
 from dist_looksam.run import dryrun
-from dist_looksam.settings import assemble, config
-from dist_looksam.settings.assemble import check
+from dist_looksam.settings import config
 
 pytestmark = pytest.mark.needs("deepspeed")
 
@@ -23,7 +22,6 @@ def resolve(tmp_path, file: dict | str | None, *flags: str, ranks: int = 2):
         path.write_text(file if isinstance(file, str) else json.dumps(file))
         argv += ["--deepspeed_config", str(path)]
     settings = config.parse(argv).resolved(ranks=ranks, launcher="deepspeed", samples=1000)
-    check(settings, ranks)
     return settings
 
 
@@ -138,7 +136,7 @@ def test_a_value_of_any_json_type_is_what_deepspeed_takes_or_one_sentence(tmp_pa
             path = str(tmp_path / "ds.json")
             flags = ["--data", "digits", "--batch_size", "64", "--backend", "zero"]
             dryrun.check(config.parse([*flags, "--deepspeed_config", path]), ranks=2)
-            made = assemble.deepspeed_config(settings, 1)
+            made = settings.backend_row.deepspeed_config(settings, 1)
             zero_library.check_config(made)
         except ConfigError as error:
             assert "\n" not in str(error), words
@@ -157,7 +155,7 @@ def test_a_value_of_any_json_type_is_what_deepspeed_takes_or_one_sentence(tmp_pa
 def test_what_deepspeed_takes_in_another_form_works(tmp_path, file, stage, clip):
     settings = resolve(tmp_path, file)
     assert (settings.zero_stage, settings.clip) == (stage, clip)
-    made = assemble.deepspeed_config(settings, 2)
+    made = settings.backend_row.deepspeed_config(settings, 2)
     assert made["steps_per_print"] == 10**9 and "auto" not in json.dumps(made)
 
 

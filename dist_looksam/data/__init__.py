@@ -3,21 +3,18 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import ConfigError
 from .augment import Augment, parse
 from .batch import Batch, cross_entropy
-from .embedded import digits, fashion_mnist
 from .loader import EvalLoader, TrainLoader
 from .order import Order
+from .sets import data_set
 from .source import Source
 from .subset import split
 
 __all__ = [
-    "NAMES", "Augment", "Batch", "Data", "EvalLoader", "Order", "Source", "TrainLoader",
+    "Augment", "Batch", "Data", "EvalLoader", "Order", "Source", "TrainLoader",
     "cross_entropy", "load",
 ]  # fmt: skip
-
-NAMES = ("fashion_mnist", "digits", "folder")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,21 +53,10 @@ def load(
     train_images  so many are used, `holdout` of them to test on; None: all
     ConfigError for an unknown name, a malformed augment, or data that is missing or malformed.
     """
-    train: Source
-    test: Source
-    if name == "fashion_mnist":
-        train, test = fashion_mnist(data_dir, augment=parse(augment), seed=seed)
-    elif name == "digits":
-        if data_dir:
-            raise ConfigError(f"--data digits takes no --data_dir, got '{data_dir}'; leave it out.")
-        train, test = digits(augment=parse(augment), seed=seed)
-    elif name == "folder":
-        from .folder import folder
-
-        wanted = parse(augment, auto="crop,flip")
-        train, test = folder(data_dir, image_size=image_size, augment=wanted, seed=seed)
-    else:
-        raise ConfigError(f"--data is '{name}', which is not known; use one of {', '.join(NAMES)}.")
+    row = data_set(name)
+    row.check_dir(data_dir)
+    wanted = parse(augment, auto=row.augment)
+    train, test = row.open(data_dir, image_size=image_size, augment=wanted, seed=seed)
     if holdout or train_images is not None:
         train, held = split(train, holdout, train_images)
         test = held if holdout else test

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from . import Data, load
 from .augment import Augment, parse
+from .sets import data_set
 from .subset import left
 
 
@@ -17,11 +18,6 @@ class Extent:
     shape: tuple[int, int, int]
     augment: Augment
     said: str
-
-
-# samples, classes, shape of what comes with the program or its packages; a test opens them.
-EMBEDDED = {"digits": (1437, 10, (1, 8, 8)), "fashion_mnist": (60_000, 10, (1, 28, 28))}
-IMAGENET = (1_281_167, 1000)  # ILSVRC-2012: training images, classes
 
 
 def extent(
@@ -37,32 +33,32 @@ def extent(
 ) -> Extent:
     """By the words of --data, --data_dir and --augment.
 
-    An image folder that is not here is taken for ImageNet-1k; with `opened` False any is.
+    What comes with the program is not opened. Nor is a folder that is not here where another data
+    set can stand for it, such as ImageNet-1k for images; with `opened` False nothing is.
     ConfigError as of `load`, for what is here or needs no folder.
     """
-    if name in EMBEDDED and not data_dir:
-        samples, classes, shape = EMBEDDED[name]
-        drawn = parse(augment)
-        trained = left(samples, holdout, train_images)
-        return Extent(samples=trained, classes=classes, shape=shape, augment=drawn, said=name)
-    if name == "folder" and data_dir and not (opened and Path(data_dir).exists()):
-        return Extent(
-            samples=left(IMAGENET[0], holdout, train_images),
-            classes=IMAGENET[1],
-            shape=(3, image_size, image_size),
-            augment=parse(augment, auto="crop,flip"),
-            said=f"folder {data_dir}, not opened, taken for ImageNet-1k",
+    row = data_set(name)
+    absent = bool(row.stands_for) and not Path(data_dir or "").exists()
+    if opened and data_dir and not absent:
+        data = load(
+            name,
+            data_dir,
+            image_size=image_size,
+            augment=augment,
+            seed=seed,
+            holdout=holdout,
+            train_images=train_images,
         )
-    data = load(
-        name,
-        data_dir,
-        image_size=image_size,
-        augment=augment,
-        seed=seed,
-        holdout=holdout,
-        train_images=train_images,
+        return _of(data, data_dir)
+    size = row.size(image_size)
+    place = f"{name} {data_dir}" if data_dir else name
+    return Extent(
+        samples=left(size.samples, holdout, train_images),
+        classes=size.classes,
+        shape=size.shape,
+        augment=parse(augment, auto=row.augment),
+        said=f"{place}, not opened, taken for {row.stands_for}" if row.stands_for else place,
     )
-    return _of(data, data_dir)
 
 
 def _of(data: Data, data_dir: str | Path | None) -> Extent:

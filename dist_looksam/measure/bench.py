@@ -121,8 +121,9 @@ class Track:
         torch.manual_seed(0)
         model = models.create(self.model, num_classes=_CLASSES, image_shape=self.shape)
         model.to(self.device)
-        groups = table.groups(model, table.WEIGHT_DECAY[base])
-        return model, table.build_base(base, groups, lr=table.LR[base], **how)
+        row = table.base_row(base)
+        groups = table.groups(model, row.weight_decay)
+        return model, table.build_base(base, groups, lr=row.lr, **how)
 
     def _pass(self, model: nn.Module, loss: Counted) -> Tensor:
         """Forward and backward of all micro-batches, for loops that are not the engine's."""
@@ -152,7 +153,7 @@ class Track:
         base = table.base_of(name, None)
         model, inner = self._new(base)
         rule = table.rule_of(name, k=self.k)
-        rho = table.RHO.get(rule.ascent or "", 0.0)
+        rho = table.method(name).default_rho
         optimizer = table.build(inner, rule=rule, rho=rho, alpha=0.7)
         loss = Counted()
         engine = Engine(model, optimizer, loss, precision=self.precision)
@@ -166,8 +167,9 @@ class Track:
             reason = f"{name} needs {_PEER}, which is not installed; leave it out."
             raise ConfigError(reason) from None
         model, _ = self._new(_PEER_BASE)
-        groups = table.groups(model, table.WEIGHT_DECAY[_PEER_BASE])
-        settings: dict[str, Any] = {"lr": table.LR[_PEER_BASE], "fused": True}
+        row = table.base_row(_PEER_BASE)
+        groups = table.groups(model, row.weight_decay)
+        settings: dict[str, Any] = {"lr": row.lr, "fused": True}
         if PEERS[name] == "LookSAM":
             settings |= {"k": self.k, "alpha": 0.7}
         kind = getattr(pytorch_optimizer, PEERS[name])

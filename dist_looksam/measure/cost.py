@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from ..cli import table
 from ..cli.arguments import Parser
-from ..data import Data, TrainLoader, load
+from ..data import Data, TrainLoader
 from ..engine import Engine
 from ..settings import assemble, config
 from ..settings.config import Settings
@@ -30,10 +30,10 @@ def main(argv: Sequence[str]) -> int:
     own, flags = parser.parse_known_args(argv)
     settings = config.parse(flags)
     world = World.from_env(local_rank=settings.local_rank)
-    data = load(settings.data, settings.data_dir, image_size=settings.image_size)
-    settings = settings.resolved(ranks=world.size, launcher=world.launcher, samples=len(data.train))
-    assemble.check(settings, world.size)
+    assemble.check_here(settings.for_ranks(ranks=world.size, launcher=world.launcher))
     device = assemble.device_of(settings, world)
+    data = assemble.data_of(settings)
+    settings = settings.resolved(ranks=world.size, launcher=world.launcher, samples=len(data.train))
     assemble.join(settings, world, device)
     rows = measure(settings, data, device)
     if world.rank == 0:

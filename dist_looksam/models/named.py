@@ -1,5 +1,7 @@
 """Models by name: our own sizes of ViT, and every timm model where timm imports."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -63,23 +65,36 @@ def create(
         raise ConfigError(f"drop_path must be in [0, 1), got {drop_path}; 0 turns it off.")
     if num_classes < 1:
         raise ConfigError(f"num_classes must be at least 1, got {num_classes}; count the labels.")
+    check(name, image_shape)
     name = resolve(name, image_shape)
     if name not in SIZES:
         return _from_timm(name, num_classes, image_shape, drop_path)
-    size = SIZES[name]
+    return ViT(SIZES[name], num_classes=num_classes, image_shape=image_shape, drop_path=drop_path)
+
+
+def check(name: str, image_shape: tuple[int, int, int] | None) -> None:
+    """ConfigError for an unknown name, or a size that the patch does not divide; makes nothing.
+
+    image_shape: None where it is not known yet.
+    """
+    name = name if image_shape is None else resolve(name, image_shape)
+    if name not in names():
+        _timm(name)
+        return
+    if image_shape is None:
+        return
+    patch = SIZES[name].patch
     _, height, width = image_shape
-    if height % size.patch or width % size.patch:
+    if height % patch or width % patch:
         raise ConfigError(
-            f"model {name} cuts images into {size.patch}x{size.patch} patches, got "
-            f"{height}x{width} images: resize them to multiples of {size.patch} or take a model "
+            f"model {name} cuts images into {patch}x{patch} patches, got "
+            f"{height}x{width} images: resize them to multiples of {patch} or take a model "
             f"whose patch divides them (model=auto looks for one)."
         )
-    return ViT(size, num_classes=num_classes, image_shape=image_shape, drop_path=drop_path)
 
 
-def _from_timm(
-    name: str, num_classes: int, image_shape: tuple[int, int, int], drop_path: float
-) -> nn.Module:
+def _timm(name: str) -> Any:
+    """The library, which knows the name."""
     own = ", ".join(names())
     try:
         import timm
@@ -99,6 +114,13 @@ def _from_timm(
             f"model must be one of {own} or a model of the installed timm {timm.__version__}, got "
             f"{name!r}: timm.list_models('*vit*') names some."
         )
+    return timm
+
+
+def _from_timm(
+    name: str, num_classes: int, image_shape: tuple[int, int, int], drop_path: float
+) -> nn.Module:
+    timm = _timm(name)
     channels, height, width = image_shape
     settings = {"num_classes": num_classes, "drop_path_rate": drop_path, "in_chans": channels}
     try:

@@ -5,39 +5,43 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
-from torch.optim import SGD, AdamW, Optimizer
+from torch.optim import Optimizer
 
 from ..errors import ConfigError
-from .base import Lamb, Lars
+from .bases import BASES, Base
 from .rule import Rule
 from .sharpness import Sharpness
+
+RHO = {"model": 0.02, "layer": 0.0005}  # by measurement on small data: README, "Defaults"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """One row: which ascent, whether k can be set, what happens between looks, which base."""
+    """One row: which ascent, whether k can be set, what happens between looks, which base.
+
+    rho: the default of the flag, None for that of the ascent's scope.
+    """
 
     ascent: str | None
     settable_k: bool = False
     reuses_gv: bool = False
     base: str
+    rho: float | None = None
+
+    @property
+    def default_rho(self) -> float:
+        """Of the flag --rho; 0 without ascent."""
+        return RHO.get(self.ascent or "", 0.0) if self.rho is None else self.rho
 
 
-METHODS = {
-    "sgd": Method(ascent=None, base="sgd"),
-    "adamw": Method(ascent=None, base="adamw"),
-    "lamb": Method(ascent=None, base="lamb"),
-    "lars": Method(ascent=None, base="lars"),
+# Every base is a method of its own name, without ascent.
+METHODS = {name: Method(ascent=None, base=name) for name in BASES} | {
     "sam": Method(ascent="model", base="adamw"),
     "sam_k": Method(ascent="model", settable_k=True, base="adamw"),
     "look_sam": Method(ascent="model", settable_k=True, reuses_gv=True, base="adamw"),
     "layer_sam": Method(ascent="layer", base="lamb"),
     "look_layer_sam": Method(ascent="layer", settable_k=True, reuses_gv=True, base="lamb"),
 }
-BASES = ("sgd", "adamw", "lamb", "lars")
-RHO = {"model": 0.02, "layer": 0.0005}  # by measurement on small data: README, "Defaults"
-LR = {"sgd": 0.05, "adamw": 2e-3, "lamb": 0.01, "lars": 0.01}
-WEIGHT_DECAY = {"sgd": 5e-4, "adamw": 0.05, "lamb": 0.05, "lars": 0.05}
 
 
 def method(name: str) -> Method:
@@ -47,13 +51,19 @@ def method(name: str) -> Method:
     return METHODS[name]
 
 
+def base_row(name: str) -> Base:
+    """The row of a base's name. ConfigError lists the names."""
+    if name not in BASES:
+        raise ConfigError(f"base must be one of {', '.join(BASES)}, got {name!r}.")
+    return BASES[name]
+
+
 def base_of(name: str, base: str | None) -> str:
     """The base of a method: its default, or `base` where it has a choice."""
     row = method(name)
     if base is None:
         return row.base
-    if base not in BASES:
-        raise ConfigError(f"base must be one of {', '.join(BASES)}, got {base!r}.")
+    base_row(base)
     if row.ascent is None and base != row.base:
         raise ConfigError(
             f"base must be {row.base} with optimizer {name}, got {base}; use --optimizer {base}."
@@ -96,7 +106,7 @@ def unused(name: str, base: str) -> list[str]:
         found += ["k"]
     if not row.reuses_gv:
         found += ["alpha", "decompose", "reuse"]
-    return found + (["betas"] if base in ("sgd", "lars") else ["momentum"])
+    return found + [flag for flag in ("betas", "momentum") if flag not in BASES[base].uses]
 
 
 def groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -121,16 +131,14 @@ def build_base(
     momentum: float = 0.9,
     fused: bool = True,
 ) -> Optimizer:
-    """A base optimizer by name. `fused`: torch's kernels that can skip a step on the device."""
-    if base == "sgd":
-        return SGD(params, lr=lr, momentum=momentum, fused=fused)
-    if base == "adamw":
-        return AdamW(params, lr=lr, betas=betas, eps=eps, fused=fused)
-    if base == "lars":
-        return Lars(params, lr=lr, momentum=momentum)
-    if base != "lamb":
-        raise ConfigError(f"base must be one of {', '.join(BASES)}, got {base!r}.")
-    return Lamb(params, lr=lr, betas=betas, eps=eps)
+    """A base optimizer by name; ConfigError lists the names.
+
+    `fused`: with torch's kernels that can skip a step on the device, where the base has such.
+    """
+    row = base_row(base)
+    flags = {"betas": betas, "eps": eps, "momentum": momentum}
+    how: dict[str, Any] = {name: flags[name] for name in row.uses}
+    return row.make(params, lr=lr, **how, **({"fused": fused} if row.fused else {}))
 
 
 def build(

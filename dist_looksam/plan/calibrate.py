@@ -18,16 +18,15 @@ from torch import Tensor, nn
 
 from .. import models
 from ..backends.plain import DTYPES
+from ..data.sets import data_set
 from ..errors import ConfigError
 from ..optim import table
-from ..settings import assemble
+from ..settings import assemble, config
 from ..settings.config import Settings
 from ..world import World
 from . import machines
-from .forecast import data_of
 from .machines import Device, Machine, Network
 from .network import messages
-from .times import UPDATE
 
 _TURNS = 7
 _LONG = 0.05  # seconds of a collective beside which its latency hardly counts
@@ -41,21 +40,19 @@ def calibrate(settings: Settings, path: Path, *, classes: int | None = None) -> 
     Returns the exit code. Raises ConfigError.
     """
     world = World.from_env(local_rank=settings.local_rank)
-    shape, own_classes, samples = data_of(settings)
+    size = data_set(settings.data).size(settings.image_size)
+    reset: dict[str, Any] = {n: config.DEFAULTS[n] for n in ("backend", *config.of_backends())}
     images = settings.micro_batch or max(1, min(256, settings.batch_size // world.size))
-    backend = "ddp" if world.size > 1 else "plain"
     settings = replace(
         settings,
         micro_batch=images,
         batch_size=images * world.size,
-        backend=backend,
-        zero_stage=None,
-        deepspeed_config=None,
-    ).resolved(ranks=world.size, launcher=world.launcher, samples=samples)
+        **reset,
+    ).resolved(ranks=world.size, launcher="", samples=size.samples)
     device = assemble.device_of(settings, world)
     assemble.join(settings, world, device)
     try:
-        computes = measure_device(settings, shape, classes or own_classes, device)
+        computes = measure_device(settings, size.shape, classes or size.classes, device)
         found = Machine(device=computes, network=measure_network(device))
         if world.rank == 0:
             machines.save(found, path)
@@ -105,7 +102,7 @@ def measure_device(
         name=torch.cuda.get_device_name(on) if gpu else "CPU",
         flops={settings.precision: flops / each},
         memory=float(torch.cuda.get_device_properties(on).total_memory) if gpu else None,
-        memory_bandwidth=4 * count * UPDATE[settings.base] / update,
+        memory_bandwidth=4 * count * table.base_row(settings.base).traffic / update,
         pass_seconds=max(0.0, long - each * settings.micro_batch),
         streams=gpu,
         source=f"measured with {models.resolve(settings.model, shape)}, micro_batch {few} and "

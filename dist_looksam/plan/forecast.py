@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..data.extent import EMBEDDED, IMAGENET
+from ..data.sets import data_set
 from ..data.subset import left
 from ..errors import ConfigError
-from ..settings.config import EPOCHS, Settings
+from ..settings.config import Settings
 from . import machines
 from .machines import Device, Machine, Network
 from .memory import Memory, memory
@@ -89,33 +89,17 @@ def plan(
     if not isinstance(machine, Machine):
         machine = machines.machine(machine, network)
     _check_numbers(gpus, gpus_per_node)
-    shape, own_classes, samples = data_of(settings, samples)
-    work = workload(settings.model, classes or own_classes, shape)
+    size = data_set(settings.data).size(settings.image_size)
+    samples = samples or left(size.samples, settings.holdout, settings.train_images)
     resolved = settings.resolved(ranks=gpus, launcher=launcher, samples=samples)
-    check(resolved, gpus)
+    check(resolved)
+    work = workload(resolved.model, classes or size.classes, size.shape)
     assert resolved.micro_batch is not None and resolved.steps is not None
     ranks = Ranks(total=gpus, per_node=gpus_per_node)
     run = Run(settings=resolved, work=work, ranks=ranks, micro_batch=resolved.micro_batch)
     largest = largest_micro_batch(run, machine.device.memory)
     run = _fitted(run, largest, machine.device, asked=settings.micro_batch is not None)
     return _plan(run, machine, largest)
-
-
-def data_of(settings: Settings, known: int | None = None) -> tuple[tuple[int, int, int], int, int]:
-    """((C, H, W), classes, samples to train on) of settings.data; ImageNet-1k's for folder.
-
-    `known` samples to train on, if given. ConfigError as of `subset.left`.
-    """
-    if settings.data in EMBEDDED:
-        samples, classes, shape = EMBEDDED[settings.data]
-        return shape, classes, known or left(samples, settings.holdout, settings.train_images)
-    if settings.data not in EPOCHS:
-        raise ConfigError(
-            f"data must be one of {', '.join(EPOCHS)}, got {settings.data!r}; folder stands for "
-            f"ImageNet unless --samples and --classes say otherwise."
-        )
-    shape = (3, settings.image_size, settings.image_size)
-    return shape, IMAGENET[1], known or left(IMAGENET[0], settings.holdout, settings.train_images)
 
 
 def _check_numbers(gpus: int, per_node: int) -> None:

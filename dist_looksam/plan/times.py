@@ -8,9 +8,8 @@ from .network import Call, seconds
 from .run import Run
 from .sent import Sent, sent
 
-# Tensors of a shard's size that an update reads or writes, 4 bytes an entry: counted in the code
-# of torch's fused kernels (adamw, sgd), of optim/base.py (lamb, lars), and of optim/sharpness.py.
-UPDATE = {"adamw": 7, "sgd": 5, "lamb": 30, "lars": 16}
+# Tensors of a shard's size that are read or written, 4 bytes an entry, beside those of the base's
+# update: counted in the code of optim/sharpness.py.
 _REUSE = 9  # three dot products, and g += size g_v
 _LOOK = 22  # eps and its norms; copies of w and g, w back; three dot products, g_v and its norm
 
@@ -50,7 +49,7 @@ def step_time(run: Run, machine: Machine, *, kind: str) -> Time:
     whole, shown = _pass(run, s, machine, forward, one - forward)
     # One small all-reduce more: train.py asks all ranks whether to stop.
     extra = {"base": 0, "reuse": _REUSE if run.row.reuses_gv else 2, "look": _LOOK}[kind]
-    moved = 4 * run.shard * (UPDATE[run.base] + extra)
+    moved = 4 * run.shard * (run.base.traffic + extra)
     few = (s.small + 1) * seconds(_FEW, run.ranks, machine.network)
     return Time(
         compute=s.passes * s.accumulation * one,
@@ -89,9 +88,7 @@ def _pass(
     gathers, gradients, publish = each(s.gathers), each(s.gradients), sum(each(s.publish))
     again = each(s.again)
     whole = s.accumulation * sum(gathers + again) + s.reduces * sum(gradients) + publish
-    sharded = run.fsdp or run.stage is not None
-    hides = not sharded or ((run.fsdp or run.overlaps) and machine.device.streams)
-    if not hides:
+    if not run.layout.hides(run) or (run.layout.needs_streams and not machine.device.streams):
         return whole, whole
     fetched = 0.0
     if gathers:  # the first at once, the others while forward computes

@@ -10,8 +10,7 @@ from math import ceil
 import torch
 
 from .. import models
-from ..data.extent import Extent, extent
-from ..data.loader import check_pairs
+from ..data.extent import Extent
 from ..errors import ConfigError
 from ..plan import Plan, machine, plan
 from ..plan.machines import MFU, at_share
@@ -83,21 +82,10 @@ def check(settings: Settings, *, ranks: int, launcher: str = "", opened: bool = 
     Raises:
         ConfigError: the first thing found, in one sentence.
     """
-    data = extent(
-        settings.data,
-        settings.data_dir,
-        image_size=settings.image_size,
-        augment=settings.augment,
-        seed=settings.seed,
-        holdout=settings.holdout,
-        train_images=settings.train_images,
-        opened=opened,
-    )
+    assemble.check(settings.for_ranks(ranks=ranks, launcher=launcher))
+    data = assemble.extent_of(settings, opened=opened)
     asked = settings
     settings = settings.resolved(ranks=ranks, launcher=launcher, samples=data.samples)
-    assert settings.micro_batch is not None
-    assemble.allowed(settings, ranks)
-    check_pairs(data.augment, settings.micro_batch)
     with torch.device("meta"):
         model = models.create(
             settings.model,
@@ -156,7 +144,7 @@ def notes(outcome: Outcome) -> list[str]:
         found.append(f"no clip at batch {s.batch_size:,}; 1.0 is usual for ViTs")
     if outcome.unplanned:
         found.append(f"hours and memory are not planned: {outcome.unplanned}")
-    if missing := assemble.lacking(s):
+    if missing := s.backend_row.lacking(s):
         found.append(f"here, {missing}")
     return found
 

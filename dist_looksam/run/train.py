@@ -11,7 +11,6 @@ from typing import Any
 
 import torch.distributed as dist
 
-from ..data import load
 from ..errors import ConfigError, RunError
 from ..record import rundir
 from ..settings import assemble, config
@@ -34,10 +33,8 @@ def main(argv: Sequence[str]) -> int:
         world = World.from_env(local_rank=settings.local_rank)
         if settings.dry_run:
             dryrun.main(settings, world)
-        elif assemble.elastic(settings):
-            from ..backends.horovod import elastic as horovod_elastic
-
-            horovod_elastic.run(run, settings, world)
+        elif restarting := assemble.restarting(settings):
+            restarting(run, settings, world)
         else:
             run(settings, world)
     except LostRank as error:
@@ -91,18 +88,10 @@ def run(
     """
     # Else MKL rounds a product by where in memory its tensors lie, and a resumed run would differ.
     os.environ.setdefault("MKL_CBWR", "AUTO")
-    data = load(
-        settings.data,
-        settings.data_dir,
-        image_size=settings.image_size,
-        augment=settings.augment,
-        seed=settings.seed,
-        holdout=settings.holdout,
-        train_images=settings.train_images,
-    )
-    settings = settings.resolved(ranks=world.size, launcher=world.launcher, samples=len(data.train))
-    assemble.check(settings, world.size)
+    assemble.check_here(settings.for_ranks(ranks=world.size, launcher=world.launcher))
     device = assemble.device_of(settings, world)
+    data = assemble.data_of(settings)
+    settings = settings.resolved(ranks=world.size, launcher=world.launcher, samples=len(data.train))
     roster = assemble.join(settings, world, device)
     hosts = roster.hosts if roster else [socket.gethostname()]
     with rundir.told(Path(settings.out), world.rank), roster or nullcontext():

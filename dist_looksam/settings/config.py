@@ -3,111 +3,158 @@
 `--config FILE.yaml` comes first, flags override it, `--print_config` shows the outcome.
 """
 
-import re
 import sys
-from collections.abc import Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser
 
-from ..backends.zero import config as zero_config
+from ..backends.rows import BACKENDS, BackendRow, chosen
+from ..data.sets import SETS, data_set
 from ..engine import ASCENTS
-from ..errors import ConfigError, did_you_mean
+from ..errors import ConfigError
 from ..maths.schedule import SCALINGS, SCHEDULES
+from ..optim.bases import BASES
 from ..optim.rule import LAYER_ASCENTS, REUSES, SCOPES, check_alpha, check_choice, check_rho
-from ..optim.table import BASES, LR, METHODS, RHO, WEIGHT_DECAY, base_of, method, rule_of
+from ..optim.table import METHODS, base_of, base_row, method, rule_of
 from ..record.trackers import TRACKERS
-from .numbers import check_most, micro_batch, whole
+from . import flags
+from .numbers import check_most, micro_batch
 
-BACKENDS = ("auto", "plain", "ddp", "zero", "horovod", "fsdp2")
 PRECISIONS = ("fp32", "bf16", "fp16")
 COMPRESSIONS = ("none", "fp16")
 DEVICES = ("auto", "cpu", "cuda")
-EPOCHS = {"digits": 30.0, "fashion_mnist": 5.0, "folder": 90.0}
 
 
-def flag(default: Any, text: str, kind: Any) -> Any:
-    """One setting: its default, its line of help, its type."""
-    return field(default=default, metadata={"help": text, "type": kind})
+def flag(default: Any, text: str, choices: Iterable[str] = (), *aliases: str) -> Any:
+    """One setting: its default, its line of help, the values it can have, other flags for it."""
+    choices = tuple(choices)
+    told = f"{text}: {', '.join(choices)}" if choices else text
+    return field(default=default, metadata={"help": told, "choices": choices, "aliases": aliases})
+
+
+def _users(name: str) -> str:
+    """The base optimizers that take a flag."""
+    return " and ".join(base for base, row in BASES.items() if name in row.uses)
+
+
+def _havers(name: str) -> str:
+    """The backends that have a flag."""
+    return "backend " + " and ".join(_homes(name))
+
+
+def of_backends() -> list[str]:
+    """The settings that not every backend has."""
+    return sorted({name for row in BACKENDS.values() for name in row.flags})
+
+
+def _homes(name: str) -> list[str]:
+    return [backend for backend, row in BACKENDS.items() if name in row.flags]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """What a run is asked to do. None means: chosen from the other settings by `resolved`."""
 
-    optimizer: str = flag("look_layer_sam", f"one of {', '.join(METHODS)}", str)
-    base: str | None = flag(None, f"base optimizer, one of {', '.join(BASES)}", str)
-    lr: float | None = flag(None, "peak learning rate; default by base", float)
-    lr_scaling: str = flag("none", f"lr over batch size: {', '.join(SCALINGS)}", str)
-    lr_base_batch: int = flag(256, "batch size that lr was found at, for lr_scaling", int)
-    weight_decay: float | None = flag(None, "of matrices only; default by base", float)
-    momentum: float = flag(0.9, "of sgd and lars", float)
-    betas: tuple[float, float] = flag((0.9, 0.999), "of adamw and lamb: 0.9,0.999", str)
-    eps: float | None = flag(None, "of adamw (default 1e-8) and lamb (1e-6)", float)
-    rho: float | None = flag(None, "ascent radius; layer scope: relative to ||w_i||", float)
-    alpha: float = flag(0.7, "weight of the reused g_v", float)
-    k: int = flag(5, "steps from one look to the next", int)
-    p: float = flag(2.0, "norm of the model-wide ascent, in (1, inf]", float)
-    ascent: str = flag("global", f"gradient that is climbed: {', '.join(ASCENTS)}", str)
-    layer_ascent: str = flag("scaled", f"layer scope's rule: {', '.join(LAYER_ASCENTS)}", str)
-    decompose: str = flag("model", f"scope of g_v: {', '.join(SCOPES)}", str)
-    reuse: str = flag("natural", f"size of the reused g_v: {', '.join(REUSES)}", str)
-    clip: float | None = flag(None, "limit of the norm of what the base gets", float)
-    batch_size: int = flag(128, "samples per step, over all ranks", int)
-    micro_batch: int | None = flag(None, "samples per rank and forward; default fits 256", int)
-    epochs: float | None = flag(None, "length in passes over the data", float)
-    steps: int | None = flag(None, "length in optimizer steps, instead of epochs", int)
-    warmup_steps: int | None = flag(None, "linear warm-up; default a twentieth", int)
-    warmup_epochs: float | None = flag(None, "the same in passes over the data", float)
-    schedule: str = flag("cosine", f"after warm-up: {', '.join(SCHEDULES)}", str)
-    model: str = flag("auto", "vit_ti16, vit_s16, vit_b16, ..., or a timm name", str)
-    drop_path: float = flag(0.0, "rate of dropped residual branches in the last block", float)
-    label_smoothing: float = flag(0.0, "in [0, 1)", float)
-    data: str = flag("fashion_mnist", "fashion_mnist, digits, or folder", str)
-    data_dir: str | None = flag(None, "folder with train/CLASS/* and val/CLASS/*", str)
-    image_size: int = flag(224, "pixels, of folder data", int)
-    train_images: int | None = flag(None, "training images to use; default all there are", int)
-    holdout: int = flag(0, "so many of them to evaluate on, instead of the test images", int)
-    augment: str = flag("auto", "auto, none, or of crop,flip,randaugment,mixup,cutmix", str)
-    workers: int | None = flag(None, "threads that decode images; default one per core", int)
-    backend: str = flag("auto", f"one of {', '.join(BACKENDS)}", str)
-    zero_stage: int | None = flag(None, "0-3, of backend zero (default 2) and horovod", int)
-    deepspeed_config: str | None = flag(None, "JSON file, merged with the flags (zero)", str)
-    compression: str = flag("none", f"of gradients (horovod): {', '.join(COMPRESSIONS)}", str)
-    offload: bool = flag(False, "optimizer state in host memory (zero)", bool)
-    precision: str = flag("fp32", f"one of {', '.join(PRECISIONS)}", str)
-    seed: int = flag(0, "of weights, order, augmentation", int)
-    out: str = flag("runs/latest", "run directory", str)
-    resume: str = flag("none", "auto, none, or a checkpoint directory", str)
-    save_every: int = flag(0, "steps between checkpoints; 0: only at the end", int)
-    keep: int = flag(0, "newest checkpoints to keep; 0: all", int)
-    requeue: bool = flag(False, "on SIGUSR1/2 under SLURM, queue the job again", bool)
-    eval_every: int = flag(0, "steps between evaluations; 0: once per epoch", int)
-    max_skips: int = flag(100, "steps skipped in a row that end the run; 0: none do", int)
-    track: str = flag("none", f"metrics elsewhere, too: {', '.join(TRACKERS)}", str)
-    probe_every: int = flag(0, "looks between probes of g_s, g_h, g_v; 0: none", int)
-    device: str = flag("auto", f"one of {', '.join(DEVICES)}", str)
-    timeout: float = flag(600.0, "seconds to wait for a silent rank before ending", float)
-    dry_run: bool = flag(False, "check the settings, say what they mean, train nothing", bool)
-    ranks: int | None = flag(None, "that --dry_run checks for; default those started", int)
-    local_rank: int | None = flag(None, "given by launchers", int)
+    optimizer: str = flag("look_layer_sam", "training method", METHODS)
+    base: str | None = flag(None, "base optimizer; default by method", BASES)
+    lr: float | None = flag(None, "peak learning rate; default by base optimizer")
+    lr_scaling: str = flag("none", "how lr grows with batch_size / lr_base_batch", SCALINGS)
+    lr_base_batch: int = flag(256, "batch size in samples at which lr was found, for lr_scaling")
+    weight_decay: float | None = flag(
+        None, "weight decay of matrices, none on biases and norms; default by base optimizer"
+    )
+    momentum: float = flag(0.9, f"momentum of {_users('momentum')}")
+    betas: tuple[float, float] = flag(
+        (0.9, 0.999), f"decay rates of the gradient's mean and mean square, of {_users('betas')}"
+    )
+    eps: float | None = flag(None, f"eps of {_users('eps')}; default by base optimizer")
+    rho: float | None = flag(
+        None, "radius of the ascent, per layer relative to ||w_i||; default by method"
+    )
+    alpha: float = flag(0.7, "weight of the reused g_v")
+    k: int = flag(5, "steps from one look to the next")
+    p: float = flag(2.0, "p of the p-norm of the model-wide ascent, in (1, inf]")
+    ascent: str = flag("global", "whose gradient gives the ascent's direction", ASCENTS)
+    layer_ascent: str = flag("scaled", "formula of the layer-wise ascent", LAYER_ASCENTS)
+    decompose: str = flag("model", "scope of the decomposition into g_h and g_v", SCOPES)
+    reuse: str = flag("natural", "size of the reused g_v", REUSES)
+    clip: float | None = flag(
+        None, "maximum norm of the gradient passed to the base optimizer; no clipping by default"
+    )
+    batch_size: int = flag(128, "samples per step, over all ranks")
+    micro_batch: int | None = flag(
+        None, "samples per rank and forward; default the largest up to 256 that divides the batch"
+    )
+    epochs: float | None = flag(None, "training length in epochs; default by data set")
+    steps: int | None = flag(None, "training length in optimizer steps, instead of epochs")
+    warmup_steps: int | None = flag(
+        None, "length of the linear warm-up in steps; default 1/20 of the training"
+    )
+    warmup_epochs: float | None = flag(
+        None, "length of the linear warm-up in epochs, instead of warmup_steps"
+    )
+    schedule: str = flag("cosine", "learning rate after the warm-up", SCHEDULES)
+    model: str = flag("auto", "vit_ti16, vit_s16, vit_b16, ..., a timm name, or auto: by data set")
+    drop_path: float = flag(0.0, "rate of dropped residual branches in the last block, in [0, 1)")
+    label_smoothing: float = flag(0.0, "share of the target that all classes get, in [0, 1)")
+    data: str = flag("fashion_mnist", "data set", SETS)
+    data_dir: str | None = flag(
+        None, "folder of the data; --data folder needs it: train/CLASS/* and val/CLASS/*"
+    )
+    image_size: int = flag(224, "height and width of the images of --data folder, in pixels")
+    train_images: int | None = flag(
+        None, "training images to use, held-out ones included; default all"
+    )
+    holdout: int = flag(
+        0, "training images held out for evaluation; 0: evaluation on the test images"
+    )
+    augment: str = flag("auto", "auto, none, or of crop,flip,randaugment,mixup,cutmix")
+    workers: int | None = flag(None, "threads per rank that decode images; default one per core")
+    backend: str = flag("auto", "data-parallel backend", ("auto", *BACKENDS))
+    zero_stage: int | None = flag(
+        None, f"what is sharded, 0-3, of {_havers('zero_stage')}; default 2 with zero"
+    )
+    deepspeed_config: str | None = flag(
+        None, f"JSON file, merged with the flags, of {_havers('deepspeed_config')}; default none"
+    )
+    compression: str = flag(
+        "none", f"of gradients that are sent, of {_havers('compression')}", COMPRESSIONS
+    )
+    offload: bool = flag(
+        False, f"keep the optimizer state in host memory, of {_havers('offload')}; default off"
+    )
+    precision: str = flag("fp32", "arithmetic of forward and backward", PRECISIONS)
+    seed: int = flag(0, "seed of weights, sample order, augmentation and dropout")
+    out: str = flag("runs/latest", "run directory")
+    resume: str = flag("none", "checkpoint to start from: auto (newest of --out), none, or a path")
+    save_every: int = flag(0, "steps between checkpoints; 0: at the end only")
+    keep: int = flag(0, "newest checkpoints to keep; 0: all")
+    requeue: bool = flag(
+        False, "queue the job again on SIGUSR1 or SIGUSR2 under SLURM; default off"
+    )
+    eval_every: int = flag(0, "steps between evaluations; 0: one epoch")
+    max_skips: int = flag(100, "steps skipped in a row that end the run; 0: none do")
+    track: str = flag("none", "tracker that gets the metrics, too", TRACKERS)
+    probe_every: int = flag(0, "looks between probes of g_s, g_h and g_v; 0: no probes")
+    device: str = flag("auto", "device of the weights", DEVICES)
+    timeout: float = flag(600.0, "seconds to wait for a silent rank before the run ends")
+    dry_run: bool = flag(False, "check the settings and say what they mean; train nothing")
+    ranks: int | None = flag(
+        None, "ranks that --dry_run checks for; default those that were started"
+    )
+    local_rank: int | None = flag(
+        None, "rank on this node, given by launchers; default by environment", (), "--local-rank"
+    )
 
     def __post_init__(self) -> None:
+        data_set(self.data)
+        for f in fields(self):
+            if f.metadata["choices"] and getattr(self, f.name) is not None:
+                check_choice(f.name, getattr(self, f.name), f.metadata["choices"])
         base_of(self.optimizer, self.base)
-        for name, allowed in (
-            ("ascent", ASCENTS),
-            ("lr_scaling", SCALINGS),
-            ("schedule", SCHEDULES),
-            ("backend", BACKENDS),
-            ("precision", PRECISIONS),
-            ("compression", COMPRESSIONS),
-            ("device", DEVICES),
-            ("track", TRACKERS),
-        ):
-            check_choice(name, getattr(self, name), allowed)
         assert self.rule  # made here for its checks
         check_alpha(self.alpha)
         if self.rho is not None:
@@ -123,15 +170,21 @@ class Settings:
                 f"either warmup_epochs or warmup_steps must be given, got {self.warmup_epochs:g} "
                 f"and {self.warmup_steps}; leave one out."
             )
-        if self.backend in ("plain", "ddp", "fsdp2") and (
-            self.zero_stage is not None or self.offload
-        ):
-            raise ConfigError(
-                f"zero_stage is of the backends zero and horovod, offload of zero, got backend "
-                f"{self.backend}; leave them out or use --backend zero."
-            )
-        if self.data == "folder" and self.data_dir is None:
-            raise ConfigError("--data folder needs --data_dir, got none; name the image folder.")
+        self._check_backend()
+        if data_set(self.data).data_dir == "needs":
+            data_set(self.data).check_dir(self.data_dir)
+
+    def _check_backend(self) -> None:
+        """ConfigError for a setting of other backends."""
+        for f in fields(self) if self.backend in BACKENDS else ():
+            homes, value = _homes(f.name), getattr(self, f.name)
+            if homes and self.backend not in homes and value != f.default:
+                what = f"{f.name} {value}" if f.metadata["choices"] else f.name
+                owners = " and ".join(homes)
+                raise ConfigError(
+                    f"{what} is of {'backend' if len(homes) == 1 else 'the backends'} {owners}, "
+                    f"got backend {self.backend}; leave it out or use --backend {homes[0]}."
+                )
 
     def _check_numbers(self) -> None:
         at_least = {
@@ -145,7 +198,7 @@ class Settings:
             if value is not None and not least <= value < float("inf"):
                 raise ConfigError(f"{name} must be >= {least} and finite, got {value}.")
         for f in fields(self):
-            check_most(f.name, getattr(self, f.name), f.metadata["type"])
+            check_most(f.name, getattr(self, f.name), flags.kind_of(f))
         for name in ("momentum", "drop_path", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be in [0, 1), got {getattr(self, name)}.")
@@ -170,44 +223,49 @@ class Settings:
             reuse=self.reuse,
         )
 
-    def resolved(self, *, ranks: int, launcher: str, samples: int) -> "Settings":
-        """Every None filled in, and what needs the number of ranks and samples checked.
+    @property
+    def backend_row(self) -> BackendRow:
+        """Of resolved settings."""
+        return BACKENDS[self.backend]
+
+    def for_ranks(self, *, ranks: int, launcher: str) -> "Settings":
+        """Every None filled in that needs no data, and checked against the backend.
 
         Args:
-            ranks: processes that train together. launcher: as in `World`. samples: in training.
+            ranks: processes that train together. launcher: as in `World`.
         """
-        base = base_of(self.optimizer, self.base)
-        steps = self.steps or max(1, round(self._epochs * samples / self.batch_size))
-        backend = self._backend(ranks, launcher)
-        file = zero_config.read(self.deepspeed_config)
-        if file and backend != "zero":
-            raise ConfigError(f"deepspeed_config is of backend zero, got {backend}; drop it.")
-        stage, clip = self.zero_stage, self.clip
-        if backend == "zero":
-            stage, clip = zero_config.stage_of(file, stage), zero_config.clip_of(file, clip)
-        return replace(
+        base = base_row(base_of(self.optimizer, self.base))
+        row = chosen(self, ranks=ranks, launcher=launcher)
+        own = data_set(self.data)
+        found = replace(
             self,
-            base=base,
-            zero_stage=stage,
-            clip=clip,
-            lr=LR[base] if self.lr is None else self.lr,
-            weight_decay=WEIGHT_DECAY[base] if self.weight_decay is None else self.weight_decay,
-            eps=(1e-6 if base == "lamb" else 1e-8) if self.eps is None else self.eps,
-            rho=RHO.get(method(self.optimizer).ascent or "", 0.0) if self.rho is None else self.rho,
-            backend=backend,
+            base=base.name,
+            lr=base.lr if self.lr is None else self.lr,
+            weight_decay=base.weight_decay if self.weight_decay is None else self.weight_decay,
+            eps=base.eps if self.eps is None else self.eps,
+            rho=method(self.optimizer).default_rho if self.rho is None else self.rho,
+            model=own.model if self.model == "auto" else self.model,
+            backend=row.name,
             micro_batch=micro_batch(self.batch_size, ranks=ranks, asked=self.micro_batch),
-            epochs=None,
-            steps=steps,
-            warmup_steps=self._warmup(steps, samples),
-            warmup_epochs=None,
             dry_run=False,
             ranks=None,
             local_rank=None,
         )
+        found = replace(found, **row.resolve(found))
+        row.check(found, ranks)
+        return found
 
-    @property
-    def _epochs(self) -> float:
-        return EPOCHS.get(self.data, 10.0) if self.epochs is None else self.epochs
+    def resolved(self, *, ranks: int, launcher: str, samples: int) -> "Settings":
+        """`for_ranks`, and the length of the training. samples: in training."""
+        epochs = data_set(self.data).epochs if self.epochs is None else self.epochs
+        steps = self.steps or max(1, round(epochs * samples / self.batch_size))
+        return replace(
+            self.for_ranks(ranks=ranks, launcher=launcher),
+            epochs=None,
+            steps=steps,
+            warmup_steps=self._warmup(steps, samples),
+            warmup_epochs=None,
+        )
 
     def _warmup(self, steps: int, samples: int) -> int:
         warmup = steps // 20 if self.warmup_steps is None else self.warmup_steps
@@ -220,18 +278,6 @@ class Settings:
             )
         return warmup
 
-    def _backend(self, ranks: int, launcher: str) -> str:
-        if self.backend == "auto":
-            known = {"deepspeed": "zero", "horovod": "horovod"}
-            if launcher in known:
-                return known[launcher]
-            if self.zero_stage is not None:
-                return "zero"
-            return "ddp" if ranks > 1 else "plain"
-        if self.backend == "plain" and ranks > 1:
-            raise ConfigError(f"backend plain is for one rank, got {ranks}; use --backend auto.")
-        return self.backend
-
     def to_yaml(self) -> str:
         """The settings as a file that `--config` takes."""
         values = asdict(self)
@@ -242,86 +288,6 @@ class Settings:
 
 
 DEFAULTS = {f.name: f.default for f in fields(Settings)}
-_OTHERS = ("plain", "ddp", "fsdp2", "horovod")
-# Settings of ZeRO, and the backends that do not know them.
-_OF_ZERO = {"zero_stage": _OTHERS[:3], "offload": _OTHERS, "deepspeed_config": _OTHERS}
-
-
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        prog="train.py",
-        exit_on_error=False,
-        allow_abbrev=False,  # `_flags_first` knows flags by their whole names
-        description="Train a Vision Transformer with SAM, LookSAM or Look-LayerSAM.",
-    )
-    parser.add_argument("--config", action="config", help="YAML file of settings")
-    for f in fields(Settings):
-        names = [f"--{f.name}"] + (["--local-rank"] if f.name == "local_rank" else [])
-        kind, default = f.metadata["type"], f.default
-        assert default is not MISSING
-        if kind is bool:
-            action = ActionYesNo(yes_prefix="", no_prefix="no_")
-            parser.add_argument(*names, action=action, default=default, help=f.metadata["help"])
-        elif f.name == "betas":
-            parser.add_argument(*names, nargs="+", default=list(default), help=f.metadata["help"])
-        else:
-            parser.add_argument(*names, default=default, help=f.metadata["help"])
-    return parser
-
-
-def _typed(name: str, value: Any, kind: Any, *, optional: bool) -> Any:
-    """A flag's text, or a YAML value, as the type of the setting."""
-    if value is None or (optional and str(value).lower() in ("null", "none")):
-        return None
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
-    try:
-        if kind is bool and not isinstance(value, bool):
-            raise ValueError
-        if kind is str and not isinstance(value, str | int | float):
-            raise ValueError
-        converted = whole(value) if kind is int else kind(value)
-    except (ValueError, TypeError, OverflowError):
-        raise ConfigError(f"{name} must be {words[kind]}, got {value!r}.") from None
-    if converted != converted:
-        raise ConfigError(f"{name} must be {words[kind]}, got {value!r}.")
-    return converted
-
-
-def _betas(values: Any) -> tuple[float, float]:
-    values = list(values) if isinstance(values, list | tuple) else [values]
-    try:
-        pair = [float(v) for text in values for v in str(text).strip("[]()").split(",") if v]
-    except ValueError:
-        pair = []
-    if len(pair) != 2:
-        raise ConfigError(f"betas must be two numbers, got {values}; write --betas 0.9,0.999.")
-    return pair[0], pair[1]
-
-
-def _sentence(error: ArgumentError) -> str:
-    """jsonargparse's report, which may have many lines, as one sentence."""
-    text = " ".join(str(error).split())
-    names = [f.name for f in fields(Settings)]
-    if "nrecognized arguments" in text:
-        got = next((w for w in text.split() if w.startswith("-")), text.split()[-1])
-        name = got.strip("-").replace("-", "_")
-        hint = did_you_mean(name, names, "see --help for all flags.", flag="--")
-        return f"unknown flag, got {got}; {hint}"
-    if unknown := re.search(r"Option '(.+?)' is not accepted", text):
-        name, otherwise = (
-            unknown[1].replace("-", "_"),
-            "its names are those of the flags in --help.",
-        )
-        hint = did_you_mean(name, names, otherwise)
-        return f"config has an unknown setting, got {unknown[1]}; {hint}"
-    if "Value not boolean" in text:
-        flags = " and ".join(f.name for f in fields(Settings) if f.metadata["type"] is bool)
-        return f"{flags} must be true or false, got {text.split(':')[-1].strip(' .')!r}."
-    if "Problems parsing config" in text or "Unexpected config" in text:
-        return f"config must be YAML with lines like `rho: 0.02`, got{text.split(':', 1)[1]}."
-    if "File does not exist" in text:
-        return f"config must be a YAML file, got {text.split('exist:')[-1].strip()}, not found."
-    return text
 
 
 def _flags_first(values: dict[str, Any], argv: Sequence[str]) -> dict[str, Any]:
@@ -331,22 +297,22 @@ def _flags_first(values: dict[str, Any], argv: Sequence[str]) -> dict[str, Any]:
     --backend ddp takes it off ZeRO, --zero_stage 2 a file of ddp to it. Where both are flags, or
     both in the file, `Settings` objects.
     """
-    flags = {a.split("=")[0].removeprefix("--") for a in argv if a.startswith("--")}
-    if "ranks" in flags and not values["dry_run"]:
+    given = {a.split("=")[0].removeprefix("--") for a in argv if a.startswith("--")}
+    if "ranks" in given and not values["dry_run"]:
         raise ConfigError(
             f"--ranks is what --dry_run checks for, got --ranks {values['ranks']} without it; "
             "leave it out: a run's ranks are those that its launcher starts."
         )
-    if "config" not in flags:
+    if "config" not in given:
         return values
     lengths = (("steps", "epochs"), ("warmup_steps", "warmup_epochs"))
-    dropped = {b for pair in lengths for a, b in (pair, pair[::-1]) if a in flags}
-    clash = {name for name, others in _OF_ZERO.items() if values["backend"] in others}
-    if "backend" in flags:
-        dropped |= clash
-    elif any(str(values[n]).lower() not in ("none", "null", "false") for n in clash & flags):
-        values = values | {"backend": "zero"}
-    return values | {name: DEFAULTS[name] for name in dropped - flags}
+    dropped = {b for pair in lengths for a, b in (pair, pair[::-1]) if a in given}
+    clash = [n for n in values if _homes(n) and values["backend"] not in ("auto", *_homes(n))]
+    if "backend" in given:
+        dropped |= {*clash}
+    elif asked := [n for n in clash if n in given and values[n] != DEFAULTS[n]]:
+        values = values | {"backend": _homes(asked[0])[0]}
+    return values | {name: DEFAULTS[name] for name in dropped - given}
 
 
 def parse(argv: Sequence[str]) -> Settings:
@@ -359,22 +325,9 @@ def parse(argv: Sequence[str]) -> Settings:
     show = "--print_config" in argv
     if show:
         argv.remove("--print_config")
-    try:
-        values = vars(_parser().parse_args(argv))
-    except ArgumentError as error:
-        raise ConfigError(_sentence(error)) from error
-    values.pop("config", None)
-    values = _flags_first(values, argv)
-    typed: dict[str, Any] = {}
-    for f in fields(Settings):
-        value = values[f.name]
-        if f.name == "betas":
-            typed[f.name] = _betas(value)
-            continue
-        typed[f.name] = _typed(f.name, value, f.metadata["type"], optional=f.default is None)
-        if typed[f.name] is None and f.default is not None:
-            raise ConfigError(f"{f.name} must have a value, got none; the default is {f.default}.")
-    settings = Settings(**typed)
+    about = "Train a Vision Transformer with SAM, LookSAM or Look-LayerSAM."
+    values = flags.read(Settings, argv, prog="train.py", description=about)
+    settings = Settings(**_flags_first(values, argv))
     if show:
         print(settings.to_yaml(), end="")
         sys.exit(0)

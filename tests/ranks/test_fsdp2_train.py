@@ -85,8 +85,11 @@ def test_cost_counts_it(tmp_path):
 @pytest.mark.parametrize(
     "more, says",
     [
-        (["--offload"], "zero_stage is of the backends zero and horovod, offload of zero"),
-        (["--zero_stage", "3"], "zero_stage is of the backends zero and horovod, offload of zero"),
+        (["--offload"], "offload is of backend zero, got backend fsdp2; leave it out or use"),
+        (
+            ["--zero_stage", "3"],
+            "zero_stage is of the backends zero and horovod, got backend fsdp2",
+        ),
         (["--ascent", "rank"], "ascent rank needs whole gradients on every rank"),
     ],
 )

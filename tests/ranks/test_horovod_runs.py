@@ -105,7 +105,7 @@ def test_ranks_that_resume_from_different_weights_stop_with_a_sentence(tmp_path)
 
 @pytest.mark.parametrize("flags, says", [
     (["--zero_stage", "2"], "shards at zero_stage 1 only, without offload, got zero_stage 2; use"),
-    (["--offload"], "shards at zero_stage 1 only, without offload, got offload; use"),
+    (["--offload"], "offload is of backend zero, got backend horovod; leave it out or use"),
     (["--compression", "8"], "compression must be one of none, fp16, got '8'"),
 ])  # fmt: skip
 def test_what_horovod_cannot_do_is_one_sentence(tmp_path, capfd, flags, says):

@@ -1,0 +1,42 @@
+"""torch's fully_shard: see backends/fsdp2.py."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..backend import Backend
+from . import BackendRow, OptimizerOf, refuse_rank_ascent
+
+
+class FSDP2Row(BackendRow):
+    """The optimizer is made over what fully_shard leaves."""
+
+    name = "fsdp2"
+    layout = "fsdp2"
+    place = 5
+
+    def lacking(self, settings: Any) -> str | None:
+        """fully_shard came with torch 2.6; gloo, which CPUs talk by, learnt to average in 2.8."""
+        on_cpu = settings.device == "cpu" or not torch.cuda.is_available()
+        needed, where = ((2, 8), " on CPUs") if on_cpu else ((2, 6), "")
+        if tuple(int(n) for n in torch.__version__.split(".")[:2]) >= needed:
+            return None
+        return (
+            f"backend fsdp2 needs torch >= {needed[0]}.{needed[1]}{where}, got "
+            f"{torch.__version__}; install a newer one or use --backend ddp."
+        )
+
+    def check(self, settings: Any, ranks: int) -> None:
+        refuse_rank_ascent(settings, "backend fsdp2", "--backend ddp")
+
+    def make(
+        self, settings: Any, model: nn.Module, optimizer_of: OptimizerOf, device: torch.device
+    ) -> Backend:
+        from .. import fsdp2, fsdp2_units
+
+        fsdp2_units.shard(model, device, precision=settings.precision)
+        return fsdp2.FSDP2(model, optimizer_of(model), precision=settings.precision)
+
+
+ROW = FSDP2Row()

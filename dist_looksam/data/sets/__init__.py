@@ -1,0 +1,64 @@
+"""Data sets by name: one file here is one row, found by its place in this folder."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ...errors import ConfigError
+from ...rows import found
+from ..source import Source
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """Of a data set before it is opened. `shape` is (channels, height, width)."""
+
+    samples: int  # in training, held-out ones included
+    classes: int
+    shape: tuple[int, int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSet:
+    """One data set. A module of this folder binds it to the name ROW.
+
+    open        open(data_dir, image_size=, augment=, seed=) -> its training and its test split; see
+                source.Source. ConfigError if data is missing or malformed.
+    size        size(image_size), before anything is opened.
+    stands_for  where only opening tells the size: the data set whose size is `size`.
+    data_dir    whether it "needs", "may" or "never" be given the flag.
+    epochs      default length of a training.
+    augment     what --augment auto means.
+    model       what --model auto means; "auto" takes it by the size of the images.
+    place       in lists of names; rows without one come last, by name.
+    """
+
+    name: str
+    open: Callable[..., tuple[Source, Source]]
+    size: Callable[[int], Size]
+    stands_for: str = ""
+    data_dir: str = "may"
+    epochs: float = 10.0
+    augment: str = "none"
+    model: str = "auto"
+    place: int = 99
+
+    def check_dir(self, data_dir: object) -> None:
+        """ConfigError where --data_dir is missing or must not be."""
+        if self.data_dir == "never" and data_dir:
+            raise ConfigError(
+                f"--data {self.name} takes no --data_dir, got '{data_dir}'; leave it out."
+            )
+        if self.data_dir == "needs" and not data_dir:
+            raise ConfigError(
+                f"--data {self.name} needs --data_dir, got none; name the folder of its images."
+            )
+
+
+SETS: dict[str, DataSet] = found(__name__, __path__)
+
+
+def data_set(name: str) -> DataSet:
+    """The row of a name. ConfigError lists the names."""
+    if name not in SETS:
+        raise ConfigError(f"--data is '{name}', which is not known; use one of {', '.join(SETS)}.")
+    return SETS[name]

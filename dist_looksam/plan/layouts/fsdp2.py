@@ -1,0 +1,72 @@
+"""FSDP2: rows of every layer on every rank, units gathered for forward and backward."""
+
+from typing import Any
+
+from ..network import Call
+from ..run import Run
+from . import Layout
+
+
+class FSDP2(Layout):
+    """torch's fully_shard as backends/fsdp2_units.py calls it."""
+
+    name = "fsdp2"
+    split = True
+    needs_streams = True
+
+    def shard(self, run: Run) -> int:
+        return sum(_units(run))
+
+    def autocast(self, run: Run) -> bool:
+        return False
+
+    def weights(self, run: Run) -> int:
+        return 4 * run.shard
+
+    def in_backward(self, run: Run) -> tuple[int, int]:
+        return 4 * run.shard if run.accumulation > 1 else 0, _gathered(run)
+
+    def in_step(self, run: Run) -> int:
+        return 4 * run.shard
+
+    def norms(self, run: Run, look: bool) -> int:
+        """g's or the rule's, and the base's; eps's, g_v's, and in 16 bits what is seen of eps."""
+        return 1 + run.base.trusted + (2 + run.sixteen if look else 0)
+
+    def sent(self, run: Run) -> dict[str, Any]:
+        """The rest of the network stays gathered until the end of backward, the last block until
+        its own."""
+        *blocks, rest = _units(run)
+        size, ranks = run.weight_bytes, run.ranks.total
+
+        def gather(elements: int) -> Call:
+            return Call(kind="all_gather", elements=elements, size=size)
+
+        backward = [*blocks[::-1], rest]
+        return {
+            "gathers": tuple(gather(n) for n in (rest, *blocks) if n),
+            "again": tuple(gather(n) for n in blocks[-2::-1]),
+            "gradients": tuple(
+                Call(kind="reduce_scatter", elements=ranks * n, size=4) for n in backward if n
+            ),
+            "reduces": run.accumulation,
+        }
+
+
+def _units(run: Run) -> tuple[int, ...]:
+    """Entries that each rank puts into the gather of each unit: rows are padded."""
+    ranks = run.ranks.total
+    return tuple(sum(-(-r // ranks) * width for r, width in u) for u in run.work.units)
+
+
+def _gathered(run: Run) -> int:
+    """Units while the last block's backward runs, when activations are at their most: the rest and
+    that block, gathered, with their gradients; the one before it, twice while it comes."""
+    ranks, size = run.ranks.total, run.weight_bytes
+    *blocks, rest = (ranks * n for n in _units(run))
+    block = max(blocks, default=0)
+    before = block if len(blocks) > 1 else 0
+    return size * (rest + 2 * block + 2 * before)
+
+
+ROW = FSDP2()

@@ -1,0 +1,153 @@
+"""DeepSpeed ZeRO, stages 0 to 3."""
+
+from typing import Any
+
+from ...backends.zero import config
+from ..network import Call
+from ..run import Run
+from . import Layout
+
+# DeepSpeed 0.19's own, where a file says nothing; numbers are elements.
+_DEFAULTS = {
+    "reduce_bucket_size": 5e8,
+    "allgather_bucket_size": 5e8,
+    "stage3_prefetch_bucket_size": 5e7,
+    "stage3_param_persistence_threshold": 1e5,
+}
+
+
+class Zero(Layout):
+    """What is split grows with the stage: nothing, state, gradients, weights."""
+
+    name = "zero"
+    silent_alone = False
+    needs_streams = True
+
+    def shard(self, run: Run) -> int:
+        work, ranks = run.work, run.ranks.total
+        if _stage(run) == 0:
+            return work.parameters
+        if _stage(run) == 3:
+            return sum(-(-size // ranks) for size in work.order)
+        return sum(-(-sum(group) // ranks) for group in work.groups)
+
+    def autocast(self, run: Run) -> bool:
+        return run.sixteen and _stage(run) == 0
+
+    def weights(self, run: Run) -> int:
+        return run.weight_bytes * (run.shard if _stage(run) == 3 else run.work.parameters)
+
+    def masters(self, run: Run) -> int:
+        if _stage(run) == 0 or (_stage(run) == 3 and not run.sixteen):
+            return 0
+        return 4 * run.shard
+
+    def counters(self, run: Run) -> int:
+        return len(run.work.groups) if _stage(run) else run.work.layers
+
+    def in_backward(self, run: Run) -> tuple[int, int]:
+        if _stage(run) == 0:
+            return super().in_backward(run)
+        count, shard, size = run.work.parameters, run.shard, run.weight_bytes
+        earlier = run.accumulation > 1  # micro-batches of this pass, whose gradients wait
+        bucket = _setting(run, "reduce_bucket_size")
+        if _stage(run) == 3:  # the layers, gathered; gradients' newest shards, and two copies
+            return 4 * shard, size * (bucket + count + _large(run) + 2 * min(bucket, count))
+        buckets = size * bucket * (2 if self.hides(run) else 1)
+        if _stage(run) == 2:
+            return 4 * shard if earlier else 0, buckets
+        if run.sixteen:  # DeepSpeed's BF16_Optimizer: in both precisions, all the time
+            return (4 + size) * count, 0
+        return 4 * count if earlier else 0, buckets
+
+    def in_step(self, run: Run) -> int:
+        count, shard, size = run.work.parameters, run.shard, run.weight_bytes
+        new = 4 * shard if run.row.reuses_gv else 0  # the new g_v, apart from g
+        if _stage(run) == 0:
+            return new + 4 * count
+        if _stage(run) == 3:
+            kept = sum(_persistent(run)) + _large(run) + shard
+            return new + 4 * shard + size * (_setting(run, "reduce_bucket_size") + kept)
+        if run.sixteen and _stage(run) == 1:
+            return new + (4 + size) * count
+        return new + 8 * shard  # averaged, and flat again
+
+    def norms(self, run: Run, look: bool) -> int:
+        """DeepSpeed's overflow and norm, the rule's, the base's."""
+        if _stage(run) == 0:
+            return 0
+        return 3 + run.base.trusted + (5 if look else 0)
+
+    def sent(self, run: Run) -> dict[str, Any]:
+        if _stage(run) == 0:
+            bucket = _setting(run, "allgather_bucket_size")
+            return {"gradients": _cut("all_reduce", run.work.parameters, bucket)}
+        return _shards(run) if _stage(run) == 3 else _partitions(run)
+
+    def hides(self, run: Run) -> bool:
+        """By default DeepSpeed sends gradients while backward goes on at stage 3 alone."""
+        asked = _setting(run, "overlap_comm")
+        return _stage(run) == 3 if asked is None else bool(asked)
+
+
+def _stage(run: Run) -> int:
+    assert run.settings.zero_stage is not None
+    return run.settings.zero_stage
+
+
+def _setting(run: Run, name: str) -> Any:
+    """A setting of DeepSpeed's section zero_optimization, its default where nothing is said."""
+    file = config.read(run.settings.deepspeed_config).get("zero_optimization", {})
+    found = file.get(name, file.get(name.removeprefix("stage3_"), _DEFAULTS.get(name)))
+    return int(found) if name in _DEFAULTS and found is not None else found
+
+
+def _persistent(run: Run) -> tuple[int, ...]:
+    """Stage 3's layers that are too small to be given away after use."""
+    limit = _setting(run, "stage3_param_persistence_threshold")
+    return tuple(size for size in run.work.order if size <= limit)
+
+
+def _large(run: Run) -> int:
+    """Entries of this rank's part of stage 3's layers that are given away after use."""
+    return run.shard - sum(_persistent(run)) // run.ranks.total
+
+
+def _cut(kind: str, elements: int, bucket: int, size: int = 4) -> tuple[Call, ...]:
+    """As many equal calls as it takes for none to exceed a bucket."""
+    times = max(1, -(-elements // bucket))
+    return (Call(kind=kind, elements=-(-elements // times), size=size, times=times),)
+
+
+def _partitions(run: Run) -> dict[str, Any]:
+    ranks, size = run.ranks.total, run.weight_bytes
+    groups = [-(-sum(group) // ranks) for group in run.work.groups]
+    bucket = _setting(run, "reduce_bucket_size")
+    return {
+        "gradients": _cut("all_reduce", run.work.parameters, bucket, size),
+        "reduces": run.accumulation if _stage(run) == 2 else 1,
+        "publish": tuple(Call(kind="all_gather", elements=n, size=size) for n in groups),
+    }
+
+
+def _shards(run: Run) -> dict[str, Any]:
+    ranks, size = run.ranks.total, run.weight_bytes
+    kept, every = _persistent(run), run.shard
+    small = sum(-(-layer // ranks) for layer in kept)
+    large = every - small
+    gathers: tuple[Call, ...] = ()
+    if large:  # the setting counts whole layers
+        together = max(1, _setting(run, "stage3_prefetch_bucket_size") // ranks)
+        gathers = _cut("all_gather", large, together, size)
+    bucket = _setting(run, "reduce_bucket_size")
+    return {
+        "gathers": gathers,
+        "gradients": _cut("reduce_scatter", every * ranks, bucket, size),
+        "reduces": run.accumulation,
+        "publish": tuple(
+            Call(kind="all_gather", elements=-(-layer // ranks), size=size) for layer in kept
+        ),
+    }
+
+
+ROW = Zero()
