@@ -114,8 +114,8 @@ def _in_step(run: Run) -> int:
     """Gradients as the optimizer gets them, what it makes of them, and what waits beside."""
     count, shard, size = run.work.parameters, run.shard, run.weight_bytes
     update = 4 * shard * _UPDATES[run.base]
-    if run.row.reuses_gv and run.stage is not None:
-        update += 4 * shard  # the new g_v, apart from g
+    if run.row.ascent:
+        update -= 4 * shard  # w0 of the look, which is put back before the base steps
     if run.stage in (None, 0):
         return update + 4 * (shard if run.fsdp else count)
     if run.stage == 3:
