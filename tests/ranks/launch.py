@@ -60,4 +60,5 @@ def environment(**more: str) -> dict[str, str]:
     )
     fixed = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     fixed |= {"DS_ACCELERATOR": "cpu", "PYTHONFAULTHANDLER": "1"}  # a crash says where it was
+    fixed |= {"MKL_CBWR": "AUTO"}  # as train.py: sums that do not depend on where tensors lie
     return {**os.environ, **fixed, **more}
