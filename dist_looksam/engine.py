@@ -132,7 +132,7 @@ class Engine:
         """ConfigError for micro-batches of unequal size: of this rank, and in the first step of all
         ranks, which takes one gather. Not under Horovod, where ranks may join later."""
         sizes = check_batches(batches)
-        if self._sizes is None and not self.backend.name.startswith("horovod"):
+        if self._sizes is None and not self.backend.ranks_may_join:
             check_ranks(self.backend.gather(sizes))
         self._sizes = sizes
 

@@ -50,7 +50,7 @@ def test_a_line_of_a_file_and_a_flag_mean_the_same(lines, flags, name, value, fi
     (["--lr"], "argument --lr: expected one argument"),
     (["--batch-size", "64"], "unknown flag, got --batch-size; did you mean --batch_size?"),
     (["--batchsize=64"], "unknown flag, got --batchsize; did you mean --batch_size?"),
-    (["--seed", str(2**64)], "seed must be < 2**64, got 18446744073709551616"),
+    (["--seed", str(2**64)], "seed must be <= 9,223,372,036,854,775,807, got 18446744073709551616"),
     (["--backend", "ddp", "--offload"], "offload is of backend zero, got backend ddp; leave it"),
     (["--backend", "zero", "--compression", "fp16"], "compression fp16 is of backend horovod"),
 ])  # fmt: skip

@@ -250,7 +250,11 @@ def test_no_such_folder_or_run_is_one_sentence(tmp_path):
         ("slurm.sbatch", FIRST | {"SWEEP": "TMP/blank"}, "must have a line 1 "),
         ("slurm.sbatch", FIRST | {"SWEEP": "TMP/quote"}, "each quote closed, got --k 3 --out 'a b"),
         ("mpi.sh", {"HOSTFILE": ""}, "HOSTFILE must name a file"),
-        ("mpi.sh", {"HOSTFILE": "LICENSE", "RANKS": "0"}, "RANKS must be a whole number from 1"),
+        (
+            "mpi.sh",
+            {"HOSTFILE": "cluster/hostfile.example", "RANKS": "0"},
+            "RANKS must be a whole number from 1",
+        ),
         ("mpi.sh", {"HOSTFILE": "cluster/hostfile.example", "RANKS": "99"}, "<= the 16 slots"),
         ("mpi.sh", {"HOSTFILE": "cluster/hostfile.example"}, "no answer from node1 node2; try ssh"),
         ("deepspeed.sh", {"HOSTFILE": "no/such/file"}, "HOSTFILE must name a file"),

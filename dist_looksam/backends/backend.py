@@ -29,6 +29,7 @@ class Ranks(Protocol):
 
     rank: int
     size: int
+    ranks_may_join: bool  # while others train, so that not all have made the same calls
 
     def mean(self, numbers: Tensor) -> Tensor:
         """The mean of a small tensor over ranks. One collective, or none."""

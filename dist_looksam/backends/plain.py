@@ -64,6 +64,7 @@ class Plain(StoredLayers):
 
     name = "plain"
     rank = 0
+    ranks_may_join = False
     size = 1
     whole_gradients = True
 

@@ -22,6 +22,7 @@ class Ranks:
     """`size` ranks, each with its tensors on `device`."""
 
     size: int
+    ranks_may_join = False
     device: torch.device
 
     def mean(self, numbers: Tensor) -> Tensor:

@@ -182,7 +182,10 @@ def _check_types(made: Device | Network, where: str) -> None:
     """ConfigError where a value of a file is not of the field's type: YAML reads 1e9 as a text."""
     for field in fields(made):
         value = getattr(made, field.name)
-        none_too = field.name in ("latency", "inner_latency", "pass_seconds") and value == 0
+        none_too = (
+            field.name in ("latency", "inner_latency", "pass_seconds", "launch_seconds")
+            and value == 0
+        )
         kinds: dict[Any, tuple[str, bool]] = {
             str: ("a text", isinstance(value, str)),
             bool: ("true or false", isinstance(value, bool)),

@@ -2,10 +2,7 @@
 
 import hashlib
 import socket
-from collections.abc import Callable
 from typing import Any
-
-import torch.distributed as dist
 
 from ..backends.zero import config as zero_config
 from ..data import Data
@@ -24,24 +21,10 @@ def check(settings: Settings, data: Data, ranks: int) -> None:
     """
     if ranks == 1:
         return
-    gather = _gather(settings)
+    gather = settings.backend_row.gather
     mine = _inputs(settings, data)
     if len({*gather(hashlib.sha256(repr(mine).encode()).hexdigest())}) > 1:
         raise ConfigError(_difference(gather((socket.gethostname(), mine))))
-
-
-def _gather(settings: Settings) -> Callable[[Any], list[Any]]:
-    if settings.backend == "horovod":
-        from ..backends.horovod import whole
-
-        return whole.gather
-
-    def gather(thing: Any) -> list[Any]:
-        found = [None] * dist.get_world_size()
-        dist.all_gather_object(found, thing)
-        return found
-
-    return gather
 
 
 def _inputs(settings: Settings, data: Data) -> dict[str, Any]:

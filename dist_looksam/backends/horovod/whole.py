@@ -56,6 +56,7 @@ class Horovod(Plain):
     """
 
     name = "horovod"
+    ranks_may_join = True
 
     def __init__(
         self,

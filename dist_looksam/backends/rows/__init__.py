@@ -80,6 +80,12 @@ class BackendRow:
         )
         return roster
 
+    def gather(self, thing: Any) -> list[Any]:
+        """Everybody's small picklable thing, in the order of ranks; after `join`, before `make`."""
+        found: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(found, thing)
+        return found
+
     def make(
         self, settings: Any, model: nn.Module, optimizer_of: OptimizerOf, device: torch.device
     ) -> Backend:

@@ -56,6 +56,11 @@ class HorovodRow(BackendRow):
 
         whole.start(world.size)
 
+    def gather(self, thing: Any) -> list[Any]:
+        from ..horovod import whole
+
+        return whole.gather(thing)
+
     def make(
         self, settings: Any, model: nn.Module, optimizer_of: OptimizerOf, device: torch.device
     ) -> Backend:
