@@ -61,7 +61,8 @@ def memory(run: Run) -> Memory:
         gradients=gradients,
         buckets=buckets,
         activations=_activations(run, run.work.parameters),
-        step=4 * shard * base.temporaries + layout.in_step(run),
+        # w0 of the look is put back before the base steps.
+        step=4 * shard * (base.temporaries - bool(run.row.ascent)) + layout.in_step(run),
     )
 
 
@@ -70,60 +71,4 @@ def _activations(run: Run, count: int) -> int:
     autocast = run.layout.autocast(run)
     residual = 4 if autocast else arithmetic
     found = run.work.activations(run.micro_batch, arithmetic=arithmetic, residual=residual)
-<<<<<<< HEAD
     return found + (2 * count if autocast else 0)  # autocast keeps the weights it has cast
-=======
-    return found + (2 * count if run.autocast else 0)  # autocast keeps the weights it has cast
-
-
-def _in_backward(run: Run) -> tuple[int, int]:
-    """Bytes of (gradients, buckets) beside activations at their most."""
-    count, shard, size = run.work.parameters, run.shard, run.weight_bytes
-    earlier = run.accumulation > 1  # micro-batches of this pass, whose gradients wait
-    if run.settings.backend == "ddp":  # the buckets are the gradients, but not of the earlier ones
-        return 4 * count, 4 * count if earlier else 0
-    if run.fsdp:
-        return 4 * shard if earlier else 0, _gathered(run)
-    if run.stage in (None, 0):
-        return 4 * count if earlier else 0, 0
-    bucket = run.zero("reduce_bucket_size")
-    if run.stage == 3:  # the layers, gathered; gradients' newest shards, and two copies on the way
-        return 4 * shard, size * (bucket + count + _large(run) + 2 * min(bucket, count))
-    buckets = size * bucket * (2 if run.overlaps else 1)
-    if run.stage == 2:
-        return 4 * shard if earlier else 0, buckets
-    if run.sixteen:  # DeepSpeed's BF16_Optimizer: in both precisions, all the time
-        return (4 + size) * count, 0
-    return 4 * count if earlier else 0, buckets
-
-
-def _in_step(run: Run) -> int:
-    """Gradients as the optimizer gets them, what it makes of them, and what waits beside."""
-    count, shard, size = run.work.parameters, run.shard, run.weight_bytes
-    update = 4 * shard * _UPDATES[run.base]
-    if run.row.ascent:
-        update -= 4 * shard  # w0 of the look, which is put back before the base steps
-    if run.stage in (None, 0):
-        return update + 4 * (shard if run.fsdp else count)
-    if run.stage == 3:
-        kept = run.zero("reduce_bucket_size") + sum(run.persistent) + _large(run) + shard
-        return update + 4 * shard + size * kept
-    if run.sixteen and run.stage == 1:
-        return update + (4 + size) * count
-    return update + 8 * shard  # averaged, and flat again
-
-
-def _large(run: Run) -> int:
-    """Entries of this rank's part of stage 3's layers that are given away after use."""
-    return run.shard - sum(run.persistent) // run.ranks.total
-
-
-def _gathered(run: Run) -> int:
-    """FSDP2's units while the last block's backward runs, when activations are at their most: the
-    rest and that block, gathered, with their gradients; the one before it, twice while it comes."""
-    ranks, size = run.ranks.total, run.weight_bytes
-    *blocks, rest = (ranks * n for n in run.units)
-    block = max(blocks, default=0)
-    before = block if len(blocks) > 1 else 0
-    return size * (rest + 2 * block + 2 * before)
->>>>>>> core

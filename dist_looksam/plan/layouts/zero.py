@@ -62,15 +62,14 @@ class Zero(Layout):
 
     def in_step(self, run: Run) -> int:
         count, shard, size = run.work.parameters, run.shard, run.weight_bytes
-        new = 4 * shard if run.row.reuses_gv else 0  # the new g_v, apart from g
         if _stage(run) == 0:
-            return new + 4 * count
+            return 4 * count
         if _stage(run) == 3:
             kept = sum(_persistent(run)) + _large(run) + shard
-            return new + 4 * shard + size * (_setting(run, "reduce_bucket_size") + kept)
+            return 4 * shard + size * (_setting(run, "reduce_bucket_size") + kept)
         if run.sixteen and _stage(run) == 1:
-            return new + (4 + size) * count
-        return new + 8 * shard  # averaged, and flat again
+            return (4 + size) * count
+        return 8 * shard  # averaged, and flat again
 
     def norms(self, run: Run, look: bool) -> int:
         """DeepSpeed's overflow and norm, the rule's, the base's."""
