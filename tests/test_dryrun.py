@@ -31,7 +31,7 @@ WRONG = {
         {"warmup_steps": 11_729},
         "warm-up must be shorter than the run's 11729 steps, got 11729; use --warmup_steps 586",
     ),
-    "batch": ({"batch_size": 32_000}, "micro_batch 512 x 64 ranks x .*got 32000; use .* batch_size 32768"),
+    "batch": ({"batch_size": 32_000}, "micro_batch 512 x 64 .*got 32000; use .* batch_size 32768"),
     "ranks": ({"ranks": 48}, "micro_batch 512 x 48 ranks .*got 32768; use 24576 or 49152"),
     "no ranks": ({"ranks": 0}, "ranks must be >= 1 and finite, got 0"),
     "model": ({"model": "vit_x16"}, "model must be one of auto, .*got 'vit_x16'"),

@@ -178,14 +178,14 @@ def load(path: Path) -> Machine:
     return Machine(**made)
 
 
+_MAY_BE_0 = ("latency", "inner_latency", "pass_seconds", "launch_seconds")
+
+
 def _check_types(made: Device | Network, where: str) -> None:
     """ConfigError where a value of a file is not of the field's type: YAML reads 1e9 as a text."""
     for field in fields(made):
         value = getattr(made, field.name)
-        none_too = (
-            field.name in ("latency", "inner_latency", "pass_seconds", "launch_seconds")
-            and value == 0
-        )
+        none_too = value == 0 and field.name in _MAY_BE_0
         kinds: dict[Any, tuple[str, bool]] = {
             str: ("a text", isinstance(value, str)),
             bool: ("true or false", isinstance(value, bool)),
