@@ -79,10 +79,25 @@ def needs():
     return _require
 
 
+TESTS = Path(__file__).parent
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "needs(*names): skip where missing; fail with CI=true")
+    config.addinivalue_line("markers", "slow: takes several seconds; run.sh --quick leaves it out")
+    config.addinivalue_line("markers", "alone: measures time; run.sh runs nothing beside it")
+    for folder in sorted(p.name for p in TESTS.iterdir() if p.is_dir()):
+        config.addinivalue_line("markers", f"{folder}: tests of the folder tests/{folder}/")
     # Programs of the virtual environment are found also when it was not activated.
     os.environ["PATH"] = f"{PROGRAMS}{os.pathsep}{os.environ.get('PATH', '')}"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Every test has its folder's name as a mark: `pytest -m "optim or engine"`."""
+    for item in items:
+        inside = item.path.relative_to(TESTS).parts
+        if len(inside) > 1:
+            item.add_marker(inside[0])
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

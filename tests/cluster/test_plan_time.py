@@ -19,7 +19,11 @@ from testbed import Cluster
 
 from dist_looksam.cli import main as cli
 
-pytestmark = [pytest.mark.needs("slurm", "deepspeed", "fashion_mnist"), pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.needs("slurm", "deepspeed", "fashion_mnist"),
+    pytest.mark.timeout(900),
+    pytest.mark.alone,
+]
 
 FLAGS = shlex.split(
     "--data fashion_mnist --model vit_28 --optimizer look_layer_sam --k 2 --batch_size 512 "

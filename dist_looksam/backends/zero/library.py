@@ -49,8 +49,10 @@ def open_engine(module: nn.Module, optimizer: Sharpness, config: dict[str, Any])
 
 def check_config(config: dict[str, Any]) -> None:
     """ConfigError if DeepSpeed does not take it; its own errors are of many kinds and lines."""
+    # `config.make` has checked these, and DeepSpeed does not know the number of ranks yet.
+    of_ranks = {"train_batch_size", "gradient_accumulation_steps"}
     try:
-        load_deepspeed().DeepSpeedConfig(config)
+        load_deepspeed().DeepSpeedConfig({k: v for k, v in config.items() if k not in of_ranks})
     except Exception as error:
         text = " ".join(str(error).split())[:300]
         if hasattr(error, "errors"):  # pydantic's, without its address and the text of the value
