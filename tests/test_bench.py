@@ -24,7 +24,7 @@ def test_passes_are_counted_where_they_happen():
 
 @pytest.mark.needs("pytorch_optimizer")
 def test_the_other_looksam_makes_two_passes_on_every_step():
-    """Its k spares the perturbation and not the gradient; should that change, the README must."""
+    """Its k spares the perturbation and not the gradient; docs/planning.md says so."""
     costs = race(Track(k=5, **SMALL), list(bench.PEERS), repeats=1)
     assert [c.passes_per_step for c in costs] == [2.0, 2.0]
     assert [c.base for c in costs] == ["adamw", "adamw"]
