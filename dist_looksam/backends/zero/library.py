@@ -40,7 +40,6 @@ def open_engine(module: nn.Module, optimizer: Sharpness, config: dict[str, Any])
     # DeepSpeed insists on it, and srun and mpirun do not set it. It becomes the current device.
     device = torch.cuda.current_device() if torch.cuda.is_available() else 0
     os.environ.setdefault("LOCAL_RANK", str(device))
-    deepspeed.init_distributed(dist_init_required=False)  # else its config counts one rank
     check_config(config)
     engine, *_ = deepspeed.initialize(
         model=module, optimizer=optimizer, config=config, dist_init_required=False
