@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import models
-from ..backends.plain import DTYPES
+from ..backends.plain import PRECISION_DTYPES
 from ..cli.arguments import Parser, guarded
 from ..cli.table import text as table_text
 from ..engine import Engine
@@ -127,7 +127,7 @@ class Track:
 
     def _pass(self, model: nn.Module, loss: Counted) -> Tensor:
         """Forward and backward of all micro-batches, for loops that are not the engine's."""
-        dtype = DTYPES[self.precision]
+        dtype = PRECISION_DTYPES[self.precision]
         total = torch.zeros((), device=self.device)
         for batch in self.batches:
             with torch.autocast(self.device.type, dtype, enabled=dtype is not None):

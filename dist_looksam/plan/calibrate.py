@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .. import models
-from ..backends.plain import DTYPES
+from ..backends.plain import PRECISION_DTYPES
 from ..data.sets import data_set
 from ..errors import ConfigError
 from ..optim import table
@@ -114,7 +114,7 @@ def measure_device(
 def _pass(
     model: nn.Module, settings: Settings, shape: tuple[int, int, int], images: int, on: Any
 ) -> Callable[[], None]:
-    dtype = DTYPES[settings.precision]
+    dtype = PRECISION_DTYPES[settings.precision]
     batch = torch.randn(images, *shape, device=on)
     labels = torch.zeros(images, dtype=torch.long, device=on)
 

@@ -11,8 +11,8 @@ from ..settings.config import Settings
 from . import machines
 from .machines import Device, Machine, Network
 from .memory import Memory, memory
-from .network import Call, Ranks, wire_bytes
-from .run import Run, check
+from .network import Call, Topology, wire_bytes
+from .run import PlannedRun, check
 from .sent import sent
 from .times import Time, host_time, pass_time, step_time
 from .workload import workload
@@ -95,8 +95,8 @@ def plan(
     check(resolved)
     work = workload(resolved.model, classes or size.classes, size.shape)
     assert resolved.micro_batch is not None and resolved.steps is not None
-    ranks = Ranks(total=gpus, per_node=gpus_per_node)
-    run = Run(settings=resolved, work=work, ranks=ranks, micro_batch=resolved.micro_batch)
+    ranks = Topology(total=gpus, per_node=gpus_per_node)
+    run = PlannedRun(settings=resolved, work=work, ranks=ranks, micro_batch=resolved.micro_batch)
     largest = largest_micro_batch(run, machine.device.memory)
     run = _fitted(run, largest, machine.device, asked=settings.micro_batch is not None)
     return _plan(run, machine, largest)
@@ -115,7 +115,7 @@ def _check_numbers(gpus: int, per_node: int) -> None:
         )
 
 
-def largest_micro_batch(run: Run, room: float | None) -> int | None:
+def largest_micro_batch(run: PlannedRun, room: float | None) -> int | None:
     """The largest that fits and divides a rank's share of the batch; 0 if even 1 does not fit."""
     if room is None:
         return None
@@ -131,7 +131,7 @@ def _divisors(n: int) -> Sequence[int]:
     return sorted({*small, *(n // d for d in small)}, reverse=True)
 
 
-def _fitted(run: Run, largest: int | None, device: Device, *, asked: bool) -> Run:
+def _fitted(run: PlannedRun, largest: int | None, device: Device, *, asked: bool) -> PlannedRun:
     """The run at a micro-batch that fits. ConfigError names one where the user's does not."""
     if largest is None or run.micro_batch <= largest:
         return run
@@ -151,7 +151,7 @@ def _fitted(run: Run, largest: int | None, device: Device, *, asked: bool) -> Ru
     return run.at(largest)
 
 
-def _plan(run: Run, machine: Machine, largest: int | None) -> Plan:
+def _plan(run: PlannedRun, machine: Machine, largest: int | None) -> Plan:
     s = run.settings
     kinds = ["base", *(["reuse"] if 0 < run.looks < 1 else []), *(["look"] if run.looks else [])]
     wire = {k: _bytes(sent(run, look=k == "look").calls(), run, machine) for k in kinds}
@@ -181,7 +181,7 @@ def _plan(run: Run, machine: Machine, largest: int | None) -> Plan:
     )
 
 
-def _bytes(calls: Sequence[Call], run: Run, machine: Machine) -> float:
+def _bytes(calls: Sequence[Call], run: PlannedRun, machine: Machine) -> float:
     gloo = machine.network.gloo
     return sum(wire_bytes(call, run.ranks.total, gloo=gloo) for call in calls)
 

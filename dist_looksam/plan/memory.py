@@ -6,7 +6,7 @@ against what is allocated in real runs.
 
 from dataclasses import asdict, dataclass
 
-from .run import Run
+from .run import PlannedRun
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class Memory:
         return {**asdict(self), "peak": self.peak}
 
 
-def memory(run: Run) -> Memory:
+def memory(run: PlannedRun) -> Memory:
     """Of one rank of the run."""
     layout, shard, base = run.layout, run.shard, run.base
     gradients, buckets = layout.in_backward(run)
@@ -66,7 +66,7 @@ def memory(run: Run) -> Memory:
     )
 
 
-def _activations(run: Run, count: int) -> int:
+def _activations(run: PlannedRun, count: int) -> int:
     arithmetic = 2 if run.sixteen else 4
     autocast = run.layout.autocast(run)
     residual = 4 if autocast else arithmetic

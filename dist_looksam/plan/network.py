@@ -27,7 +27,7 @@ class Call:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ranks:
+class Topology:
     """How many ranks, and how many of them on a node."""
 
     total: int
@@ -56,7 +56,7 @@ def wire_bytes(call: Call, ranks: int, *, gloo: bool = False) -> float:
     return call.bytes * share[call.kind]
 
 
-def seconds(call: Call, ranks: Ranks, network: Network) -> float:
+def seconds(call: Call, ranks: Topology, network: Network) -> float:
     """Of all times. Inside each node first, then between nodes, where a node sends what it holds
     once, over all its cables together."""
     if ranks.total == 1:

@@ -8,7 +8,7 @@ from ..errors import ConfigError
 from ..optim import table
 from ..optim.bases import Base
 from ..settings.config import Settings
-from .network import Ranks
+from .network import Topology
 from .workload import BYTES, Workload
 
 if TYPE_CHECKING:
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class PlannedRun:
     """Settings are resolved; micro_batch is what the plan assumes."""
 
     settings: Settings
     work: Workload
-    ranks: Ranks
+    ranks: Topology
     micro_batch: int
 
     @property
     def layout(self) -> "Layout":
         """The formulas of the backend."""
-        from .layouts import LAYOUTS  # which know `Run`
+        from .layouts import LAYOUTS  # which know `PlannedRun`
 
         return LAYOUTS[self.settings.backend_row.layout or ""]
 
@@ -66,7 +66,7 @@ class Run:
         """Entries of this rank's part of masters and state, padding included."""
         return self.layout.shard(self)
 
-    def at(self, micro_batch: int) -> "Run":
+    def at(self, micro_batch: int) -> "PlannedRun":
         """The same with another micro-batch."""
         return replace(self, micro_batch=micro_batch)
 

@@ -7,7 +7,7 @@ counters of a network interface.
 from dataclasses import dataclass, replace
 
 from .network import Call
-from .run import Run
+from .run import PlannedRun
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class Sent:
         return found
 
 
-def sent(run: Run, *, look: bool) -> Sent:
+def sent(run: PlannedRun, *, look: bool) -> Sent:
     """Of a look, or of any other step."""
     passes, layout = 2 if look else 1, run.layout
     if run.ranks.total == 1 and layout.silent_alone:

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 
 from .machines import Device, Machine
 from .network import Call, seconds
-from .run import Run
+from .run import PlannedRun
 from .sent import Sent, sent
 
 # Tensors of a shard's size that are read or written, 4 bytes an entry, beside those of the base's
@@ -41,7 +41,7 @@ class Time:
         return cls(**{k: share * a[k] + (1 - share) * b[k] for k in a})
 
 
-def step_time(run: Run, machine: Machine, *, kind: str) -> Time:
+def step_time(run: PlannedRun, machine: Machine, *, kind: str) -> Time:
     """Of a "base" step, which has no rule around it, a "reuse" step, or a "look"."""
     device, s = machine.device, sent(run, look=kind == "look")
     one = max(pass_time(run, device), host_time(run, device))
@@ -59,13 +59,13 @@ def step_time(run: Run, machine: Machine, *, kind: str) -> Time:
     )
 
 
-def pass_time(run: Run, device: Device) -> float:
+def pass_time(run: PlannedRun, device: Device) -> float:
     """Seconds that the device computes for a forward and backward of one micro-batch."""
     flops = 3 * run.work.flops * run.micro_batch
     return device.pass_seconds + flops / device.flops[run.settings.precision]
 
 
-def host_time(run: Run, device: Device) -> float:
+def host_time(run: PlannedRun, device: Device) -> float:
     """Seconds that the host takes to ask for them: no pass is shorter."""
     return KERNELS * run.work.layers * device.launch_seconds
 
@@ -74,7 +74,7 @@ _FEW = Call(kind="all_reduce", elements=8, size=8)
 
 
 def _pass(
-    run: Run, s: Sent, machine: Machine, forward: float, backward: float
+    run: PlannedRun, s: Sent, machine: Machine, forward: float, backward: float
 ) -> tuple[float, float]:
     """(all, exposed) seconds of communication of one pass over all micro-batches, and publish."""
 

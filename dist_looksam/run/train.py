@@ -94,7 +94,7 @@ def run(
     settings = settings.resolved(ranks=world.size, launcher=world.launcher, samples=len(data.train))
     roster = assemble.join(settings, world, device)
     hosts = roster.hosts if roster else [socket.gethostname()]
-    with rundir.told(Path(settings.out), world.rank), roster or nullcontext():
+    with rundir.log_failure(Path(settings.out), world.rank), roster or nullcontext():
         try:
             agree.check(settings, data, world.size)
             fit = Fit(settings, data, device, commit)

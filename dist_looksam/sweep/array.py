@@ -1,4 +1,4 @@
-"""Points as a SLURM job array: one element a point, and a small job after it that goes on."""
+"""Points as a SLURM job array, one element each, and a small job after it that sends the rest."""
 
 import json
 import os
@@ -21,10 +21,10 @@ MOST_TRIES = 3  # a point that failed so often is not sent again
 
 
 def submit(ledger: Ledger, *, again: Sequence[str], at_once: int, options: Sequence[str]) -> str:
-    """Send every point that is due and not yet in the queue; returns what was done, in words.
+    """Send every point that is due and not yet in the queue; returns a sentence for the user.
 
-    Where trials must end before others are known, a job that depends on the array runs `again`,
-    the same command, so that the sweep goes on by itself. `options` are sbatch's.
+    Where trials must end before other points are known, a job that depends on the array runs
+    `again`, the same command. `options` are sbatch's.
     Raises ConfigError without sbatch; RunError where points failed again and again.
     """
     if not shutil.which("sbatch") or not SCRIPT.is_file():
@@ -46,12 +46,12 @@ def submit(ledger: Ledger, *, again: Sequence[str], at_once: int, options: Seque
                 f"{ledger.out / 'logs'}, then remove {_file(ledger)} to try again."
             )
         return f"all {len(done)} points are done"
-    said = f"{len(done)} points are done, {len(queued)} are in the queue"
+    report = f"{len(done)} points are done, {len(queued)} are in the queue"
     if new:
         live.append(_send(ledger, new, at_once, options))
-        said += f", {len(new)} were sent as array {live[-1]}"
+        report += f", {len(new)} were sent as array {live[-1]}"
     follow = _follow(ledger, live, again, options, anew=bool(new))
-    return f"{said}; job {follow} goes on when they have ended"
+    return f"{report}; job {follow} goes on when they have ended"
 
 
 def _send(ledger: Ledger, points: list[Point], at_once: int, options: Sequence[str]) -> str:
@@ -75,7 +75,7 @@ def _send(ledger: Ledger, points: list[Point], at_once: int, options: Sequence[s
 def _follow(
     ledger: Ledger, jobs: list[str], again: Sequence[str], options: Sequence[str], *, anew: bool
 ) -> str:
-    """The small job that runs `again` after `jobs`: the one that waits already, or a new one.
+    """The job that runs `again` after `jobs`: the one that waits already, or a new one.
 
     It gets the user's options (account, partition, ...), and one task.
     """

@@ -6,7 +6,7 @@ One file here is one layout, found by its place in this folder; a backend's row 
 from typing import Any
 
 from ...rows import found
-from ..run import Run
+from ..run import PlannedRun
 
 
 class Layout:
@@ -27,43 +27,43 @@ class Layout:
     silent_alone = True
     needs_streams = False
 
-    def shard(self, run: Run) -> int:
+    def shard(self, run: PlannedRun) -> int:
         """Entries of this rank's part of masters and state, padding included."""
         return run.work.parameters
 
-    def autocast(self, run: Run) -> bool:
+    def autocast(self, run: PlannedRun) -> bool:
         """16-bit arithmetic over fp32 weights."""
         return run.sixteen
 
-    def weights(self, run: Run) -> int:
+    def weights(self, run: PlannedRun) -> int:
         """Bytes between steps of what forward sees."""
         return run.weight_bytes * run.work.parameters
 
-    def masters(self, run: Run) -> int:
+    def masters(self, run: PlannedRun) -> int:
         """Bytes of fp32 weights beside them."""
         return 0
 
-    def counters(self, run: Run) -> int:
+    def counters(self, run: PlannedRun) -> int:
         """Tensors that count their steps in the base optimizer's state."""
         return run.work.layers
 
-    def in_backward(self, run: Run) -> tuple[int, int]:
+    def in_backward(self, run: PlannedRun) -> tuple[int, int]:
         """Bytes of (gradients, buckets) beside activations at their most."""
         return 4 * run.work.parameters if run.accumulation > 1 else 0, 0
 
-    def in_step(self, run: Run) -> int:
+    def in_step(self, run: PlannedRun) -> int:
         """Bytes of gradients as the optimizer gets them, and of what waits beside them."""
         return 4 * run.work.parameters
 
-    def norms(self, run: Run, look: bool) -> int:
+    def norms(self, run: PlannedRun, look: bool) -> int:
         """Small all-reduces of a step: sums over layers that are split."""
         return 0
 
-    def sent(self, run: Run) -> dict[str, Any]:
+    def sent(self, run: PlannedRun) -> dict[str, Any]:
         """The large collectives: fields of `sent.Sent`."""
         return {}
 
-    def hides(self, run: Run) -> bool:
+    def hides(self, run: PlannedRun) -> bool:
         """Communication goes on while a pass computes."""
         return True
 
