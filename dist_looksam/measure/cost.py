@@ -1,7 +1,7 @@
-"""`dist-looksam cost FLAGS`: what a step sends and what a rank holds, counted, not estimated.
+"""`dist-looksam cost FLAGS`: the communication of a step and the memory of a rank, measured.
 
-Takes train.py's flags, and runs under the same launchers; trains a few steps on a batch of the
-data, writes nothing. Prints one table for the method and its base, on rank 0.
+Takes train.py's flags and runs under the same launchers. Trains a few steps, writes nothing, and
+prints one table for the method and its base on rank 0.
 """
 
 import json
@@ -23,10 +23,11 @@ from .traffic import Traffic, counted
 
 
 def main(argv: Sequence[str]) -> int:
-    """Count what a step sends and what a rank holds, for any flags of train.py, over real ranks."""
+    """Measure the elements that a step communicates and the bytes that a rank holds, in a few steps
+    with any flags of train.py."""
     usage = "dist-looksam cost [--json FILE] FLAGS_OF_TRAIN"
     parser = Parser("dist-looksam cost", usage, description=main.__doc__, allow_abbrev=False)
-    parser.add_argument("--json", type=Path, help="a file to write the numbers to, too")
+    parser.add_argument("--json", type=Path, help="file that also gets the numbers")
     own, flags = parser.parse_known_args(argv)
     settings = config.parse(flags)
     world = World.from_env(local_rank=settings.local_rank)
@@ -74,14 +75,14 @@ def _steps(
         rank=engine.backend.rank,
         ranks=engine.backend.size,
     )
-    found = []
+    steps = []
     for step in range(6):  # the first ones make connections and traces
         batches = loader.step(step)
         with counted() as traffic:
             done = engine.step(batches)
-        found.append((done.look, traffic))
+        steps.append((done.look, traffic))
     loader.close()
-    return found, engine
+    return steps, engine
 
 
 def _row(step: tuple[bool, Traffic]) -> dict[str, Any]:
@@ -99,5 +100,5 @@ def _print(settings: Settings, ranks: int, rows: dict[str, Any]) -> None:
     sent = [[n, *(f"{row.get(kind, 0):,}" for kind in kinds)] for n, row in steps.items()]
     print(table.text(["step", *kinds], sent, indent="  "))
     print("bytes that rank 0 holds:")
-    held = [[name, f"{size:,}"] for name, size in rows["memory"].items()]
-    print(table.text(["", ""], held, indent="  "))
+    memory = [[name, f"{size:,}"] for name, size in rows["memory"].items()]
+    print(table.text(["", ""], memory, indent="  "))

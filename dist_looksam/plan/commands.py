@@ -1,13 +1,12 @@
-"""`dist-looksam plan FLAGS`: what a run will hold, send and take, printed before it is started.
+"""Estimate memory, communication and time of a run before it is started.
 
     dist-looksam plan --model vit_b16 --optimizer look_layer_sam --batch_size 32768 --gpus 64 \\
         --zero_stage 2 --precision bf16 --gpu h200 --network infiniband-400 --epochs 300
 
-Takes train.py's flags and --config, and its own, listed below. Data is ImageNet's shape unless
---data says otherwise; nothing is read. With --calibrate FILE it measures this machine instead.
+Takes train.py's flags and --config, and the flags below. Without --data it assumes images and
+classes of ImageNet-1k. Reads no data. With --calibrate FILE it measures this machine instead.
 """
 
-import difflib
 import json
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
@@ -17,14 +16,14 @@ from typing import Any
 
 from ..cli import table
 from ..cli.arguments import Parser
-from ..errors import ConfigError
+from ..errors import ConfigError, did_you_mean
 from ..settings import config
 from . import machines
 from .forecast import Plan, plan, to_dict
 from .machines import DEVICES, NETWORKS, Machine
 
-_NAMES = {f.name for f in fields(config.Settings)}
-_FOLDER = ["--data", "folder", "--data_dir", "(none)"]  # what is planned for unless flags differ
+_TRAIN = [f"--{f.name}" for f in fields(config.Settings)]
+_FOLDER = ["--data", "folder", "--data_dir", "(none)"]  # by default
 
 
 def _parser() -> Parser:
@@ -35,23 +34,39 @@ def _parser() -> Parser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--gpus", type=int, default=None, help="ranks, up to 8,192; must be given")
-    add("--gpus_per_node", type=int, default=8)
-    add("--gpu", default=None, help=f"one of {', '.join(DEVICES)}; default h200")
-    add("--network", default=None, help=f"{', '.join(NETWORKS)}; default infiniband-400")
-    add("--machine", default=None, help="file of --calibrate, instead of --gpu and --network")
     add(
-        "--mfu",
+        "--gpus",
+        type=int,
+        default=None,
+        help="number of ranks, one GPU each, up to 8,192; must be given",
+    )
+    add("--gpus_per_node", type=int, default=8, help="GPUs of a node; default 8")
+    add("--gpu", default=None, help=f"kind of GPU: {', '.join(DEVICES)}; default h200")
+    add("--network", default=None, help=f"network: {', '.join(NETWORKS)}; default infiniband-400")
+    add("--machine", default=None, help="file of --calibrate, replaces --gpu and --network")
+    share = f"share of the GPU's peak FLOP/s that is reached; default {machines.MFU:g}"
+    add("--mfu", type=float, default=None, help=share)
+    add(
+        "--bandwidth",
         type=float,
         default=None,
-        help=f"share of the GPU's peak, default {machines.MFU:g}",
+        help="Gbit/s of payload between two nodes; default by network",
     )
-    add("--bandwidth", type=float, default=None, help="Gbit/s of payload between two nodes")
-    add("--latency", type=float, default=None, help="microseconds a message between two nodes")
-    add("--samples", type=int, default=None, help="of the training data; ImageNet: 1,281,167")
-    add("--classes", type=int, default=None, help="default of ImageNet: 1000")
-    add("--calibrate", default=None, metavar="FILE", help="measure this machine, write FILE")
-    add("--json", action="store_true", help="print JSON")
+    add(
+        "--latency",
+        type=float,
+        default=None,
+        help="microseconds per message between nodes; default by network",
+    )
+    add("--samples", type=int, default=None, help="number of training images; default by data set")
+    add("--classes", type=int, default=None, help="number of classes; default by data set")
+    add(
+        "--calibrate",
+        default=None,
+        metavar="FILE",
+        help="measure this machine and write the speeds to FILE",
+    )
+    add("--json", action="store_true", help="print the plan as JSON")
     return parser
 
 
@@ -79,15 +94,15 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _settings(flags: Sequence[str]) -> config.Settings:
-    """train.py's flags. ConfigError, with this command's own names in mind, too."""
+    """The settings of train.py's flags. A misspelt flag of this command is a ConfigError too."""
     try:
         return config.parse([*_FOLDER, *flags])
     except ConfigError:
-        own = [o for a in _parser()._actions for o in a.option_strings]
+        own = [flag for action in _parser()._actions for flag in action.option_strings]
         for word in flags:
-            near = difflib.get_close_matches(word, own, n=1, cutoff=0.8)
-            if word.startswith("--") and word[2:] not in _NAMES and near:
-                raise ConfigError(f"unknown flag, got {word}; did you mean {near[0]}?") from None
+            hint = did_you_mean(word, [*own, *_TRAIN], "")
+            if word.startswith("--") and word not in _TRAIN and any(f" {o}?" in hint for o in own):
+                raise ConfigError(f"unknown flag, got {word}; {hint}") from None
         raise
 
 
@@ -133,7 +148,7 @@ def _time(seconds: float) -> str:
 
 
 def to_text(found: Plan) -> str:
-    """The plan as a page."""
+    """The plan as printed lines."""
     return "\n".join([*_head(found), "", *_memory(found), "", *_steps(found), "", *_end(found)])
 
 

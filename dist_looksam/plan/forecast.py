@@ -1,4 +1,4 @@
-"""A plan: what a run holds, sends and takes, before it is started."""
+"""A plan: memory, communication and time of a run, estimated before it is started."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -18,22 +18,21 @@ from .times import Time, host_time, pass_time, step_time
 from .workload import workload
 
 MOST_GPUS = 8192
-_ROOM = 0.92  # of a GPU's memory; the rest is the library's own and what its allocator cannot use
+_ROOM = 0.92  # usable share of a GPU's memory; CUDA and fragmentation take the rest
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a run will hold, send and take on each rank. Bytes, seconds, images.
+    """Memory, communication and time of a run on each rank, in bytes, seconds and images.
 
-    micro_batch          what the plan assumes: the settings', or the largest of train.py's default
-                         that fits.
+    micro_batch          that of the settings, or the largest of train.py's default that fits.
     largest_micro_batch  that fits; None if memory is not known. 0 if none does.
     wire                 bytes that one rank sends in a step: "base" of the base optimizer alone,
                          "reuse" and "look" where there are such steps, "mean" over k steps.
     times                the same keys: a `Time` each.
-    host_seconds         what the host takes to ask for one pass's kernels, where that is longer
+    host_seconds         time of the host to launch the kernels of one pass, where that is longer
                          than they run; else 0.
-    hours                of training: no evaluation, checkpoint or waiting for images is in it.
+    hours                of training, without evaluations, checkpoints and waiting for images.
     """
 
     settings: Settings
@@ -74,11 +73,11 @@ def plan(
     classes: int | None = None,
     launcher: str = "torchrun",
 ) -> Plan:
-    """What a run of train.py with these settings costs.
+    """Plan a run of train.py with these settings.
 
     Args:
         settings: as `config.parse` or `Settings(...)` makes them; not resolved.
-        gpus: ranks, at most 8,192. gpus_per_node: how many of them share a node.
+        gpus: number of ranks, at most 8,192. gpus_per_node: how many of them share a node.
         machine: a Machine, or a Device or its name, to which `network` is added.
         samples, classes: of the training data; default by settings.data, ImageNet-1k for folder.
         launcher: as in `World`; "deepspeed" makes --backend auto ZeRO.
@@ -187,7 +186,7 @@ def _bytes(calls: Sequence[Call], run: PlannedRun, machine: Machine) -> float:
 
 
 def to_dict(found: Plan) -> dict[str, Any]:
-    """For JSON."""
+    """The plan as JSON values."""
     made = asdict(found)
     made["memory"] = found.memory.to_dict()
     made["times"] = {k: t.to_dict() for k, t in found.times.items()}

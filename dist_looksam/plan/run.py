@@ -1,4 +1,4 @@
-"""The run that is planned: resolved settings, its model and its ranks."""
+"""The planned run: resolved settings, model and ranks."""
 
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedRun:
-    """Settings are resolved; micro_batch is what the plan assumes."""
+    """settings are resolved; micro_batch is the one that the plan assumes."""
 
     settings: Settings
     work: Workload
@@ -26,7 +26,7 @@ class PlannedRun:
 
     @property
     def layout(self) -> "Layout":
-        """The formulas of the backend."""
+        """The formulas of the backend's memory and communication."""
         from .layouts import LAYOUTS  # which know `PlannedRun`
 
         return LAYOUTS[self.settings.backend_row.layout or ""]
@@ -38,12 +38,12 @@ class PlannedRun:
 
     @property
     def sixteen(self) -> bool:
-        """Arithmetic in 16 bits."""
+        """Whether arithmetic is in 16 bits."""
         return BYTES[self.settings.precision] == 2
 
     @property
     def weight_bytes(self) -> int:
-        """Of one weight that forward sees, and of its gradient."""
+        """Bytes of one weight in forward, and of its gradient."""
         return 4 if self.layout.autocast(self) else BYTES[self.settings.precision]
 
     @property
@@ -67,12 +67,12 @@ class PlannedRun:
         return self.layout.shard(self)
 
     def at(self, micro_batch: int) -> "PlannedRun":
-        """The same with another micro-batch."""
+        """The same run with another micro-batch."""
         return replace(self, micro_batch=micro_batch)
 
 
 def check(settings: Settings) -> None:
-    """ConfigError for what no formula here covers."""
+    """ConfigError for settings that the formulas do not cover."""
     row = settings.backend_row
     if row.layout is None:
         *names, last = (name for name, other in BACKENDS.items() if other.layout)

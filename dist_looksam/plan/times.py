@@ -8,8 +8,8 @@ from .network import Call, seconds
 from .run import PlannedRun
 from .sent import Sent, sent
 
-# Tensors of a shard's size that are read or written, 4 bytes an entry, beside those of the base's
-# update: counted in the code of optim/sharpness.py.
+# Tensors of a shard's size that are read or written, 4 bytes an entry, in addition to those of the
+# base's update: counted in the code of optim/.
 _REUSE = 9  # three dot products, and g += size g_v
 _LOOK = 22  # eps and its norms; copies of w and g, w back; three dot products, g_v and its norm
 
@@ -42,12 +42,12 @@ class Time:
 
 
 def step_time(run: PlannedRun, machine: Machine, *, kind: str) -> Time:
-    """Of a "base" step, which has no rule around it, a "reuse" step, or a "look"."""
+    """The time of a "base" step of the base optimizer alone, a "reuse" step, or a "look"."""
     device, s = machine.device, sent(run, look=kind == "look")
     one = max(pass_time(run, device), host_time(run, device))
     forward = one / 3
     whole, shown = _pass(run, s, machine, forward, one - forward)
-    # One small all-reduce more: train.py asks all ranks whether to stop.
+    # One more small all-reduce: the ranks of train.py agree whether to stop.
     extra = {"base": 0, "reuse": _REUSE if run.row.reuses_gv else 2, "look": _LOOK}[kind]
     moved = 4 * run.shard * (run.base.traffic + extra)
     few = (s.small + 1) * seconds(_FEW, run.ranks, machine.network)
@@ -66,7 +66,7 @@ def pass_time(run: PlannedRun, device: Device) -> float:
 
 
 def host_time(run: PlannedRun, device: Device) -> float:
-    """Seconds that the host takes to ask for them: no pass is shorter."""
+    """Seconds that the host takes to launch its kernels: a lower limit of a pass."""
     return KERNELS * run.work.layers * device.launch_seconds
 
 

@@ -17,6 +17,8 @@ from .version import made_with
 
 CONFIG = "config.yaml"
 SUMMARY = "summary.json"
+METRICS = "metrics.jsonl"
+PROBE = "probe.jsonl"
 JOB = "job.json"
 SUBMITTED = "submitted.json"  # launch/slurm.sbatch writes it before it starts the ranks
 POINT = "point.json"  # of a sweep

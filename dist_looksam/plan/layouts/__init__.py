@@ -1,6 +1,6 @@
-"""What ranks hold and send, by how a backend lays weights, gradients and state over them.
+"""Memory and communication by layout: how a backend distributes weights, gradients and state.
 
-One file here is one layout, found by its place in this folder; a backend's row names its own.
+Each file of this folder is one layout; a backend's row names its own.
 """
 
 from typing import Any
@@ -10,7 +10,7 @@ from ..run import PlannedRun
 
 
 class Layout:
-    """Everything whole on one rank, nothing sent; others say where they differ.
+    """Everything whole on one rank, no communication; subclasses override what differs.
 
     A module of this folder binds an instance to the name ROW. Bytes and entries are of one rank.
 
@@ -18,7 +18,7 @@ class Layout:
         name: as in a backend's row.
         split: norms of layers are added up over ranks.
         silent_alone: one rank sends nothing, not even to itself.
-        needs_streams: what `hides` says is so on devices that compute and send at once only.
+        needs_streams: `hides` is true only on devices that compute and send at the same time.
     """
 
     name: str
@@ -32,31 +32,31 @@ class Layout:
         return run.work.parameters
 
     def autocast(self, run: PlannedRun) -> bool:
-        """16-bit arithmetic over fp32 weights."""
+        """Whether 16-bit arithmetic uses fp32 weights."""
         return run.sixteen
 
     def weights(self, run: PlannedRun) -> int:
-        """Bytes between steps of what forward sees."""
+        """Bytes of forward's weights between steps."""
         return run.weight_bytes * run.work.parameters
 
     def masters(self, run: PlannedRun) -> int:
-        """Bytes of fp32 weights beside them."""
+        """Bytes of additional fp32 weights."""
         return 0
 
     def counters(self, run: PlannedRun) -> int:
-        """Tensors that count their steps in the base optimizer's state."""
+        """Number of step counters in the base optimizer's state."""
         return run.work.layers
 
     def in_backward(self, run: PlannedRun) -> tuple[int, int]:
-        """Bytes of (gradients, buckets) beside activations at their most."""
+        """Bytes of (gradients, buckets) at the time of most activations."""
         return 4 * run.work.parameters if run.accumulation > 1 else 0, 0
 
     def in_step(self, run: PlannedRun) -> int:
-        """Bytes of gradients as the optimizer gets them, and of what waits beside them."""
+        """Bytes of gradients and buffers in the optimizer's step."""
         return 4 * run.work.parameters
 
     def norms(self, run: PlannedRun, look: bool) -> int:
-        """Small all-reduces of a step: sums over layers that are split."""
+        """Number of small all-reduces of a step: sums over split layers."""
         return 0
 
     def sent(self, run: PlannedRun) -> dict[str, Any]:
@@ -64,7 +64,7 @@ class Layout:
         return {}
 
     def hides(self, run: PlannedRun) -> bool:
-        """Communication goes on while a pass computes."""
+        """Whether communication overlaps with computing."""
         return True
 
 

@@ -15,7 +15,7 @@ class Buckets(Layout):
     name = "buckets"
 
     def in_backward(self, run: PlannedRun) -> tuple[int, int]:
-        """The buckets are the gradients, but not those of earlier micro-batches."""
+        """The buckets are the gradients; those of earlier micro-batches come on top."""
         count = run.work.parameters
         return 4 * count, 4 * count if run.accumulation > 1 else 0
 

@@ -30,7 +30,7 @@ class FSDP2(Layout):
         return 4 * run.shard
 
     def norms(self, run: PlannedRun, look: bool) -> int:
-        """g's or the rule's, and the base's; eps's, g_v's, and in 16 bits what is seen of eps."""
+        """Norms of g, of the base; of a look also of eps, g_v and, in 16 bits, of the rounded eps."""
         return 1 + run.base.trusted + (2 + run.sixteen if look else 0)
 
     def sent(self, run: PlannedRun) -> dict[str, Any]:
@@ -60,8 +60,8 @@ def _units(run: PlannedRun) -> tuple[int, ...]:
 
 
 def _gathered(run: PlannedRun) -> int:
-    """Units while the last block's backward runs, when activations are at their most: the rest and
-    that block, gathered, with their gradients; the one before it, twice while it comes."""
+    """Bytes of units during the last block's backward, the time of most activations: the rest and
+    that block, gathered, with their gradients; the block before it, twice while it is gathered."""
     ranks, size = run.ranks.total, run.weight_bytes
     *blocks, rest = (ranks * n for n in _units(run))
     block = max(blocks, default=0)

@@ -7,7 +7,7 @@ from ..network import Call
 from ..run import PlannedRun
 from . import Layout
 
-# DeepSpeed 0.19's own, where a file says nothing; numbers are elements.
+# Defaults of DeepSpeed 0.19; numbers are elements.
 _DEFAULTS = {
     "reduce_bucket_size": 5e8,
     "allgather_bucket_size": 5e8,
@@ -17,7 +17,7 @@ _DEFAULTS = {
 
 
 class Zero(Layout):
-    """What is split grows with the stage: nothing, state, gradients, weights."""
+    """Split by stage: nothing, state, also gradients, also weights."""
 
     name = "zero"
     silent_alone = False
@@ -69,7 +69,7 @@ class Zero(Layout):
             return 4 * shard + size * (_setting(run, "reduce_bucket_size") + kept)
         if run.sixteen and _stage(run) == 1:
             return (4 + size) * count
-        return 8 * shard  # averaged, and flat again
+        return 8 * shard  # averaged, and once more flattened
 
     def norms(self, run: PlannedRun, look: bool) -> int:
         """DeepSpeed's overflow and norm, the rule's, the base's."""
@@ -84,7 +84,7 @@ class Zero(Layout):
         return _shards(run) if _stage(run) == 3 else _partitions(run)
 
     def hides(self, run: PlannedRun) -> bool:
-        """By default DeepSpeed sends gradients while backward goes on at stage 3 alone."""
+        """By default DeepSpeed overlaps gradients with backward at stage 3 only."""
         asked = _setting(run, "overlap_comm")
         return _stage(run) == 3 if asked is None else bool(asked)
 
@@ -95,20 +95,20 @@ def _stage(run: PlannedRun) -> int:
 
 
 def _setting(run: PlannedRun, name: str) -> Any:
-    """A setting of DeepSpeed's section zero_optimization, its default where nothing is said."""
+    """A setting of DeepSpeed's section zero_optimization, or its default."""
     file = config.read(run.settings.deepspeed_config).get("zero_optimization", {})
     found = file.get(name, file.get(name.removeprefix("stage3_"), _DEFAULTS.get(name)))
     return int(found) if name in _DEFAULTS and found is not None else found
 
 
 def _persistent(run: PlannedRun) -> tuple[int, ...]:
-    """Stage 3's layers that are too small to be given away after use."""
+    """Sizes of stage 3's layers that are too small to be freed after use."""
     limit = _setting(run, "stage3_param_persistence_threshold")
     return tuple(size for size in run.work.order if size <= limit)
 
 
 def _large(run: PlannedRun) -> int:
-    """Entries of this rank's part of stage 3's layers that are given away after use."""
+    """Entries of this rank's part of stage 3's layers that are freed after use."""
     return run.shard - sum(_persistent(run)) // run.ranks.total
 
 
