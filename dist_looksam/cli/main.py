@@ -11,60 +11,30 @@ from .arguments import guarded
 from .leave import leave
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Command:
     """One row. `module`.`function`(argv) -> exit code; it may raise ConfigError or RunError."""
 
     module: str
-    function: str = "main"
     text: str
+    function: str = "main"
 
 
 COMMANDS = {
-    "train": Command(module="run.train", text="train a model; the same as train.py"),
-    "recipes": Command(
-        module="run.recipes", text="list or check the recipes for ImageNet at batch sizes 4k-64k"
-    ),
-    "curves": Command(
-        module="report.commands", function="draw_curves", text="draw curves.png of a run"
-    ),
-    "probe": Command(
-        module="report.commands",
-        function="draw_probe",
-        text="draw probe.jsonl of a run: norms and changes of g_s, g_h, g_v",
-    ),
-    "report": Command(
-        module="report.commands",
-        function="draw_report",
-        text="compare many runs in tables and charts",
-    ),
-    "checkpoint": Command(
-        module="checkpoint.commands", text="list, verify, export or convert checkpoints"
-    ),
-    "bench": Command(
-        module="measure.bench", text="measure the step time of optimizers against their bases"
-    ),
-    "sweep": Command(
-        module="sweep.commands", text="run every method, batch size and seed of a file"
-    ),
-    "cost": Command(
-        module="measure.cost", text="measure the communication of a step and the memory of a rank"
-    ),
-    "plan": Command(
-        module="plan.commands", text="estimate memory, communication and time of a run"
-    ),
-    "jobs": Command(
-        module="record.jobs",
-        function="show_jobs",
-        text="list the runs of a folder and the jobs of SLURM",
-    ),
-    "logs": Command(
-        module="record.jobs", function="show_log", text="print the last lines of a run's output"
-    ),
-    "cancel": Command(module="record.jobs", function="cancel", text="stop a run and its SLURM job"),
-    "world": Command(
-        module="world.__main__", text="check what each rank detects, and that ranks can all-reduce"
-    ),
+    "train": Command("run.train", "train a model; the same as train.py"),
+    "recipes": Command("run.recipes", "list or check the recipes for ImageNet at batches 4k-64k"),
+    "curves": Command("report.commands", "draw curves.png of a run", "draw_curves"),
+    "probe": Command("report.commands", "draw probe.jsonl of a run", "draw_probe"),
+    "report": Command("report.commands", "compare many runs in tables and charts", "draw_report"),
+    "checkpoint": Command("checkpoint.commands", "list, verify, export or convert checkpoints"),
+    "bench": Command("measure.bench", "measure the step time of optimizers against their bases"),
+    "sweep": Command("sweep.commands", "run every method, batch size and seed of a file"),
+    "cost": Command("measure.cost", "measure a step's communication and a rank's memory"),
+    "plan": Command("plan.commands", "estimate memory, communication and time of a run"),
+    "jobs": Command("record.jobs", "list the runs of a folder and the jobs of SLURM", "show_jobs"),
+    "logs": Command("record.jobs", "print the last lines of a run's output", "show_log"),
+    "cancel": Command("record.jobs", "stop a run or its SLURM job", "cancel"),
+    "world": Command("world.__main__", "check that the ranks find one another and all-reduce"),
 }
 
 

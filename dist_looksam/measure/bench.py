@@ -263,18 +263,18 @@ def _parser() -> Parser:
     add = parser.add_argument
     add("--model", default="vit_28", help="network, as in train.py; default vit_28")
     add("--batch_size", type=int, default=128, help="samples per step; default 128")
-    add("--micro_batch", type=int, default=None, help="samples per forward; default: batch_size")
+    add("--micro_batch", type=int, help="samples per forward; default: batch_size")
     add("--k", type=int, default=5, help="steps from one look to the next; default 5")
     add("--repeats", type=int, default=15, help="measured cycles of k steps; default 15")
     add(
         "--optimizers",
         default="all",
-        help="names with commas between; default all; also " + ", ".join(PEERS),
+        help="comma-separated; default all; also " + ", ".join(PEERS),
     )
     add("--precision", choices=("fp32", "bf16"), default="fp32", help="default fp32")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    add("--device", default=device, help="device to train on; default cuda where there is one")
-    add("--out", default=None, help="directory for bench.json; default: none is written")
+    add("--device", default=device, help=f"cuda or cpu; default {device}")
+    add("--out", help="directory for bench.json; default: none is written")
     return parser
 
 

@@ -11,10 +11,7 @@ from math import prod
 
 from torch.profiler import ProfilerActivity, profile
 
-_SHAPED = {
-    "c10d::_allgather_base_": 1,
-    "c10d::_reduce_scatter_base_": 1,
-}  # index of the input that is sent
+_SHAPED = {"c10d::_allgather_base_": 1, "c10d::_reduce_scatter_base_": 1}  # index of the input
 _NAMES = {"_allgather_base_": "all_gather", "_reduce_scatter_base_": "reduce_scatter"}
 
 

@@ -37,34 +37,30 @@ def _parser() -> Parser:
     add(
         "--gpus",
         type=int,
-        default=None,
-        help="number of ranks, one GPU each, up to 8,192; must be given",
+        help="number of ranks, up to 8,192; must be given",
     )
     add("--gpus_per_node", type=int, default=8, help="GPUs of a node; default 8")
-    add("--gpu", default=None, help=f"kind of GPU: {', '.join(DEVICES)}; default h200")
-    add("--network", default=None, help=f"network: {', '.join(NETWORKS)}; default infiniband-400")
-    add("--machine", default=None, help="file of --calibrate, replaces --gpu and --network")
+    add("--gpu", help=f"kind of GPU: {', '.join(DEVICES)}; default h200")
+    add("--network", help=f"network: {', '.join(NETWORKS)}; default infiniband-400")
+    add("--machine", help="file of --calibrate, replaces --gpu and --network")
     share = f"share of the GPU's peak FLOP/s that is reached; default {machines.MFU:g}"
-    add("--mfu", type=float, default=None, help=share)
+    add("--mfu", type=float, help=share)
     add(
         "--bandwidth",
         type=float,
-        default=None,
-        help="Gbit/s of payload between two nodes; default by network",
+        help="Gbit/s of payload between two nodes",
     )
     add(
         "--latency",
         type=float,
-        default=None,
-        help="microseconds per message between nodes; default by network",
+        help="microseconds per message between nodes",
     )
-    add("--samples", type=int, default=None, help="number of training images; default by data set")
-    add("--classes", type=int, default=None, help="number of classes; default by data set")
+    add("--samples", type=int, help="number of training images; default by data set")
+    add("--classes", type=int, help="number of classes; default by data set")
     add(
         "--calibrate",
-        default=None,
         metavar="FILE",
-        help="measure this machine and write the speeds to FILE",
+        help="measure this machine; write FILE",
     )
     add("--json", action="store_true", help="print the plan as JSON")
     return parser

@@ -69,11 +69,9 @@ def main(argv: Sequence[str]) -> int:
         nargs="*",
         type=Path,
         metavar="FILE",
-        help="files of settings to check; default: all recipes",
+        help="YAML files; default: all recipes",
     )
-    parser.add_argument(
-        "--ranks", type=int, help="number of ranks to check for; default: that of the file"
-    )
+    parser.add_argument("--ranks", type=int, help="ranks to check for; default: the file's")
     asked = parser.parse_intermixed_args(list(argv))  # for check --ranks 8 FILE
     if asked.ranks is not None and asked.ranks < 1:
         raise ConfigError(f"ranks must be >= 1, got {asked.ranks}.")

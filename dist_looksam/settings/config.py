@@ -77,11 +77,7 @@ class Settings:
     alpha: float = flag(0.7, "weight of the reused g_v")
     k: int = flag(5, "steps from one look (step with a second gradient) to the next")
     p: float = flag(2.0, "p of the p-norm of the model-wide ascent, in (1, inf]")
-    ascent: str = flag(
-        "global",
-        "gradient that gives the ascent's direction, of all ranks or of each rank",
-        ASCENTS,
-    )
+    ascent: str = flag("global", "ranks whose gradient gives the ascent's direction", ASCENTS)
     layer_ascent: str = flag("scaled", "formula of the layer-wise ascent", LAYER_ASCENTS)
     decompose: str = flag("model", "scope of the decomposition into g_h and g_v", SCOPES)
     reuse: str = flag("natural", "size of the reused g_v", REUSES)
@@ -101,9 +97,7 @@ class Settings:
         None, "length of the linear warm-up in epochs, instead of warmup_steps"
     )
     schedule: str = flag("cosine", "learning rate after the warm-up", SCHEDULES)
-    model: str = flag(
-        "auto", "network: vit_ti16, vit_s16, vit_b16, ..., a timm name, or auto: by data set"
-    )
+    model: str = flag("auto", "vit_ti16, vit_s16, vit_b16, ..., a timm name, or auto: by data set")
     drop_path: float = flag(0.0, "rate of dropped residual branches in the last block, in [0, 1)")
     label_smoothing: float = flag(0.0, "share of the target that all classes get, in [0, 1)")
     data: str = flag("fashion_mnist", "data set", SETS)
@@ -117,10 +111,7 @@ class Settings:
     holdout: int = flag(
         0, "training images held out for evaluation; 0: evaluation on the test images"
     )
-    augment: str = flag(
-        "auto",
-        "augmentation: auto (by data set), none, or some of crop,flip,randaugment,mixup,cutmix",
-    )
+    augment: str = flag("auto", "auto, none, or some of crop,flip,randaugment,mixup,cutmix")
     workers: int | None = flag(None, "threads per rank that decode images; default one per core")
     backend: str = flag("auto", "data-parallel backend", ("auto", *BACKENDS))
     zero_stage: int | None = flag(
@@ -138,27 +129,20 @@ class Settings:
     precision: str = flag("fp32", "number format of forward and backward", PRECISIONS)
     seed: int = flag(0, "seed of weights, sample order, augmentation and dropout")
     out: str = flag("runs/latest", "run directory")
-    resume: str = flag(
-        "none", "checkpoint to resume from: auto (the newest in --out), none, or a path"
-    )
+    resume: str = flag("none", "checkpoint to resume from: auto (newest in --out), none, or a path")
     save_every: int = flag(0, "steps between checkpoints; 0: one at the end")
     keep: int = flag(0, "number of checkpoints to keep, the newest; 0: all")
     requeue: bool = flag(False, "requeue the SLURM job after SIGUSR1 or SIGUSR2; default off")
     eval_every: int = flag(0, "steps between evaluations; 0: one epoch")
     max_skips: int = flag(100, "skipped steps in a row after which the run ends; 0: it never does")
     track: str = flag("none", "experiment tracker that also gets the metrics", TRACKERS)
-    probe_every: int = flag(
-        0, "looks between two lines of probe.jsonl (norms of g_s, g_h, g_v); 0: none"
-    )
+    probe_every: int = flag(0, "looks between lines of probe.jsonl (norms of g_s, g_v); 0: none")
     device: str = flag("auto", "device to train on", DEVICES)
     timeout: float = flag(600.0, "seconds to wait for a silent rank before the run ends")
     dry_run: bool = flag(False, "check the settings and print what they mean; train nothing")
     ranks: int | None = flag(None, "number of ranks for --dry_run; default: those started")
     local_rank: int | None = flag(
-        None,
-        "rank on this node, set by launchers; default from the environment",
-        (),
-        "--local-rank",
+        None, "rank on this node, set by launchers; default by environment", (), "--local-rank"
     )
 
     def __post_init__(self) -> None:

@@ -62,9 +62,7 @@ def main(argv: Sequence[str]) -> int:
 def _parser() -> Parser:
     raw = RawDescriptionHelpFormatter
     parser = Parser(prog="dist-looksam sweep", description=__doc__, formatter_class=raw)
-    parser.add_argument(
-        "file", type=Path, help="YAML file of the sweep; examples in launch/sweeps/"
-    )
+    parser.add_argument("file", type=Path, help="YAML file; examples are in launch/sweeps/")
     add = parser.add_argument
     add("--out", type=Path, help="folder of the sweep; default runs/ and the file's name")
     add("--jobs", type=int, default=1, help="points at once on this machine; default 1")
@@ -102,6 +100,9 @@ class ProgressPrinter:
         self.ledger, self.jobs = ledger, jobs
         self.spent = self.work = 0.0
 
+    def note(self, text: str) -> None:
+        print(text, flush=True)
+
     def ended(self, point: Point, seconds: float, code: int) -> None:
         summary = self.ledger.summary(point)
         done = len(self.ledger.due()[1])
@@ -113,10 +114,9 @@ class ProgressPrinter:
         tuned = "".join(f" {k}={v:g}" for k, v in point.tuned.items())
         total = self.ledger.grid.total
         left = self.spent / self.work * self._left() / self.jobs
-        print(
+        self.note(
             f"[{done}/{total}] {point.name}{tuned if point.stage == 'final' else ''}: {result}, "
-            f"{seconds:.0f} s, ETA {h_mm_ss(left)}",
-            flush=True,
+            f"{seconds:.0f} s, ETA {h_mm_ss(left)}"
         )
 
     def _left(self) -> float:
@@ -132,9 +132,7 @@ def _run(ledger: Ledger, slots: local.LocalSlots) -> int:
     print(f"{ledger.grid.total} points, {len(done)} done before; {ledger.out}", flush=True)
     printer, began = ProgressPrinter(ledger, slots.jobs), time.monotonic()
     try:
-        failed = local.LocalSweep(
-            ledger, slots, lambda text: print(text, flush=True), printer.ended
-        ).run()
+        failed = local.LocalSweep(ledger, slots, printer.note, printer.ended).run()
     except local.Stopped:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130

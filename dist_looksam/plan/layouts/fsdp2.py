@@ -30,7 +30,7 @@ class FSDP2(Layout):
         return 4 * run.shard
 
     def norms(self, run: PlannedRun, look: bool) -> int:
-        """Norms of g, of the base; of a look also of eps, g_v and, in 16 bits, of the rounded eps."""
+        """Norms of g, of the base; of a look also of eps, g_v and, in 16 bits, of rounded eps."""
         return 1 + run.base.trusted + (2 + run.sixteen if look else 0)
 
     def sent(self, run: PlannedRun) -> dict[str, Any]:
