@@ -267,9 +267,7 @@ def _parser() -> Parser:
     add("--k", type=int, default=5, help="steps from one look to the next; default 5")
     add("--repeats", type=int, default=15, help="measured cycles of k steps; default 15")
     add(
-        "--optimizers",
-        default="all",
-        help="comma-separated; default all; also " + ", ".join(PEERS),
+        "--optimizers", default="all", help="comma-separated; default all; also " + ", ".join(PEERS)
     )
     add("--precision", choices=("fp32", "bf16"), default="fp32", help="default fp32")
     device = "cuda" if torch.cuda.is_available() else "cpu"

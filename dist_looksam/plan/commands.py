@@ -34,34 +34,18 @@ def _parser() -> Parser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add(
-        "--gpus",
-        type=int,
-        help="number of ranks, up to 8,192; must be given",
-    )
+    add("--gpus", type=int, help="number of ranks, up to 8,192; must be given")
     add("--gpus_per_node", type=int, default=8, help="GPUs of a node; default 8")
     add("--gpu", help=f"kind of GPU: {', '.join(DEVICES)}; default h200")
     add("--network", help=f"network: {', '.join(NETWORKS)}; default infiniband-400")
     add("--machine", help="file of --calibrate, replaces --gpu and --network")
     share = f"share of the GPU's peak FLOP/s that is reached; default {machines.MFU:g}"
     add("--mfu", type=float, help=share)
-    add(
-        "--bandwidth",
-        type=float,
-        help="Gbit/s of payload between two nodes",
-    )
-    add(
-        "--latency",
-        type=float,
-        help="microseconds per message between nodes",
-    )
+    add("--bandwidth", type=float, help="Gbit/s of payload between two nodes")
+    add("--latency", type=float, help="microseconds per message between nodes")
     add("--samples", type=int, help="number of training images; default by data set")
     add("--classes", type=int, help="number of classes; default by data set")
-    add(
-        "--calibrate",
-        metavar="FILE",
-        help="measure this machine; write FILE",
-    )
+    add("--calibrate", metavar="FILE", help="measure this machine; write FILE")
     add("--json", action="store_true", help="print the plan as JSON")
     return parser
 

@@ -1,4 +1,4 @@
-"""`dist-looksam report`: a set of runs compared, as files and on the terminal."""
+"""`dist-looksam report`: compares runs, in files and on the terminal."""
 
 import shlex
 from collections import Counter
@@ -14,6 +14,7 @@ from dist_looksam.record.version import made_with
 from dist_looksam.report import drawing, scaling, tables, trials
 from dist_looksam.report.page import Section, page
 from dist_looksam.report.runs import FINAL, TUNE, Run, RunSet, find, to_csv
+from dist_looksam.report.statistic import many
 from dist_looksam.report.study import Study, study
 from dist_looksam.report.tables import Table
 from dist_looksam.report.tuning import Tuning, tunings, warnings
@@ -21,9 +22,9 @@ from dist_looksam.report.tuning import Tuning, tunings, warnings
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What was written, and its text."""
+    """The written files, and the printed text."""
 
-    text: str  # Markdown: notes, tables
+    text: str  # Markdown: notes and tables
     paths: list[Path]
 
 
@@ -37,7 +38,7 @@ def report(
 ) -> Report:
     """Compare the runs below `folders`; writes pictures, index.html, report.md, report.csv.
 
-    points: how many % below its own best mean counts as a fall. command: what the user typed.
+    points: fall below the best mean, in %, that ends a method's range. command: as it was typed.
     Raises ConfigError where there are no runs, RunError where `out` cannot be written.
     """
     found = find(folders)
@@ -131,7 +132,7 @@ def _title(results: Study) -> str:
 
 
 def _common(runs: Sequence[Run], name: str) -> str | None:
-    """A setting that all runs share; None where they differ."""
+    """The value of a setting that all runs share; None where they differ."""
     values = {str(run.setting(name)) for run in runs if run.setting(name) is not None}
     return values.pop() if len(values) == 1 else None
 
@@ -139,24 +140,20 @@ def _common(runs: Sequence[Run], name: str) -> str | None:
 def _subtitle(results: Study, found: RunSet) -> str:
     seeds = {run.seed for run in results.finals}
     facts = [
-        _many(len(results.labels), "method"),
-        _many(len(results.batches), "batch size"),
-        _many(len(seeds), "seed"),
-        _many(len(results.finals), "finished run"),
+        many(len(results.labels), "method"),
+        many(len(results.batches), "batch size"),
+        many(len(seeds), "seed"),
+        many(len(results.finals), "finished run"),
     ]
     trials = sum(run.stage == TUNE for run in found.runs)
-    facts += [_many(trials, "tuning trial")] if trials else []
+    facts += [many(trials, "tuning trial")] if trials else []
     facts += [f"{len(results.unfinished)} unfinished"] if results.unfinished else []
     model = _common(results.finals, "model")
     return " · ".join([*([model] if model and model != "auto" else []), *facts])
 
 
-def _many(count: int, what: str) -> str:
-    return f"{count:,} {what}{'s' * (count != 1)}"
-
-
 def _not_begun(found: RunSet) -> list[str]:
-    """Final points that a sweep.yaml asks for and that have no folder yet."""
+    """Notes on final points of a sweep.yaml without a run directory."""
     there = {(run.label, run.batch, run.seed) for run in found.runs if run.stage == FINAL}
     notes = []
     for path, text in found.grids.items():
@@ -169,7 +166,7 @@ def _not_begun(found: RunSet) -> list[str]:
                 for seed in _several(grid.get("seeds", 0))
             ]
         except (TypeError, KeyError, ValueError, AttributeError, yaml.YAMLError):
-            continue  # not a sweep's own form: its text is shown, nothing is known of its points
+            continue  # not a valid sweep: its text is shown
         missing = [point for point in asked if point not in there]
         if missing:
             label, batch, seed = missing[0]
@@ -185,16 +182,16 @@ def _several(value: Any) -> list[Any]:
 
 
 def _facts(command: Sequence[str], found: RunSet) -> dict[str, str]:
-    """The page's header: what was run, made with which commit, and by what this page was made."""
+    """The page's header: command, runs, their commits and machines, version of this package."""
     hosts = {run.host for run in found.runs if run.host}
     commits = Counter(run.commit or "not recorded" for run in found.runs)
-    several = ", ".join(f"{name} ({_many(n, 'run')})" for name, n in commits.items())
+    several = ", ".join(f"{name} ({many(n, 'run')})" for name, n in commits.items())
     own = made_with()
     return {
         "command": shlex.join(command),
         "runs": ", ".join(found.grids) or "single runs",
         "commit of the runs": next(iter(commits)) if len(commits) == 1 else several,
-        "runs were on": _many(len(hosts), "machine") if hosts else "not known",
+        "runs were on": many(len(hosts), "machine") if hosts else "not known",
         "page made on": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "page made by": f"dist_looksam {own['version']}, commit {own['commit'] or 'not known'}",
     }

@@ -1,4 +1,4 @@
-"""What tuning tried and chose: the same budget for each method, and choices at a grid's edge."""
+"""The tried and chosen settings: number of trials of each method, choices at a grid's edge."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from dist_looksam.report.runs import TUNE, Choice, Run, RunSet
 
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
-    """The trials of one label at one batch, and which of them was taken."""
+    """The trials of one label at one batch, and the chosen one."""
 
     label: str
     batch: int
@@ -30,7 +30,7 @@ class Tuning:
 
     @property
     def chosen(self) -> Mapping[str, Any]:
-        """What choices.json says; {} without one."""
+        """The settings in choices.json; {} without one."""
         return self.choice.flags if self.choice else {}
 
     @property
@@ -68,7 +68,7 @@ def tunings(found: RunSet, order: list[str]) -> list[Tuning]:
 
 
 def warnings(tuned: list[Tuning]) -> list[str]:
-    """One sentence a budget that differs, a choice at an edge of its grid."""
+    """A sentence for each difference in budgets, and for each choice at the edge of its grid."""
     notes = []
     budgets: dict[int, dict[int, list[str]]] = {}
     for t in tuned:
@@ -84,7 +84,7 @@ def warnings(tuned: list[Tuning]) -> list[str]:
 
 
 def _edge_notes(tuned: list[Tuning]) -> list[str]:
-    """Choices of one label at an edge; of only two values, both are."""
+    """Notes on choices of one label at an edge of their grid; of two values, both are edges."""
     notes: list[str] = []
     pairs: dict[tuple[str, float, float], list[int]] = {}
     ends: dict[tuple[str, str, float], list[int]] = {}

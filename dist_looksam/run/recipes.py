@@ -65,11 +65,7 @@ def main(argv: Sequence[str]) -> int:
     parser = Parser(prog="dist-looksam recipes", description=__doc__)
     parser.add_argument("action", nargs="?", choices=("list", "check"), default="list")
     parser.add_argument(
-        "files",
-        nargs="*",
-        type=Path,
-        metavar="FILE",
-        help="YAML files; default: all recipes",
+        "files", nargs="*", type=Path, metavar="FILE", help="YAML files; default: all recipes"
     )
     parser.add_argument("--ranks", type=int, help="ranks to check for; default: the file's")
     asked = parser.parse_intermixed_args(list(argv))  # for check --ranks 8 FILE
