@@ -30,10 +30,10 @@ def leave(code: int) -> NoReturn:
 
 def _gloo_threads() -> int:
     """Threads of this process that torch's gloo has named; 0 where there is no /proc."""
-    found = 0
+    count = 0
     for path in Path("/proc/self/task").glob("*/comm"):
         try:
-            found += path.read_text().startswith("pt_gloo")
+            count += path.read_text().startswith("pt_gloo")
         except OSError:  # the thread has ended since it was listed
             continue
-    return found
+    return count

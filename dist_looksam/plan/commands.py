@@ -61,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
     if own.gpus is None:
         raise ConfigError("gpus must be given, got none; say how many ranks: --gpus 64.")
     _check_positive(own)
-    found = plan(
+    planned = plan(
         settings,
         gpus=own.gpus,
         machine=_machine(own),
@@ -69,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
         samples=own.samples,
         classes=own.classes,
     )
-    print(json.dumps(to_dict(found), indent=1) if own.json else to_text(found))
+    print(json.dumps(to_dict(planned), indent=1) if own.json else to_text(planned))
     return 0
 
 
@@ -97,23 +97,23 @@ def _check_positive(own: Any) -> None:
 
 def _machine(own: Any) -> Machine:
     if own.machine is None:
-        found = machines.machine(own.gpu or "h200", own.network or "infiniband-400")
+        machine = machines.machine(own.gpu or "h200", own.network or "infiniband-400")
     else:
         if own.gpu is not None or own.mfu is not None:
             raise ConfigError("machine has its own speed, got --gpu or --mfu too; leave one out.")
-        found = machines.load(Path(own.machine))
+        machine = machines.load(Path(own.machine))
         if own.network is not None:
-            found = replace(found, network=machines.machine(network=own.network).network)
+            machine = replace(machine, network=machines.machine(network=own.network).network)
     if own.mfu is not None:
-        found = replace(found, device=machines.at_share(found.device, own.mfu))
+        machine = replace(machine, device=machines.at_share(machine.device, own.mfu))
     return machines.changed(
-        found,
+        machine,
         bandwidth=None if own.bandwidth is None else own.bandwidth * 1e9 / 8,
         latency=None if own.latency is None else own.latency * 1e-6,
     )
 
 
-# What is printed.
+# The printed text.
 
 
 def _bytes(count: float) -> str:
@@ -127,64 +127,66 @@ def _time(seconds: float) -> str:
     return f"{seconds:.3f} s" if seconds >= 1 else f"{seconds * 1e3:.2f} ms"
 
 
-def to_text(found: Plan) -> str:
+def to_text(planned: Plan) -> str:
     """The plan as printed lines."""
-    return "\n".join([*_head(found), "", *_memory(found), "", *_steps(found), "", *_end(found)])
+    return "\n".join(
+        [*_head(planned), "", *_memory(planned), "", *_steps(planned), "", *_end(planned)]
+    )
 
 
-def _head(found: Plan) -> list[str]:
-    s = found.settings
+def _head(planned: Plan) -> list[str]:
+    s = planned.settings
     stage = "" if s.zero_stage is None else f" stage {s.zero_stage}"
-    nodes = -(-found.gpus // found.gpus_per_node)
-    device = found.machine.device
+    nodes = -(-planned.gpus // planned.gpus_per_node)
+    device = planned.machine.device
     return [
-        f"{s.optimizer} on {s.base}, {found.model} ({found.parameters:,} parameters), "
+        f"{s.optimizer} on {s.base}, {planned.model} ({planned.parameters:,} parameters), "
         f"{s.backend}{stage}, {s.precision}",
-        f"batch {s.batch_size:,} = {found.micro_batch} x {found.gpus:,} ranks x "
-        f"{found.accumulation}, {found.steps:,} steps; {nodes:,} nodes of "
-        f"{min(found.gpus, found.gpus_per_node)} x {device.name}",
+        f"batch {s.batch_size:,} = {planned.micro_batch} x {planned.gpus:,} ranks x "
+        f"{planned.accumulation}, {planned.steps:,} steps; {nodes:,} nodes of "
+        f"{min(planned.gpus, planned.gpus_per_node)} x {device.name}",
     ]
 
 
-def _memory(found: Plan) -> list[str]:
-    m = found.memory.to_dict()
+def _memory(planned: Plan) -> list[str]:
+    m = planned.memory.to_dict()
     peak = m.pop("peak")
-    room = found.machine.device.memory
+    room = planned.machine.device.memory
     share = f"of {room / 1e9:.0f} GB" if room else ""
     rows = [[name, _bytes(size), ""] for name, size in m.items() if size]
     rows.append(["most at once", _bytes(peak), share])
     lines = ["memory of a rank", table.text(["", "", ""], rows, indent="  ")]
-    if found.largest_micro_batch:
-        lines.append(f"  largest micro_batch that fits: {found.largest_micro_batch}")
+    if planned.largest_micro_batch:
+        lines.append(f"  largest micro_batch that fits: {planned.largest_micro_batch}")
     return lines
 
 
-def _steps(found: Plan) -> list[str]:
+def _steps(planned: Plan) -> list[str]:
     heads = ("step", "sent by a rank", "compute", "communication", "not hidden", "update", "step")
     rows = []
-    for kind, t in found.times.items():
+    for kind, t in planned.times.items():
         cells = (t.compute, t.communication, t.exposed, t.update, t.total)
-        name = f"mean, k={found.settings.rule.k}" if kind == "mean" else kind
-        rows.append([name, _bytes(found.wire[kind]), *map(_time, cells)])
+        name = f"mean, k={planned.settings.rule.k}" if kind == "mean" else kind
+        rows.append([name, _bytes(planned.wire[kind]), *map(_time, cells)])
     return [table.text(heads, rows)]
 
 
-def _host(found: Plan) -> str:
-    each = found.machine.device.launch_seconds * 1e6
+def _host(planned: Plan) -> str:
+    each = planned.machine.device.launch_seconds * 1e6
     return (
-        f"The host sets this time, not the GPU: it needs {_time(found.host_seconds)} to ask for "
+        f"The host sets this time, not the GPU: it needs {_time(planned.host_seconds)} to ask for "
         f"the kernels of a pass, at {each:g} us each (assumed); use a larger micro_batch or fewer "
         f"GPUs."
     )
 
 
-def _end(found: Plan) -> list[str]:
-    device, network = found.machine.device, found.machine.network
-    per_node = found.images_per_s / max(1, found.gpus / found.gpus_per_node)
+def _end(planned: Plan) -> list[str]:
+    device, network = planned.machine.device, planned.machine.network
+    per_node = planned.images_per_s / max(1, planned.gpus / planned.gpus_per_node)
     return [
-        f"{found.images_per_s:,.0f} images/s ({per_node:,.0f} to be read on each node), "
-        f"{found.hours:.2f} h, {found.gpu_hours:,.1f} GPU-hours",
-        *([_host(found)] if found.host_seconds else []),
+        f"{planned.images_per_s:,.0f} images/s ({per_node:,.0f} to be read on each node), "
+        f"{planned.hours:.2f} h, {planned.gpu_hours:,.1f} GPU-hours",
+        *([_host(planned)] if planned.host_seconds else []),
         "Evaluation, checkpoints and waiting for images come on top.",
         f"speeds: {device.source}",
         *(f"        {part}" for part in network.source.split("; ")),

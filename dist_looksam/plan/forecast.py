@@ -185,9 +185,9 @@ def _bytes(calls: Sequence[Call], run: PlannedRun, machine: Machine) -> float:
     return sum(wire_bytes(call, run.ranks.total, gloo=gloo) for call in calls)
 
 
-def to_dict(found: Plan) -> dict[str, Any]:
+def to_dict(planned: Plan) -> dict[str, Any]:
     """The plan as JSON values."""
-    made = asdict(found)
-    made["memory"] = found.memory.to_dict()
-    made["times"] = {k: t.to_dict() for k, t in found.times.items()}
-    return {**made, "gpu_hours": found.gpu_hours, "step_seconds": found.step_seconds}
+    made = asdict(planned)
+    made["memory"] = planned.memory.to_dict()
+    made["times"] = {k: t.to_dict() for k, t in planned.times.items()}
+    return {**made, "gpu_hours": planned.gpu_hours, "step_seconds": planned.step_seconds}

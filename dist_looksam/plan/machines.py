@@ -139,10 +139,10 @@ def _named(what: str, value: Any, table: dict[str, Any]) -> Any:
     raise ConfigError(f"{what} must be one of {', '.join(table)}, got {value!r}; {hint}")
 
 
-def save(found: Machine, path: Path) -> None:
+def save(made: Machine, path: Path) -> None:
     """Write the machine as YAML. ConfigError if it cannot be written."""
     try:
-        path.write_text(yaml.safe_dump(asdict(found), sort_keys=False), encoding="utf-8")
+        path.write_text(yaml.safe_dump(asdict(made), sort_keys=False), encoding="utf-8")
     except OSError as error:
         raise ConfigError(
             f"calibrate must name a file that can be written, got {path} ({error.strerror})."
@@ -214,14 +214,14 @@ def at_share(device: Device, share: float) -> Device:
 
 
 def changed(
-    found: Machine, *, latency: float | None = None, bandwidth: float | None = None
+    made: Machine, *, latency: float | None = None, bandwidth: float | None = None
 ) -> Machine:
     """The machine with another latency (seconds) or bandwidth (bytes a second) between nodes."""
-    network = found.network
+    network = made.network
     if latency is not None:
         source = f"{network.source}; {latency * 1e6:g} us a message as asked"
         network = replace(network, latency=latency, source=source)
     if bandwidth is not None:
         source = f"{network.source}; {bandwidth * 8e-9:g} Gbit/s between nodes as asked"
         network = replace(network, bandwidth=bandwidth, source=source)
-    return replace(found, network=network)
+    return replace(made, network=network)

@@ -15,8 +15,8 @@ class Memory:
 
     weights, masters, base_state, g_v  between steps, as `Backend.memory()` names them.
     look         w0 and g of a look.
-    gradients    held while activations are at their most: those of earlier micro-batches, and what
-                 a backend keeps all the time. The others come as activations go.
+    gradients    at the time of most activations: those of earlier micro-batches, and permanent
+                 buffers of a backend. The others come as activations are freed.
     buckets      buffers of communication.
     activations  of a micro-batch's forward and backward, at their most.
     step         needed by the optimizer's step, without activations, with all gradients.

@@ -41,24 +41,24 @@ def report(
     points: fall below the best mean, in %, that ends a method's range. command: as it was typed.
     Raises ConfigError where there are no runs, RunError where `out` cannot be written.
     """
-    found = find(folders)
-    results = study(found)
-    tuned = tunings(found, [label.name for label in results.labels])
-    results.notes += _not_begun(found) + warnings(tuned)
+    run_set = find(folders)
+    results = study(run_set)
+    tuned = tunings(run_set, [label.name for label in results.labels])
+    results.notes += _not_begun(run_set) + warnings(tuned)
     out.mkdir(parents=True, exist_ok=True)
     if not results.cells:
         results.notes.insert(0, "No final run has finished yet.")
-    sections = _sections(results, found, tuned, points, references)
-    paths = _pictures(results, found, tuned, out)
-    paths.append(_write(out / "report.csv", to_csv(found.runs)))
+    sections = _sections(results, run_set, tuned, points, references)
+    paths = _pictures(results, run_set, tuned, out)
+    paths.append(_write(out / "report.csv", to_csv(run_set.runs)))
     listed = "".join(f"- {note}\n" for note in results.notes)
     shown = [table.markdown() for section in sections for table in section.tables]
     text = "\n".join([*([listed] if listed else []), *shown])
     paths.append(_write(out / "report.md", text))
     html = page(
         title=_title(results),
-        subtitle=_subtitle(results, found),
-        facts=_facts(command, found),
+        subtitle=_subtitle(results, run_set),
+        facts=_facts(command, run_set),
         notes=results.notes,
         sections=sections,
     )
@@ -71,11 +71,11 @@ def _write(path: Path, text: str) -> Path:
     return path
 
 
-def _pictures(results: Study, found: RunSet, tuned: list[Tuning], out: Path) -> list[Path]:
+def _pictures(results: Study, run_set: RunSet, tuned: list[Tuning], out: Path) -> list[Path]:
     paths = []
     if results.cells:
         chart = scaling.picture(
-            results, _title(results), [_subtitle(results, found), scaling.spread(results)]
+            results, _title(results), [_subtitle(results, run_set), scaling.spread(results)]
         )
         paths.append(drawing.save_png(chart, out / "scaling.png"))
     if lines := scaling.series(results):
@@ -88,7 +88,7 @@ def _pictures(results: Study, found: RunSet, tuned: list[Tuning], out: Path) -> 
 
 def _sections(
     results: Study,
-    found: RunSet,
+    run_set: RunSet,
     tuned: list[Tuning],
     points: float,
     references: Sequence[Table],
@@ -112,8 +112,8 @@ def _sections(
         charts = [] if tried is None else [tried]
         table = tables.tuning(tuned)
         sections.append(Section(title="Tuning", charts=charts, tables=[table]))
-    if found.grids:
-        sections.append(Section(title="What was run", folded=found.grids))
+    if run_set.grids:
+        sections.append(Section(title="What was run", folded=run_set.grids))
     for reference in references:
         sections.append(
             Section(
@@ -137,7 +137,7 @@ def _common(runs: Sequence[Run], name: str) -> str | None:
     return values.pop() if len(values) == 1 else None
 
 
-def _subtitle(results: Study, found: RunSet) -> str:
+def _subtitle(results: Study, run_set: RunSet) -> str:
     seeds = {run.seed for run in results.finals}
     facts = [
         many(len(results.labels), "method"),
@@ -145,18 +145,18 @@ def _subtitle(results: Study, found: RunSet) -> str:
         many(len(seeds), "seed"),
         many(len(results.finals), "finished run"),
     ]
-    trials = sum(run.stage == TUNE for run in found.runs)
+    trials = sum(run.stage == TUNE for run in run_set.runs)
     facts += [many(trials, "tuning trial")] if trials else []
     facts += [f"{len(results.unfinished)} unfinished"] if results.unfinished else []
     model = _common(results.finals, "model")
     return " · ".join([*([model] if model and model != "auto" else []), *facts])
 
 
-def _not_begun(found: RunSet) -> list[str]:
+def _not_begun(run_set: RunSet) -> list[str]:
     """Notes on final points of a sweep.yaml without a run directory."""
-    there = {(run.label, run.batch, run.seed) for run in found.runs if run.stage == FINAL}
+    there = {(run.label, run.batch, run.seed) for run in run_set.runs if run.stage == FINAL}
     notes = []
-    for path, text in found.grids.items():
+    for path, text in run_set.grids.items():
         try:
             grid = yaml.safe_load(text)
             asked = [
@@ -181,15 +181,15 @@ def _several(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _facts(command: Sequence[str], found: RunSet) -> dict[str, str]:
+def _facts(command: Sequence[str], run_set: RunSet) -> dict[str, str]:
     """The page's header: command, runs, their commits and machines, version of this package."""
-    hosts = {run.host for run in found.runs if run.host}
-    commits = Counter(run.commit or "not recorded" for run in found.runs)
+    hosts = {run.host for run in run_set.runs if run.host}
+    commits = Counter(run.commit or "not recorded" for run in run_set.runs)
     several = ", ".join(f"{name} ({many(n, 'run')})" for name, n in commits.items())
     own = made_with()
     return {
         "command": shlex.join(command),
-        "runs": ", ".join(found.grids) or "single runs",
+        "runs": ", ".join(run_set.grids) or "single runs",
         "commit of the runs": next(iter(commits)) if len(commits) == 1 else several,
         "runs were on": many(len(hosts), "machine") if hosts else "not known",
         "page made on": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),

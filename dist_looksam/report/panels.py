@@ -47,7 +47,7 @@ def styles(labels: Iterable[Label]) -> dict[str, Style]:
     """A style for each label. The first of a method has the method's own colour and marker; other
     labels of the same method have its marker and a colour that is no method's.
     """
-    order, found = list(METHODS), {}
+    order, made = list(METHODS), {}
     own: dict[str, str] = {}
     for label in labels:
         if label.method not in own or label.name == label.method:
@@ -61,8 +61,8 @@ def styles(labels: Iterable[Label]) -> dict[str, Style]:
         else:
             colour = _COLOURS[place % len(_COLOURS)]
         dash = [5, 3] if label.base_label == label.name else [1, 0]
-        found[label.name] = Style(colour, _SHAPES[place % len(_SHAPES)], dash)
-    return found
+        made[label.name] = Style(colour, _SHAPES[place % len(_SHAPES)], dash)
+    return made
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -128,52 +128,52 @@ def find(folders: Sequence[str]) -> RunSet:
 
     Raises ConfigError where there is no run.
     """
-    found = RunSet()
-    seen: set[str] = set()
+    run_set = RunSet()
+    visited: set[str] = set()
     for root in folders:
         if Path(root).suffix == ".csv" and Path(root).is_file():
-            found.runs += read_csv(Path(root))
-            _take(Path(root).parent, found)
+            run_set.runs += read_csv(Path(root))
+            _take(Path(root).parent, run_set)
             continue
         if not Path(root).is_dir():
             raise ConfigError(f"a report needs folders that hold runs, got {root}: no such folder.")
-        for folder in _walk(root, seen):
-            _take(folder, found)
-    if not found.runs:
+        for folder in _walk(root, visited):
+            _take(folder, run_set)
+    if not run_set.runs:
         raise ConfigError(
             f"a report needs folders that hold runs (config.yaml, metrics.jsonl, summary.json), "
             f"got {', '.join(map(str, folders))} with none in it; give what train.py --out or "
             f"dist-looksam sweep wrote."
         )
-    return found
+    return run_set
 
 
-def _walk(root: str, seen: set[str]) -> Iterator[Path]:
+def _walk(root: str, visited: set[str]) -> Iterator[Path]:
     """Folders with a run or a sweep, each once, also through links."""
     for folder, below, names in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)
         is_run = rundir.CONFIG in names or rundir.POINT in names
         hidden = {name for name in below if name.startswith(".")}
-        below[:] = [] if is_run or real in seen else sorted(set(below) - hidden)
-        if real not in seen and (is_run or {"sweep.yaml", "choices.json"} & set(names)):
+        below[:] = [] if is_run or real in visited else sorted(set(below) - hidden)
+        if real not in visited and (is_run or {"sweep.yaml", "choices.json"} & set(names)):
             yield Path(folder)
-        seen.add(real)
+        visited.add(real)
 
 
-def _take(folder: Path, found: RunSet) -> None:
+def _take(folder: Path, run_set: RunSet) -> None:
     if (folder / rundir.CONFIG).exists() or (folder / rundir.POINT).exists():
         try:
-            found.runs.append(_read(folder))
+            run_set.runs.append(_read(folder))
         except (ValueError, TypeError, KeyError, OSError, yaml.YAMLError, RunError) as error:
             text = " ".join(str(error).split())
-            found.notes.append(f"{folder} could not be read and is left out: {text}")
+            run_set.notes.append(f"{folder} could not be read and is left out: {text}")
         return
     if (folder / "sweep.yaml").exists():
-        found.grids[str(folder / "sweep.yaml")] = (folder / "sweep.yaml").read_text()
+        run_set.grids[str(folder / "sweep.yaml")] = (folder / "sweep.yaml").read_text()
     if (folder / "choices.json").exists():
-        chosen = _choices(folder / "choices.json", found.notes)
-        found.notes += _chosen_twice(found.choices, chosen)
-        found.choices |= chosen
+        chosen = _choices(folder / "choices.json", run_set.notes)
+        run_set.notes += _chosen_twice(run_set.choices, chosen)
+        run_set.choices |= chosen
 
 
 def _chosen_twice(

@@ -119,10 +119,10 @@ def _by_batch(study: Study, value: Any, unit: str, digits: int) -> list[Point]:
     points = []
     for label in study.labels:
         for batch, cell in study.along(label.name):
-            found = value(label, batch, cell)
-            if found is not None and min(found.values) > 0:  # an axis may be logarithmic
-                tip = {"method": label.name, "batch": f"{batch:,}", unit: mean_sd(found, digits)}
-                points.append(panels.point(label.name, batch, found, tip | {"n": str(found.n)}))
+            mean = value(label, batch, cell)
+            if mean is not None and min(mean.values) > 0:  # an axis may be logarithmic
+                tip = {"method": label.name, "batch": f"{batch:,}", unit: mean_sd(mean, digits)}
+                points.append(panels.point(label.name, batch, mean, tip | {"n": str(mean.n)}))
     return points
 
 
@@ -153,7 +153,7 @@ def lesser(study: Study, *, width: int, height: int, hover: bool = False) -> lis
     new = _by_batch(study, lambda _label, _b, c: c.numbers("gv_ratio"), "gv_ratio", 3)
     log = {"type": "log"}
     plain = {"format": "~g", "tickCount": 5}
-    found = [
+    every = [
         Panel(
             title="Time over the base's (dotted: passes)",
             points=ratio,
@@ -164,7 +164,7 @@ def lesser(study: Study, *, width: int, height: int, hover: bool = False) -> lis
         Panel(title="Seconds to train", points=seconds, y_scale=log, y_axis=plain, **common),
         Panel(title="‖g_v‖ / ‖g‖ at looks", points=new, y_scale=log, y_axis=plain, **common),
     ]
-    return [panel for panel in found[0 if study.quiet else 2 :] if panel.points]
+    return [panel for panel in every[0 if study.quiet else 2 :] if panel.points]
 
 
 def picture(study: Study, title: str, subtitle: list[str]) -> alt.VConcatChart:

@@ -53,8 +53,8 @@ class Difference:
         mean, n = statistics.fmean(values), len(values)
         if max(values) - min(values) < 1e-12:  # equal but for rounding
             return cls(mean, None, None, n)
-        found = ttest_1samp(values, 0.0).confidence_interval(0.95)
-        return cls(mean, float(found.low), float(found.high), n)
+        interval = ttest_1samp(values, 0.0).confidence_interval(0.95)
+        return cls(mean, float(interval.low), float(interval.high), n)
 
     @property
     def clear(self) -> bool:

@@ -56,8 +56,8 @@ class Cell:
 
     def minus(self, other: "Cell") -> Difference:
         """Accuracy minus that of `other`, seed by seed."""
-        mine, others = self.by_seed, other.by_seed
-        shared = [mine[seed] - others[seed] for seed in mine.keys() & others.keys()]
+        own, others = self.by_seed, other.by_seed
+        shared = [own[seed] - others[seed] for seed in own.keys() & others.keys()]
         if not shared:
             return Difference(self.top1.mean - other.top1.mean, None, None, 0)
         return Difference.of(shared)
@@ -136,14 +136,14 @@ class Study:
 
         Where they share no seed it is the ratio of their means.
         """
-        mine, base = self.of(label.name, batch), self.of(label.base_label, batch)
-        if not mine or not base:
+        own, base = self.of(label.name, batch), self.of(label.base_label, batch)
+        if not own or not base:
             return None
-        shared = {r.world_size for r in mine.runs} & {r.world_size for r in base.runs}
+        shared = {r.world_size for r in own.runs} & {r.world_size for r in base.runs}
         for ranks in sorted(shared, key=lambda n: n or 0):
             over, under = (
                 per_seed([r for r in cell.runs if r.world_size == ranks], name)
-                for cell in (mine, base)
+                for cell in (own, base)
             )
             if over and under and min(under.values()) > 0:
                 means = statistics.fmean(over.values()) / statistics.fmean(under.values())
@@ -199,21 +199,21 @@ class Study:
         )
 
 
-def study(found: RunSet) -> Study:
+def study(run_set: RunSet) -> Study:
     """Group the runs; `notes` are sentences that a reader must know."""
-    notes = list(found.notes)
-    finals = _of_one_kind([run for run in found.runs if run.final], notes)
+    notes = list(run_set.notes)
+    finals = _of_one_kind([run for run in run_set.runs if run.final], notes)
     cells = _cells([run for run in finals if run.counts], notes)
     labels = _labels([run for cell in cells.values() for run in cell.runs])
-    unfinished = [r for r in found.runs if r.state == UNFINISHED and r.stage != SUPERSEDED]
-    if dropped := sum(run.stage == SUPERSEDED for run in found.runs):
+    unfinished = [r for r in run_set.runs if r.state == UNFINISHED and r.stage != SUPERSEDED]
+    if dropped := sum(run.stage == SUPERSEDED for run in run_set.runs):
         notes.append(f"Left out: {many(dropped, 'run')} of settings that the sweep has dropped.")
     if unfinished:
         which = ", ".join(_named(run) for run in unfinished[:6])
         more = f" and {len(unfinished) - 6} more" if len(unfinished) > 6 else ""
         one = len(unfinished) == 1
         notes.append(
-            f"{many(len(unfinished), 'run')} of {len(found.runs)} "
+            f"{many(len(unfinished), 'run')} of {len(run_set.runs)} "
             f"{'is' if one else 'are'} not finished and {'does' if one else 'do'} not count: "
             f"{which}{more}."
         )
@@ -291,13 +291,13 @@ def _labels(runs: list[Run]) -> list[Label]:
         same = [n for n in names if first[n].method == method and first[n].base == base]
         return method if method in same else same[0] if len(same) == 1 else None
 
-    found = []
+    labels = []
     for name in names:
         run = first[name]
         row = METHODS[run.method]
         sams = [m for m, r in METHODS.items() if r.ascent == row.ascent and not r.settable_k]
         is_base = run.method == run.base
-        found.append(
+        labels.append(
             Label(
                 name=name,
                 method=run.method,
@@ -307,7 +307,7 @@ def _labels(runs: list[Run]) -> list[Label]:
                 sam_label=line(sams[0], run.base) if row.settable_k and sams else None,
             )
         )
-    return found
+    return labels
 
 
 def _slowest(runs: list[Run]) -> float:

@@ -109,8 +109,8 @@ def differences(study: Study) -> Table | None:
     pairs += [(name, bases[0]) for name in bases[1:]]
     rows = []
     for name, other in pairs:
-        if other and other != name and (found := study.differences(name, other)):
-            cells = [interval(found.get(batch)) for batch in study.batches]
+        if other and other != name and (by_batch := study.differences(name, other)):
+            cells = [interval(by_batch.get(batch)) for batch in study.batches]
             rows.append([f"{name} - {other}", *cells])
             if len(study.batches) > 1:
                 rows[-1].append(interval(study.over_batches(name, other)))

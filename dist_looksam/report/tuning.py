@@ -25,8 +25,8 @@ class Tuning:
     def tried(self) -> dict[str, list[float]]:
         """Values of every setting that was tried, rising."""
         names = sorted({name for run in self.trials for name in run.tuned})
-        found = {n: {r.tuned[n] for r in self.trials if n in r.tuned} for n in names}
-        return {name: sorted(values) for name, values in found.items() if _numbers(values)}
+        sets = {n: {r.tuned[n] for r in self.trials if n in r.tuned} for n in names}
+        return {name: sorted(values) for name, values in sets.items() if _numbers(values)}
 
     @property
     def chosen(self) -> Mapping[str, Any]:
@@ -36,12 +36,12 @@ class Tuning:
     @property
     def edges(self) -> dict[str, str]:
         """Settings whose chosen value is the smallest or the largest of at least two tried."""
-        found = {}
+        edges = {}
         for name, values in self.tried.items():
             value = self.chosen.get(name)
             if len(values) > 1 and value in (values[0], values[-1]):
-                found[name] = "smallest" if value == values[0] else "largest"
-        return found
+                edges[name] = "smallest" if value == values[0] else "largest"
+        return edges
 
     def took(self, run: Run) -> bool:
         """Whether `run` is the trial that was chosen."""
@@ -52,15 +52,15 @@ def _numbers(values: Iterable[Any]) -> bool:
     return all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
 
 
-def tunings(found: RunSet, order: list[str]) -> list[Tuning]:
+def tunings(run_set: RunSet, order: list[str]) -> list[Tuning]:
     """Every (label, batch) that was tuned or has a choice, labels in `order`, batches rising."""
-    groups: dict[tuple[str, int], list[Run]] = {at: [] for at in found.choices}
-    for run in found.runs:
+    groups: dict[tuple[str, int], list[Run]] = {at: [] for at in run_set.choices}
+    for run in run_set.runs:
         if run.stage == TUNE:
             groups.setdefault((run.label, run.batch), []).append(run)
     rank = {label: i for i, label in enumerate(order)}
     return [
-        Tuning(label=at[0], batch=at[1], trials=tuple(runs), choice=found.choices.get(at))
+        Tuning(label=at[0], batch=at[1], trials=tuple(runs), choice=run_set.choices.get(at))
         for at, runs in sorted(
             groups.items(), key=lambda item: (rank.get(item[0][0], len(rank)), item[0])
         )

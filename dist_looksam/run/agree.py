@@ -22,9 +22,9 @@ def check(settings: Settings, data: Data, ranks: int) -> None:
     if ranks == 1:
         return
     gather = settings.backend_row.gather
-    mine = _inputs(settings, data)
-    if len({*gather(hashlib.sha256(repr(mine).encode()).hexdigest())}) > 1:
-        raise ConfigError(_difference(gather((socket.gethostname(), mine))))
+    inputs = _inputs(settings, data)
+    if len({*gather(hashlib.sha256(repr(inputs).encode()).hexdigest())}) > 1:
+        raise ConfigError(_difference(gather((socket.gethostname(), inputs))))
 
 
 def _inputs(settings: Settings, data: Data) -> dict[str, Any]:

@@ -233,8 +233,8 @@ class Fit:
         most = self.settings.max_skips
         hopeless = bool(most) and self.log.skips >= most
         flags = (*signals, hopeless, self.unused.new(), writer.failed, not writer.written)
-        mine = torch.tensor(flags, dtype=torch.float32, device=self.device)
-        self._shared = (writer.pending, self.backend.mean(mine))
+        raised = torch.tensor(flags, dtype=torch.float32, device=self.device)
+        self._shared = (writer.pending, self.backend.mean(raised))
 
     def _read_flags(self) -> bool:
         if self._shared is None:
@@ -245,7 +245,7 @@ class Fit:
         if unreadable:
             self._note_unreadable()
         if failed:
-            self.writer.wait()  # raises what went wrong
+            self.writer.wait()  # raises the error
         elif pending is not None and not writing:
             self.writer.commit(pending)
         return bool(self.caught) or hopeless

@@ -41,8 +41,8 @@ class Unused:
 
     def collect(self, backend: Backend) -> str | None:
         """A note on newly unreadable files of any rank. One object gather."""
-        mine = self.sources[0].unreadable.copy() | self.sources[1].unreadable.copy()
-        new = {name: why for name, why in mine.items() if name not in self.unreadable}
+        unreadable = self.sources[0].unreadable.copy() | self.sources[1].unreadable.copy()
+        new = {name: why for name, why in unreadable.items() if name not in self.unreadable}
         fresh: dict[str, str] = {}
         for theirs in backend.gather(new):
             fresh |= theirs

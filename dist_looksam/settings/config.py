@@ -233,7 +233,7 @@ class Settings:
         base = base_row(base_of(self.optimizer, self.base))
         row = chosen(self, ranks=ranks, launcher=launcher)
         own = data_set(self.data)
-        found = replace(
+        filled = replace(
             self,
             base=base.name,
             lr=base.lr if self.lr is None else self.lr,
@@ -247,9 +247,9 @@ class Settings:
             ranks=None,
             local_rank=None,
         )
-        found = replace(found, **row.resolve(found))
-        row.check(found, ranks)
-        return found
+        filled = replace(filled, **row.resolve(filled))
+        row.check(filled, ranks)
+        return filled
 
     def resolved(self, *, ranks: int, launcher: str, samples: int) -> "Settings":
         """`for_ranks`, and the training length in steps. samples: number of training samples."""

@@ -89,21 +89,21 @@ class _File(argparse.Action):
 def _content(path: str) -> dict[Any, Any]:
     """The values of a YAML file by their names."""
     try:
-        found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        what = "not found" if isinstance(error, FileNotFoundError) else error.strerror
+        what = "not content" if isinstance(error, FileNotFoundError) else error.strerror
         raise ConfigError(f"config must be a YAML file, got '{path}', {what}.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(
             f"config must be YAML with lines like `rho: 0.02`, got {path}: {reason}."
         ) from None
-    if not isinstance(found, dict):
-        got = "nothing in it" if found is None else f"{found!r:.50}"
+    if not isinstance(content, dict):
+        got = "nothing in it" if content is None else f"{content!r:.50}"
         raise ConfigError(
             f"config must be YAML with lines like `rho: 0.02`, got {path} with {got}."
         )
-    return found
+    return content
 
 
 def kind_of(f: Any) -> Any:
@@ -146,11 +146,11 @@ def _numbers(f: Any, values: Any) -> tuple[float, ...]:
     values = list(values) if isinstance(values, list | tuple) else [values]
     default = _shown(f.default)
     try:
-        found = [float(v) for text in values for v in str(text).strip("[]()").split(",") if v]
+        numbers = [float(v) for text in values for v in str(text).strip("[]()").split(",") if v]
     except ValueError:
-        found = []
-    if len(found) != len(get_args(f.type)):
+        numbers = []
+    if len(numbers) != len(get_args(f.type)):
         raise ConfigError(
             f"{f.name} must be two numbers, got {values}; write --{f.name} {default}."
         )
-    return tuple(found)
+    return tuple(numbers)

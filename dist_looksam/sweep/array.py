@@ -81,8 +81,8 @@ def _follow(
     """
     file = ledger.out / "slurm" / "follow.txt"
     waits = file.read_text().strip() if file.exists() else ""
-    mine = os.environ.get("SLURM_JOB_ID")  # this may be that job
-    if not anew and waits and waits != mine and _in_queue(waits):
+    own = os.environ.get("SLURM_JOB_ID")  # this may be that job
+    if not anew and waits and waits != own and _in_queue(waits):
         return waits
     line = shlex.join([sys.executable, "-m", "dist_looksam.cli.main", "sweep", *again])
     command = ["sbatch", "--parsable", *options, "--job-name=sweep-goes-on"]
@@ -97,15 +97,15 @@ def _number(command: list[str], **env: str) -> str:
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, env={**os.environ, **env}
     )
-    found = re.match(r"(\d+)", done.stdout)
-    if done.returncode or not found:
+    match = re.match(r"(\d+)", done.stdout)
+    if done.returncode or not match:
         raise RunError(f"sbatch refused: {' '.join((done.stderr or done.stdout).split())}")
-    return found[1]
+    return match[1]
 
 
 def _in_queue(job: str) -> bool:
-    """Whether any element of an array waits or runs. RunError where SLURM does not say: what is
-    taken for gone is sent again, and its folder cleared."""
+    """Whether any element of an array waits or runs. RunError if SLURM does not answer, because
+    points that are not in the queue are sent again, and their folders cleared."""
     done = subprocess.run(
         ["squeue", "-h", "-j", job, "-o", "%T"], capture_output=True, text=True, check=False
     )

@@ -69,7 +69,7 @@ class Point:
 
     @property
     def weight(self) -> float:
-        """Forward+backward passes per image: what points cost relative to one another."""
+        """Forward and backward passes per image: the relative cost of a point."""
         row = method(self.flags["optimizer"])
         if row.ascent is None:
             return 1.0
@@ -216,14 +216,14 @@ def _candidates(lists: Any, label: str) -> list[Flags]:
     """Every combination of the lists, in the order of the file."""
     if lists is None:
         return []
-    found = _flags(_mapping(lists, f"methods.{label}.tune"), f"methods.{label}.tune")
-    for name, values in found.items():
+    tried = _flags(_mapping(lists, f"methods.{label}.tune"), f"methods.{label}.tune")
+    for name, values in tried.items():
         numbers = isinstance(values, list) and all(type(v) in (int, float) for v in values)
         if not numbers or not values or len(set(values)) < len(values):
             raise ConfigError(
                 f"methods.{label}.tune.{name} must be a list of different numbers, got {values!r}."
             )
-    return [dict(zip(found, values)) for values in product(*found.values())]
+    return [dict(zip(tried, values)) for values in product(*tried.values())]
 
 
 def _mapping(value: Any, where: str, allowed: tuple[str, ...] = ()) -> dict[Any, Any]:

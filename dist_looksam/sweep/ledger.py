@@ -111,8 +111,8 @@ class Ledger:
         for label in self.grid.methods:
             cells = []
             for size in sizes:
-                mine = [p for p in finals if p.label == label and p.batch_size == size]
-                top1 = [s["top1"] for p in mine if (s := self.summary(p)) is not None]
+                points = [p for p in finals if p.label == label and p.batch_size == size]
+                top1 = [s["top1"] for p in points if (s := self.summary(p)) is not None]
                 spread = f" ± {100 * stdev(top1):.2f}" if len(top1) > 1 else ""
                 cells.append(f"{100 * mean(top1):.2f}{spread} ({len(top1)})" if top1 else "-")
             lines.append(f"| {label} | " + " | ".join(cells) + " |")

@@ -138,8 +138,8 @@ def _fork(ledger: Ledger, slots: LocalSlots, point: Point, slot: int) -> int:
         for old, new in ((null, 0), (file, 1), (file, 2)):
             os.dup2(old, new)
         if slots.devices:
-            mine = slots.devices[slot * slots.ranks : (slot + 1) * slots.ranks]
-            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
+            devices = slots.devices[slot * slots.ranks : (slot + 1) * slots.ranks]
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
         code = _train(argv, slots)
     except BaseException as error:  # into the point's log; the exit code is 99
         print(f"error: {error!r}", file=sys.stderr)

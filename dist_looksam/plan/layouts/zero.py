@@ -65,8 +65,8 @@ class Zero(Layout):
         if _stage(run) == 0:
             return 4 * count
         if _stage(run) == 3:
-            kept = sum(_persistent(run)) + _large(run) + shard
-            return 4 * shard + size * (_setting(run, "reduce_bucket_size") + kept)
+            whole = sum(_persistent(run)) + _large(run) + shard
+            return 4 * shard + size * (_setting(run, "reduce_bucket_size") + whole)
         if run.sixteen and _stage(run) == 1:
             return (4 + size) * count
         return 8 * shard  # averaged, and once more flattened
@@ -97,8 +97,8 @@ def _stage(run: PlannedRun) -> int:
 def _setting(run: PlannedRun, name: str) -> Any:
     """A setting of DeepSpeed's section zero_optimization, or its default."""
     file = config.read(run.settings.deepspeed_config).get("zero_optimization", {})
-    found = file.get(name, file.get(name.removeprefix("stage3_"), _DEFAULTS.get(name)))
-    return int(found) if name in _DEFAULTS and found is not None else found
+    value = file.get(name, file.get(name.removeprefix("stage3_"), _DEFAULTS.get(name)))
+    return int(value) if name in _DEFAULTS and value is not None else value
 
 
 def _persistent(run: PlannedRun) -> tuple[int, ...]:
@@ -131,8 +131,8 @@ def _partitions(run: PlannedRun) -> dict[str, Any]:
 
 def _shards(run: PlannedRun) -> dict[str, Any]:
     ranks, size = run.ranks.total, run.weight_bytes
-    kept, every = _persistent(run), run.shard
-    small = sum(-(-layer // ranks) for layer in kept)
+    persistent, every = _persistent(run), run.shard
+    small = sum(-(-layer // ranks) for layer in persistent)
     large = every - small
     gathers: tuple[Call, ...] = ()
     if large:  # the setting counts whole layers
@@ -144,7 +144,7 @@ def _shards(run: PlannedRun) -> dict[str, Any]:
         "gradients": _cut("reduce_scatter", every * ranks, bucket, size),
         "reduces": run.accumulation,
         "publish": tuple(
-            Call(kind="all_gather", elements=-(-layer // ranks), size=size) for layer in kept
+            Call(kind="all_gather", elements=-(-layer // ranks), size=size) for layer in persistent
         ),
     }
 
