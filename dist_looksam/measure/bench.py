@@ -8,7 +8,6 @@ reported as well: other load hardly changes it.
 """
 
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 
 from .. import files, models
 from ..backends.plain import PRECISION_DTYPES
-from ..cli.arguments import Parser, guarded
+from ..cli.arguments import Parser
 from ..cli.table import text as table_text
 from ..engine import Engine
 from ..errors import ConfigError
@@ -308,7 +307,3 @@ def _write(out: Path, flags: dict[str, Any], costs: Sequence[Cost]) -> None:
             f"out must be a directory that can be written, got {out} ({error.strerror})."
         ) from None
     print(f"written: {out / 'bench.json'}")
-
-
-if __name__ == "__main__":
-    sys.exit(guarded(main, sys.argv[1:]))

@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from ..cli import table
 from ..cli.arguments import Parser
-from ..data import Data, TrainLoader
+from ..data import Data
 from ..engine import Engine
 from ..settings import assemble, config
 from ..settings.config import Settings
@@ -31,11 +31,7 @@ def main(argv: Sequence[str]) -> int:
     own, flags = parser.parse_known_args(argv)
     settings = config.parse(flags)
     world = World.from_env(local_rank=settings.local_rank)
-    assemble.check_here(settings.for_ranks(ranks=world.size, launcher=world.launcher))
-    device = assemble.device_of(settings, world)
-    data = assemble.data_of(settings)
-    settings = settings.resolved(ranks=world.size, launcher=world.launcher, samples=len(data.train))
-    assemble.join(settings, world, device)
+    settings, device, data, _ = assemble.start(settings, world)
     rows = measure(settings, data, device)
     if world.rank == 0:
         _print(settings, world.size, rows)
@@ -66,15 +62,7 @@ def _steps(
     settings: Settings, data: Data, device: Any
 ) -> tuple[list[tuple[bool, Traffic]], Engine]:
     engine = assemble.engine_of(settings, data, device)
-    assert settings.micro_batch is not None
-    loader = TrainLoader(
-        data.train,
-        seed=settings.seed,
-        batch_size=settings.batch_size,
-        micro_batch=settings.micro_batch,
-        rank=engine.backend.rank,
-        ranks=engine.backend.size,
-    )
+    loader = assemble.train_loader(settings, data, engine.backend)
     steps = []
     for step in range(6):  # the first ones make connections and traces
         batches = loader.step(step)

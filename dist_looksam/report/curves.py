@@ -111,11 +111,8 @@ def _loss(steps: Rows, evaluations: Rows, x: alt.X) -> alt.LayerChart:
     kinds = [kind for kind in _DOTS if any(dot["kind"] == kind for dot in dots)]
     names = {kind: _DOTS[kind] for kind in kinds} | {"smoothed": INK}
     names |= {"evaluation": GREEN} if evaluated else {}
-    colour = alt.Color(
-        "kind:N",
-        scale=alt.Scale(domain=list(names), range=list(names.values())),
-        legend=alt.Legend(symbolType="circle", symbolSize=60),
-    )
+    legend = alt.Legend(symbolType="circle", symbolSize=60)
+    colour = drawing.colour("kind", names, legend=legend)
     y = _y([row["value"] for row in dots + line + evaluated])
     layers: list[alt.Chart] = [
         _dots(dots).encode(x=x, y=y, color=colour),
@@ -192,12 +189,7 @@ def _small(
     y = _y([row["value"] for row in (raw if dots else line)], log=dots)
     layers = []
     if dots:
-        colours = alt.Color(
-            "kind:N",
-            scale=alt.Scale(domain=list(_DOTS), range=list(_DOTS.values())),
-            legend=None,
-        )
-        layers.append(_dots(raw).encode(x=x, y=y, color=colours))
+        layers.append(_dots(raw).encode(x=x, y=y, color=drawing.colour("kind", _DOTS)))
     marks = alt.Chart(drawing.rows(line)).mark_line(color=colour, strokeWidth=2)
     layers.append(marks.encode(x=x, y=y))
     return alt.layer(*layers).properties(width=272, height=150, title=title)

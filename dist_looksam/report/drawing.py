@@ -75,6 +75,12 @@ def rows(chart_rows: Rows) -> alt.InlineData:
     return alt.InlineData(values=chart_rows)
 
 
+def colour(column: str, colours: dict[str, str], *, legend: Any = None) -> alt.Color:
+    """A column of names as colours, by a table of them."""
+    scale = alt.Scale(domain=list(colours), range=list(colours.values()))
+    return alt.Color(f"{column}:N", scale=scale, legend=legend)
+
+
 def thinned(series: Sequence[Any], most: int) -> list[Any]:
     """At most `most` of the items, evenly spread, with the first and the last."""
     if len(series) <= most:

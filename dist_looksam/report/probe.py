@@ -78,11 +78,8 @@ def _panel(
     values = [row["value"] for row in rows]
     if limits is None:
         limits = [0.0, drawing.domain(values)[1]]
-    colour = alt.Color(
-        "part:N",
-        scale=alt.Scale(domain=list(colours), range=list(colours.values())),
-        legend=alt.Legend(symbolType="stroke", symbolSize=250) if legend else None,
-    )
+    shown = alt.Legend(symbolType="stroke", symbolSize=250) if legend else None
+    colour = drawing.colour("part", colours, legend=shown)
     scale = alt.Scale(domain=limits, nice=False, clamp=True)
     tip = [
         alt.Tooltip(f, format=form)

@@ -25,12 +25,11 @@ FINISHED, UNFINISHED, DIVERGED = "finished", "unfinished", "diverged"
 FINAL, TUNE, SUPERSEDED = "final", "tune", "superseded"  # the last: of settings a sweep dropped
 _SKIPPED_SHARE = 0.1  # of a run's steps; more is reported
 _NO_SETTINGS = ("trials", "score")  # of choices.json
-_TEXTS = ("folder", "label", "method", "base", "stage", "state", "host", "commit")
-_NUMBERS = ("batch", "seed", "world_size", "top1", "steps", "seconds", "images_per_s", "passes",
-            "gv_ratio", "skipped")  # fmt: skip
-_SETTING_NUMBERS = ("lr", "rho", "k", "alpha", "weight_decay", "warmup_steps", "holdout")
-_TUNABLE = _SETTING_NUMBERS[:4]
-_SETTING_TEXTS = ("reuse", "data", "model")
+_TUNABLE = ("lr", "rho", "k", "alpha")
+_TEXTS = (  # columns that are no numbers
+    "folder", "label", "method", "base", "stage", "state", "reuse", "data", "model", "host",
+    "commit",
+)  # fmt: skip
 _COLUMNS = (
     "folder", "label", "method", "base", "stage", "batch", "seed", "state", "world_size", "top1",
     "steps", "seconds", "images_per_s", "passes", "gv_ratio", "skipped", "holdout", "lr", "rho",
@@ -296,11 +295,11 @@ def read_csv(path: Path) -> list[Run]:
 
 
 def _of_line(line: dict[str, str]) -> Run:
-    known = {name: text for name, text in line.items() if text}
-    values: dict[str, Any] = {name: known[name] for name in _TEXTS if name in known}
-    values |= {name: json.loads(known[name]) for name in _NUMBERS if name in known}
-    config = {name: json.loads(known[name]) for name in _SETTING_NUMBERS if name in known}
-    config |= {name: known[name] for name in _SETTING_TEXTS if name in known}
+    known = {n: line[n] for n in _COLUMNS if n != "trouble" and line.get(n)}
+    values: dict[str, Any] = {
+        n: text if n in _TEXTS else json.loads(text) for n, text in known.items()
+    }
     if values["method"] not in METHODS:
         raise ValueError(f"method {values['method']}")
-    return Run(**values, config=config)
+    own = {n: values.pop(n) for n in Run.__dataclass_fields__ if n in values}
+    return Run(**own, config=values)

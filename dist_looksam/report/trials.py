@@ -112,5 +112,4 @@ def _colour(rows: Rows) -> alt.Color:
     legend: Any = None
     if rhos:
         legend = alt.Legend(title="rho", orient="right", symbolType="circle", symbolSize=60)
-    scale = alt.Scale(domain=list(colours), range=list(colours.values()))
-    return alt.Color("rho:N", scale=scale, legend=legend)
+    return drawing.colour("rho", colours, legend=legend)

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .. import checkpoint, files, models
-from ..data import Data, EvalLoader, TrainLoader
+from ..data import Data, EvalLoader
 from ..data.fingerprint import fingerprint
 from ..data.source import UNREADABLE
 from ..engine import Report
@@ -57,18 +57,13 @@ class Fit:
         self.backend = self.engine.backend
         self.first = self.backend.rank == 0
         self.peaks = [group["lr"] for group in self.engine.optimizer.param_groups]
-        rank, ranks, workers = self.backend.rank, self.backend.size, settings.workers
-        self.train = TrainLoader(
-            data.train,
-            seed=settings.seed,
-            batch_size=settings.batch_size,
-            micro_batch=settings.micro_batch,
-            rank=rank,
-            ranks=ranks,
-            workers=workers,
-        )
+        self.train = assemble.train_loader(settings, data, self.backend)
         self.test = EvalLoader(
-            data.test, micro_batch=settings.micro_batch, rank=rank, ranks=ranks, workers=workers
+            data.test,
+            micro_batch=settings.micro_batch,
+            rank=self.backend.rank,
+            ranks=self.backend.size,
+            workers=settings.workers,
         )
         self.unused = Unused(data)
         self.start, self.saved = 0, 0

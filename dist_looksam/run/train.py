@@ -88,11 +88,7 @@ def run(
     """
     # Without it MKL's rounding depends on the addresses of tensors, and a resumed run would differ.
     os.environ.setdefault("MKL_CBWR", "AUTO")
-    assemble.check_here(settings.for_ranks(ranks=world.size, launcher=world.launcher))
-    device = assemble.device_of(settings, world)
-    data = assemble.data_of(settings)
-    settings = settings.resolved(ranks=world.size, launcher=world.launcher, samples=len(data.train))
-    roster = assemble.join(settings, world, device)
+    settings, device, data, roster = assemble.start(settings, world)
     hosts = roster.hosts if roster else [socket.gethostname()]
     with rundir.log_failure(Path(settings.out), world.rank), roster or nullcontext():
         try:

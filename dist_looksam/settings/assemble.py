@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from .. import models
+from ..backends.backend import Backend
 from ..backends.rows import BACKENDS
-from ..data import Batch, Data, cross_entropy, load
+from ..data import Batch, Data, TrainLoader, cross_entropy, load
 from ..data.augment import parse
 from ..data.extent import Extent, extent
 from ..data.loader import check_pairs
@@ -97,6 +98,32 @@ def device_of(settings: Settings, world: World) -> torch.device:
 def join(settings: Settings, world: World, device: torch.device) -> Roster | None:
     """Connect this rank to the others; None where lost ranks are not detected."""
     return settings.backend_row.join(world, device, settings.timeout)
+
+
+def start(settings: Settings, world: World) -> tuple[Settings, torch.device, Data, Roster | None]:
+    """Check the settings on this machine, open the data, resolve the settings, connect the ranks.
+
+    Returns (resolved settings, this rank's device, data, as `join`). Raises ConfigError.
+    """
+    check_here(settings.for_ranks(ranks=world.size, launcher=world.launcher))
+    device = device_of(settings, world)
+    data = data_of(settings)
+    settings = settings.resolved(ranks=world.size, launcher=world.launcher, samples=len(data.train))
+    return settings, device, data, join(settings, world, device)
+
+
+def train_loader(settings: Settings, data: Data, backend: Backend) -> TrainLoader:
+    """The training images of this rank. `settings` are resolved."""
+    assert settings.micro_batch is not None
+    return TrainLoader(
+        data.train,
+        seed=settings.seed,
+        batch_size=settings.batch_size,
+        micro_batch=settings.micro_batch,
+        rank=backend.rank,
+        ranks=backend.size,
+        workers=settings.workers,
+    )
 
 
 def loss_of(settings: Settings, device: torch.device) -> Any:
