@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from .backends.backend import Backend, Loss
 from .backends.batches import check_batches, check_ranks
 from .backends.ddp import DDP
-from .backends.plain import DTYPES, Plain
+from .backends.plain import PRECISION_DTYPES, Plain
 from .backends.wrappers import check_wrappers, in_ddp, several_ranks
 from .errors import ConfigError
 from .optim.checks import check_fp32, check_inside, check_no_fsdp1
@@ -81,7 +81,7 @@ class Engine:
         precision: str = "fp32",
         ascent: str = "global",
     ) -> None:
-        check_choice("precision", precision, tuple(DTYPES))
+        check_choice("precision", precision, tuple(PRECISION_DTYPES))
         check_choice("ascent", ascent, ASCENTS)
         if clip is not None and not clip > 0:
             raise ConfigError(f"clip must be > 0, got {clip}. Leave it out for no clipping.")

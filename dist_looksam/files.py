@@ -20,6 +20,19 @@ def replace_text(path: Path, text: str) -> None:
     os.replace(scratch, path)
 
 
+def replace_json(path: Path, content: Any) -> None:
+    """`replace_text` of `content` as indented JSON."""
+    replace_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def json_object(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file; None where there is no file or it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
 def first_free(stem: Path | str, end: str = "", *, start: int = 0) -> Path:
     """The first of STEM + n + END, n = start, start + 1, ..., that does not exist."""
     number = start

@@ -1,11 +1,11 @@
-# checks.sh - what the launch scripts ask before they start anything; sourced, never run.
+# checks.sh - checks of the launch scripts before they start anything; sourced, never run.
 # A mistake is one sentence and exit code 2.
 stop() { echo "$(basename "$0"): $*" >&2 && exit 2; }
 
-# counted NAME VALUE - it must be a whole number from 1.
+# counted NAME VALUE - VALUE must be a whole number from 1.
 counted() { [[ $2 =~ ^[1-9][0-9]*$ ]] || stop "$1 must be a whole number from 1, got '$2'"; }
 
-# hostfile FILE - it must be one, with machines in it. What ssh gets as a name must not be an option.
+# hostfile FILE - FILE must list machines. A name must not look like an option of ssh.
 hostfile() {
     [[ $1 ]] || stop "HOSTFILE must name a file like cluster/hostfile.example, got none"
     [[ -f $1 && -r $1 && -s $1 ]] ||
@@ -19,14 +19,14 @@ hostfile() {
 }
 without_comments() { sed 's/#.*//' "$1"; }
 machines() { without_comments "$1" | awk 'NF {print $1}'; }
-# with_slots FILE - MACHINE:SLOTS in lines.
+# with_slots FILE - prints one MACHINE:SLOTS a line.
 with_slots() {
     without_comments "$1" |
         awk 'NF {n = 1; for (i = 2; i <= NF; i++) if (sub(/^slots=/, "", $i)) n = $i; print $1 ":" n}'
 }
 slots() { with_slots "$1" | awk -F: '{s += $NF} END {print s + 0}'; }
 
-# reached MACHINE... - each must be entered by ssh, without a question. SSH_CHECK=no: do not try.
+# reached MACHINE... - ssh must log in to each without a question. SSH_CHECK=no skips this check.
 reached() {
     [[ ${SSH_CHECK:-yes} == yes ]] || return 0
     local lost
@@ -38,7 +38,7 @@ reached() {
         "from $lost; try ssh ${lost%% *} true, or take them out of $HOSTFILE"
 }
 
-# meeting_point HOST PORT - the first of several nodes: known, and started within MASTER_WAIT seconds.
+# meeting_point HOST PORT - the first node must be known, and answer within MASTER_WAIT seconds.
 meeting_point() {
     local address
     [[ $1 ]] || stop "NODES=$NODES needs MASTER_ADDR, the first node's name"

@@ -5,10 +5,10 @@
 #   HOSTFILE=cluster/hostfile NODES=4 launch/deepspeed.sh ...     # the first 4 machines
 #   launch/deepspeed.sh ...                                       # this machine only
 #
-# This is `deepspeed --hostfile F --num_nodes N train.py ...` with a free port, after a look whether
-# all machines answer (SSH_CHECK=no: without). Variables reach other nodes only by a file
-# .deepspeed_env of NAME=VALUE lines, in this folder or the home folder: put there what cluster/sites/
-# would export. PYTHON as in cluster/README.md.
+# Runs `deepspeed --hostfile F --num_nodes N train.py ...` with a free port, after a check that all
+# machines answer (SSH_CHECK=no skips it). Variables reach other nodes only through a file
+# .deepspeed_env of NAME=VALUE lines, in this folder or the home folder: put the exports of a file of
+# cluster/sites/ there. PYTHON as in cluster/README.md.
 set -euo pipefail
 project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 . "$project/launch/checks.sh"

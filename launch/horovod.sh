@@ -5,24 +5,24 @@
 #   bash launch/horovod.sh --gloo -np 16 -H a:8,b:8 --network-interfaces eth1 -- ...    two, by ssh
 #   bash launch/horovod.sh --mpi -np 16 -H a:8,b:8 --network-interfaces eth1 -- ...     over MPI
 #
-# Without horovodrun, and under SLURM, tell train.py itself:
+# Without horovodrun, and under SLURM, use --backend horovod:
 #   HOSTFILE=F bash launch/mpi.sh --backend horovod ...
 #   MPI=pmix sbatch --nodes 8 launch/slurm.sbatch --backend horovod ...
 #
-# Variables: SITE, PYTHON as in cluster/README.md; all are passed on to every worker. Every machine
-# must see this folder under the same path.
+# Variables: SITE, PYTHON as in cluster/README.md; all reach every worker. Every machine must
+# see this folder under the same path.
 #
-# Elastic: workers may die and join while hosts.sh, run every second, prints one "host:slots" a line.
+# Elastic: workers may leave and join. hosts.sh, run every second, prints one "host:slots" a line.
 #   bash launch/horovod.sh --gloo -np 8 --min-np 4 --max-np 16 \
 #       --host-discovery-script ./hosts.sh --network-interfaces eth1 -- --save_every 100 ...
-# A lost worker costs the steps since the newest checkpoint, at most --save_every. Its whole host is
-# not used again. batch_size must suit every number of ranks that may come about.
+# After a lost worker the steps since the newest checkpoint, at most --save_every, are repeated. Its
+# host is not used again. batch_size must be divisible by every possible number of ranks.
 #
-# Name the interface (--network-interfaces): without it Horovod looks for a common one, and waits for
-# ever where it finds none. SECURITY: horovodrun's rendezvous server listens on all interfaces and
-# unpickles what it is sent (CVE-2024-10190, not fixed in 0.28.1): whoever reaches its port runs code
-# as you. Use it only where a firewall keeps strangers out of the cluster's network; mpirun has no
-# such server.
+# Name the interface (--network-interfaces): without it Horovod looks for a common one, and waits
+# without limit where there is none. SECURITY: horovodrun's rendezvous server listens on all interfaces
+# and unpickles the data that it receives (CVE-2024-10190, not fixed in 0.28.1): any client of its port
+# can run code as you. Use it only behind a firewall of the cluster's network; mpirun has no such
+# server.
 set -euo pipefail
 project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 . "$project/launch/checks.sh"

@@ -4,10 +4,10 @@
 #   HOSTFILE=cluster/hostfile launch/mpi.sh --optimizer look_layer_sam    # all slots of the file
 #   HOSTFILE=cluster/hostfile RANKS=16 launch/mpi.sh ...                  # the first 16
 #
-# MPI only starts the ranks; gradients go by torch's own transports. Every node must see this folder
-# under the same path. Variables: SITE, PYTHON as in cluster/README.md; MPIRUN, its name or path where
-# it is not mpirun (Debian's mpirun.mpich); MPI_FLAGS, more for it; SSH_CHECK=no, not to look first
-# whether all machines answer.
+# MPI only starts the ranks; gradients use torch's own transports. Every node must see this folder
+# under the same path. Variables: SITE, PYTHON as in cluster/README.md; MPIRUN, the name or path of
+# mpirun (Debian's mpirun.mpich); MPI_FLAGS, more options for it; SSH_CHECK=no skips the check that
+# all machines answer.
 set -euo pipefail
 project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 . "$project/launch/checks.sh"
@@ -22,10 +22,10 @@ readarray -t all < <(machines "$HOSTFILE")
 readarray -t others < <(printf '%s\n' "${all[@]}" | grep -vxE "localhost|127.0.0.1|$(hostname)")
 reached "${others[@]}"
 MASTER_ADDR=${MASTER_ADDR:-${all[0]}}
-MASTER_PORT=${MASTER_PORT:-$((20000 + RANDOM % 10000))} # rank 0 says so where it is taken
+MASTER_PORT=${MASTER_PORT:-$((20000 + RANDOM % 10000))} # rank 0 reports a port in use
 read -ra more <<<"${MPI_FLAGS:-}"
 
-[[ -t 1 ]] || export TERM=dumb # Open MPI gives its ranks a terminal, even where there is none
+[[ -t 1 ]] || export TERM=dumb # Open MPI gives its ranks a terminal even if there is none
 export MASTER_ADDR MASTER_PORT SITE=${SITE:-} PYTHON=${PYTHON:-}
 if "$MPIRUN" --version 2>&1 | grep -q "Open MPI"; then
     exec "$MPIRUN" --hostfile "$HOSTFILE" -np "$ranks" --bind-to none \

@@ -1,7 +1,7 @@
 #!/bin/bash
-# rank.sh [FLAGS] - one rank of train.py: what srun and mpirun start on every node.
+# rank.sh [FLAGS] - one rank of train.py, started by srun or mpirun on every node.
 #
-# SITE is sourced before; it may set PYTHON and RUN (see cluster/README.md).
+# It first sources SITE, which may set PYTHON and RUN (see cluster/README.md).
 set -euo pipefail
 project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 trap '' USR1 USR2 # a scheduler's warning must not end a rank that is still starting

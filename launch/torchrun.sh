@@ -1,5 +1,5 @@
 #!/bin/bash
-# torchrun.sh [FLAGS] - train.py under torchrun: on this machine, or one call on every node.
+# torchrun.sh [FLAGS] - train.py under torchrun, on this machine or called on every node.
 #
 #   launch/torchrun.sh --optimizer look_layer_sam              # all GPUs here, or one rank
 #   RANKS=4 launch/torchrun.sh ...                             # ranks on this node
@@ -7,7 +7,7 @@
 #   srun --nodes 8 --ntasks-per-node 1 launch/torchrun.sh ...  # or let SLURM do that
 #
 # Variables: SITE, PYTHON as in cluster/README.md; MASTER_PORT (29500, under SLURM from the job's id);
-# MASTER_WAIT, seconds in which the first node must have been started (600).
+# MASTER_WAIT, seconds to wait for the first node to start (600).
 set -euo pipefail
 project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 . "$project/launch/checks.sh"

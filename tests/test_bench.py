@@ -6,14 +6,14 @@ import pytest
 
 from dist_looksam.cli import main as cli
 from dist_looksam.measure import bench
-from dist_looksam.measure.bench import Counted, Lap, Racer, Track, race
+from dist_looksam.measure.bench import Counted, CycleTime, Loop, Problem, compare
 from dist_looksam.optim.table import METHODS
 
 SMALL = {"model": "vit_8", "batch_size": 8, "micro_batch": 4, "precision": "fp32", "device": "cpu"}
 
 
 def test_passes_are_counted_where_they_happen():
-    costs = race(Track(k=5, **SMALL), list(METHODS), repeats=1)
+    costs = compare(Problem(k=5, **SMALL), list(METHODS), repeats=1)
     passes = {c.optimizer: c.passes_per_step for c in costs}
     assert passes == {
         "sgd": 1.0, "adamw": 1.0, "lamb": 1.0, "lars": 1.0, "sam": 2.0, "sam_k": 1.2,
@@ -25,39 +25,39 @@ def test_passes_are_counted_where_they_happen():
 @pytest.mark.needs("pytorch_optimizer")
 def test_the_other_looksam_makes_two_passes_on_every_step():
     """Its k spares the perturbation and not the gradient; docs/planning.md says so."""
-    costs = race(Track(k=5, **SMALL), list(bench.PEERS), repeats=1)
+    costs = compare(Problem(k=5, **SMALL), list(bench.PEERS), repeats=1)
     assert [c.passes_per_step for c in costs] == [2.0, 2.0]
     assert [c.base for c in costs] == ["adamw", "adamw"]
 
 
 def test_a_ratio_is_to_the_base_in_the_same_turn():
     """Turn by turn 2, 3 and 2, though the machine was ten times slower in one of them."""
-    racer = Racer(name="sam", base="adamw", step=lambda: None, counted=Counted())
-    racer.counted.backwards = 30
-    base = [Lap(seconds=t, cpu_seconds=1.0) for t in (0.1, 1.0, 0.1)]
-    own = [Lap(seconds=t, cpu_seconds=2.0) for t in (0.2, 3.0, 0.2)]
-    cost = bench._cost(racer, own, base, 15, True)
+    loop = Loop(name="sam", base="adamw", step=lambda: None, counted=Counted())
+    loop.counted.backwards = 30
+    base = [CycleTime(seconds=t, cpu_seconds=1.0) for t in (0.1, 1.0, 0.1)]
+    own = [CycleTime(seconds=t, cpu_seconds=2.0) for t in (0.2, 3.0, 0.2)]
+    cost = bench._cost(loop, own, base, 15, True)
     assert cost.ratio == 2.0 and cost.cpu_ratio == 2.0
     assert (cost.ratio_low, cost.ratio_high) == (2.0, 3.0)
     assert cost.ms_per_step == 200.0 and cost.passes_per_step == 2.0
-    assert bench._cost(racer, own, base, 15, False).cpu_ratio is None
+    assert bench._cost(loop, own, base, 15, False).cpu_ratio is None
 
 
-def test_every_racer_starts_from_the_same_weights_and_steps_as_its_base_does(monkeypatch):
+def test_every_loop_starts_from_the_same_weights_and_steps_as_its_base_does(monkeypatch):
     """The engine's adamw and the bare loop's end at the same weights: nothing is left out."""
-    track, models, new = Track(k=2, **SMALL), [], Track._new
+    problem, models, new = Problem(k=2, **SMALL), [], Problem._new
 
     def remembered(self, base, **how):
         model, optimizer = new(self, base, **how)
         models.append(model)
         return model, optimizer
 
-    monkeypatch.setattr(Track, "_new", remembered)
-    for racer in (track.bare("adamw"), track.ours("adamw")):
-        racer.cycle(2, track.device)
+    monkeypatch.setattr(Problem, "_new", remembered)
+    for loop in (problem.bare("adamw"), problem.ours("adamw")):
+        loop.cycle(2, problem.device)
     pairs = zip(*(m.parameters() for m in models), strict=True)
     assert all((a == b).all() for a, b in pairs)
-    start = new(track, "adamw")[0]
+    start = new(problem, "adamw")[0]
     assert not (start.head.weight == models[0].head.weight).all()
 
 

@@ -306,7 +306,7 @@ def test_the_log_says_what_ended_the_run_but_not_why_another_may_not_begin(run):
         (RunError("not me"), 1),
         (ConfigError("x"), 0),
     ):
-        with pytest.raises(type(error)), rundir.told(run, rank):
+        with pytest.raises(type(error)), rundir.log_failure(run, rank):
             raise error
     first, second = (run / "log.txt").read_text().splitlines()
     assert first == "step 1/10" and second.endswith(" error: lost rank 1")

@@ -16,7 +16,7 @@ from dist_looksam.errors import ConfigError
 from dist_looksam.plan import Machine, calibrate, machine, machines, plan
 from dist_looksam.plan.layouts import zero
 from dist_looksam.plan.machines import Network
-from dist_looksam.plan.network import Call, Ranks, seconds, wire_bytes
+from dist_looksam.plan.network import Call, Topology, seconds, wire_bytes
 from dist_looksam.plan.times import behind
 from dist_looksam.plan.workload import counted, workload
 from dist_looksam.settings import config
@@ -57,7 +57,7 @@ def test_between_nodes_a_node_sends_what_it_holds_once_over_all_its_cables():
     """1 GB over 4 nodes of 8: each node's cables carry 2 x 3/4 GB, each GPU's links 2 x 7/8 GB."""
     net = machine("h100", "infiniband-400").network
     call = Call(kind="all_reduce", elements=500_000_000, size=2)
-    took = seconds(call, Ranks(total=32, per_node=8), net)
+    took = seconds(call, Topology(total=32, per_node=8), net)
     bytes_apart = 2 * 0.75e9 / net.bandwidth + 2 * 0.875e9 / net.inner_bandwidth
     assert took == pytest.approx(bytes_apart, rel=0.02)
     assert took > bytes_apart
@@ -71,7 +71,7 @@ def test_calibration_finds_the_latency_that_a_plan_counts(monkeypatch, on, apart
     take what a plan says, over a network of known latency."""
     net = Network(name="x", latency=3e-5, inner_latency=7e-6, bandwidth=1e9, inner_bandwidth=1e10,
                   gloo=on == "cpu", source="")  # fmt: skip
-    ranks = Ranks(total=8, per_node=1 if apart else 8)
+    ranks = Topology(total=8, per_node=1 if apart else 8)
 
     def takes(group, count: int, where) -> float:
         return seconds(Call(kind="all_reduce", elements=count // 4, size=4), ranks, net)

@@ -262,7 +262,6 @@ def test_relative_change_is_the_change_over_the_norm(tmp_path, monkeypatch):
 def test_one_probed_look_is_too_few(tmp_path):
     with pytest.raises(ConfigError, match="at least two looks, got 1"):
         probe_figures(probes(tmp_path, 1))
-    assert probe_figures(tmp_path, missing_ok=True) == []
 
 
 def test_smoothing_keeps_a_constant_and_a_slope_in_the_middle():

@@ -1,7 +1,7 @@
-# ethernet.sh - one network between the nodes, found by the address a node has in it.
+# ethernet.sh - one network between the nodes, selected by the node's address in it.
 #
-# gloo and NCCL guess an interface where they are not told, and a node with a management network, a
-# bridge for containers or a VPN makes them guess differently from each other: the run then hangs.
+# Without a setting gloo and NCCL guess an interface. On nodes with a management network, a container
+# bridge or a VPN their guesses may differ, and the run hangs.
 # NETWORK is the beginning of the addresses to use.
 : "${NETWORK:=10.}"
 interface=$(ip -o -4 addr show | awk -v net="$NETWORK" 'index($4, net) == 1 {print $2; exit}')

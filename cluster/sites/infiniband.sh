@@ -3,5 +3,5 @@
 # NCCL_IB_HCA keeps NCCL off storage adapters: list the compute ones (`ibstat -l`).
 export NCCL_IB_HCA=${NCCL_IB_HCA:-mlx5}
 export NCCL_SOCKET_IFNAME=${INTERFACE:-ib0} GLOO_SOCKET_IFNAME=${INTERFACE:-ib0}
-# Say in the log which transport was chosen; a silent fall back to sockets costs a factor of ten.
+# Log the chosen transport; an unnoticed fallback to sockets is ten times slower.
 export NCCL_DEBUG=${NCCL_DEBUG:-WARN}

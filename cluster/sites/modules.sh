@@ -1,6 +1,6 @@
 # modules.sh - a site with environment modules (Lmod). Names and versions are the site's.
 #
-# A batch shell is no login shell: where `module` is unknown, its set-up file is read first.
+# A batch shell is not a login shell: where `module` is unknown, its set-up file is read first.
 command -v module >/dev/null || . /etc/profile.d/modules.sh
 module purge
 module load gcc/12 cuda/12.8 openmpi/4.1

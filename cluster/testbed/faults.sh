@@ -1,5 +1,5 @@
 #!/bin/bash
-# faults.sh - what gloo does on the running testbed when a process, a cable or a host is lost. A minute.
+# faults.sh - checks gloo on the running testbed after a lost process, cable or host. A minute.
 set -uo pipefail
 . "$(dirname "$0")/checks.sh"
 has torch || die "needs a Python with torch: PY=/path/to/python"

@@ -1,6 +1,6 @@
 #!/bin/bash
-# host.sh HOST - process 1 of one host of the testbed: makes what is the host's own, starts its
-# daemons, and collects dead processes. Started by lib.sh's `boot`.
+# host.sh HOST - process 1 of one host of the testbed: makes the host's own folders, starts its
+# daemons, and collects ended processes. Started by lib.sh's `boot`.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 host=$1

@@ -1,16 +1,16 @@
-# lib.sh - what the testbed is and the verbs on it; sourced by the other scripts, never run.
+# lib.sh - the testbed's settings and commands; sourced by the other scripts, never run.
 #
 # A host (head, node1 .. nodeN) is a set of namespaces: network, hostname, mounts, IPC, processes.
-# Its PID 1 is host.sh. The hosts hang on a bridge inside a network namespace of its own, so the
-# machine's network neither sees them nor is seen by them.
+# Its PID 1 is host.sh. The hosts are connected to a bridge in a separate network namespace, isolated
+# from the machine's network.
 #
-# TESTBED_NAME   tells testbeds of one machine apart; default: made from this checkout's path
+# TESTBED_NAME   name that distinguishes testbeds of one machine; default: from this checkout's path
 # TESTBED_NODES  compute nodes (8)
 # TESTBED_CPUS   CPUs a node claims to have (64); they are shared, as is all memory
 # TESTBED_GPUS   GPUs a node claims to have (8); device files only
 # TESTBED_SHARE  more folders under /tmp that all hosts see; the rest of /tmp is each host's own.
 #                Everything outside /tmp is shared, as on a cluster with a network file system.
-# TESTBED_OWNER  a process id: when that process is gone, the testbed takes itself down
+# TESTBED_OWNER  a process id: when that process has ended, the testbed shuts down
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 project=$(cd "$here/../.." && pwd)
 NAME=${TESTBED_NAME:-$(cksum <<<"$project" | cut -d' ' -f1)}
@@ -23,7 +23,7 @@ SWITCH=$NS-switch                # the namespace that holds the bridge
 SUBNET=10.77.0                   # nodeK is $SUBNET.K, head is $SUBNET.254
 SHARE="$project $STATE ${TESTBED_SHARE:-}"
 
-# A testbed that runs keeps the size it was started with.
+# A running testbed keeps the size of its start.
 [[ ! -s $STATE/size ]] || NODES=$(<"$STATE/size")
 
 say() { printf 'testbed: %s\n' "$*"; }
@@ -47,7 +47,7 @@ until_ok() {
 not() { ! "$@"; }
 
 # on HOST COMMAND... - run COMMAND there, in this folder, with what a login would have set.
-# Everybody in the testbed is root, which Open MPI wants to be told.
+# Every user in the testbed is root, which Open MPI must allow explicitly.
 on() {
     local host=$1
     shift
@@ -89,8 +89,8 @@ boot() {
     until_ok 60 grep -qx ready "$console" || die "$host did not get ready: $(tail -3 "$console")"
 }
 
-# The ways a host is lost, and comes back.
-crash() { # its processes die at once, and peers are told; its cable stays in
+# Ways to lose a host, and to restore it.
+crash() { # its processes end at once and connections are closed; its cable stays connected
     running "$1" || return 0
     local pid
     pid=$(<"$STATE/pid/$1")
@@ -98,9 +98,9 @@ crash() { # its processes die at once, and peers are told; its cable stays in
     kill -KILL "$pid"
     until_ok 10 not kill -0 "$pid"
 }
-unplug() { ip -n "$SWITCH" link set "p-$1" down; } # frames vanish, nobody is told
+unplug() { ip -n "$SWITCH" link set "p-$1" down; } # frames are lost without an error
 replug() { ip -n "$SWITCH" link set "p-$1" up; }
-powercut() { unplug "$1" && crash "$1"; } # gone without a goodbye
+powercut() { unplug "$1" && crash "$1"; } # without closing connections
 restart() { replug "$1" && boot "$1"; }
 
 # slow HOST [delay_ms=20] [jitter_ms=5] [loss=0.01] [rate_mbit=100] - a worse cable, both ways;

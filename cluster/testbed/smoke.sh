@@ -1,5 +1,5 @@
 #!/bin/bash
-# smoke.sh - does the running testbed do what the tests ask of a cluster? Half a minute.
+# smoke.sh - checks that the running testbed has what the tests need of a cluster. Half a minute.
 set -uo pipefail
 . "$(dirname "$0")/checks.sh"
 work=$STATE/scratch/smoke
@@ -16,7 +16,7 @@ script() { # script NAME LINE... - a batch script
     shift
     printf '%s\n' '#!/bin/bash' "$@" >"$name"
 }
-batch() { # its output, when it is over
+batch() { # prints its output when it has ended
     local job
     job=$(head_ sbatch --parsable "$@") || return
     until_ok 60 over "$job"

@@ -1,7 +1,7 @@
 #!/bin/bash
 # up.sh - a SLURM + MPI + ssh cluster of namespaces on this machine; see lib.sh for its settings.
-# Run it again to bring back lost hosts and repair cables. It takes itself down where it could not
-# come up.
+# Run it again to bring back lost hosts and repair cables. If the start fails it
+# shuts down.
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 ((EUID == 0)) || die "needs root: it makes network and process namespaces"

@@ -20,7 +20,7 @@ from .alike import differing
 from .backend import Loss, Piece
 from .flat import NO_GROUP, Flat
 from .names import name_in
-from .plain import DTYPES, Plain
+from .plain import PRECISION_DTYPES, Plain
 from .ranks import Ranks, refuse_step
 from .stored import refuse_state_dict, watch_first_step
 
@@ -232,8 +232,8 @@ class FSDP2(Ranks, Plain):
 
 def _check_precision(module: nn.Module, precision: str) -> None:
     seen = fsdp2_units.visible_dtype(module)
-    if DTYPES[precision] != seen:
-        got = next(name for name, dtype in DTYPES.items() if dtype == seen)
+    if PRECISION_DTYPES[precision] != seen:
+        got = next(name for name, dtype in PRECISION_DTYPES.items() if dtype == seen)
         raise ConfigError(
             f"precision must be that of the module's MixedPrecisionPolicy, which is {got}, got "
             f'{precision}; give Engine precision="{got}", or fully_shard another mp_policy.'

@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from ..errors import ConfigError
 from ..optim.checks import HALVES
-from .plain import DTYPES
+from .plain import PRECISION_DTYPES
 from .units import units
 
 
@@ -34,7 +34,7 @@ def shard(module: nn.Module, device: torch.device, *, precision: str = "fp32") -
                 f"give it the shape (1,), or use --backend ddp."
             )
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    low = DTYPES[precision]
+    low = PRECISION_DTYPES[precision]
     high = None if low is None else torch.float32
     policy = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=high)
     outermost = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=high, output_dtype=high)

@@ -14,7 +14,7 @@ from .flat import NO_GROUP, Flat
 from .names import name_in
 from .stored import StoredLayers
 
-DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISION_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def num_bytes(tensors: Iterable[Tensor]) -> int:
@@ -72,7 +72,7 @@ class Plain(StoredLayers):
         self.module = module
         self.optimizer = optimizer
         self.model = self.wrap(module)
-        self.dtype = DTYPES[precision]
+        self.dtype = PRECISION_DTYPES[precision]
         self.scaler = LossScale() if precision == "fp16" else None
         self.device = next(module.parameters()).device
         self.copies = (self.size, self.rank)

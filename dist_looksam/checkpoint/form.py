@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import files
+
 FORMAT = 3
 FORMATS = (2, 3)  # that can be read
 MANIFEST = "manifest.json"
@@ -75,12 +77,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write {"sha256": of the content, "content": content} under its name only when complete."""
     text = canonical(content)
     whole = f'{{"sha256":"{hashlib.sha256(text.encode()).hexdigest()}","content":{text}}}\n'
-    scratch = path.with_name(path.name + ".new")
-    with scratch.open("w", encoding="utf-8") as file:
-        file.write(whole)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(scratch, path)
+    files.replace_text(path, whole)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Command lines: argparse whose mistakes are one sentence, and errors turned into exit codes."""
+"""Command lines: argparse with one-sentence errors, and exit codes of errors."""
 
 import argparse
 import os
@@ -13,18 +13,20 @@ class Parser(argparse.ArgumentParser):
     """argparse that raises ConfigError where argparse prints its usage and exits."""
 
     def error(self, message: str) -> NoReturn:
-        """One sentence of what argparse found, and where the flags are listed."""
+        """Raise ConfigError with argparse's message and the command that lists the flags."""
         raise ConfigError(f"{' '.join(message.split())}; see {self.prog} --help.")
 
 
 def guarded(command: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:
-    """command(argv), its errors as one line on stderr. 0 done, 1 failed, 2 wrong settings, 130
-    Ctrl-C."""
+    """command(argv); prints errors as one line on stderr.
+
+    Returns the exit code: 0 done, 1 failed, 2 wrong settings, 130 Ctrl-C.
+    """
     try:
         code = command(argv) or 0
         sys.stdout.flush()
         return code
-    except BrokenPipeError:  # `| head` has read enough
+    except BrokenPipeError:  # the reader has closed the pipe, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:

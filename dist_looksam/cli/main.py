@@ -1,4 +1,4 @@
-"""The console script `dist-looksam`: one table of subcommands, each imported when it is called."""
+"""The console script `dist-looksam`: a table of commands, each imported when it is called."""
 
 import importlib
 import sys
@@ -11,32 +11,30 @@ from .arguments import guarded
 from .leave import leave
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Command:
     """One row. `module`.`function`(argv) -> exit code; it may raise ConfigError or RunError."""
 
     module: str
-    function: str = "main"
     text: str
+    function: str = "main"
 
 
 COMMANDS = {
-    "train": Command(module="run.train", text="train a model; the same as train.py"),
-    "recipes": Command(module="run.recipes", text="the recipes for ImageNet at 4k-64k; check"),
-    "curves": Command(module="report.commands", function="draw_curves", text="draw curves.png"),
-    "probe": Command(module="report.commands", function="draw_probe", text="draw the probed looks"),
-    "report": Command(module="report.commands", function="draw_report", text="compare many runs"),
-    "checkpoint": Command(module="checkpoint.commands", text="ls, verify, export, universal"),
-    "bench": Command(module="measure.bench", text="time every optimizer against its base"),
-    "sweep": Command(module="sweep.commands", text="run a grid of methods, batch sizes and seeds"),
-    "cost": Command(module="measure.cost", text="count what a step sends and what a rank holds"),
-    "plan": Command(module="plan.commands", text="what a run will hold, send and take"),
-    "jobs": Command(
-        module="record.jobs", function="show_jobs", text="runs of a folder, and SLURM's"
-    ),
-    "logs": Command(module="record.jobs", function="show_log", text="what a run printed"),
-    "cancel": Command(module="record.jobs", function="cancel", text="stop a run and its SLURM job"),
-    "world": Command(module="world.__main__", text="what each rank sees, and whether they can add"),
+    "train": Command("run.train", "train a model; the same as train.py"),
+    "recipes": Command("run.recipes", "list or check the recipes for ImageNet at batches 4k-64k"),
+    "curves": Command("report.commands", "draw curves.png of a run", "draw_curves"),
+    "probe": Command("report.commands", "draw probe.jsonl of a run", "draw_probe"),
+    "report": Command("report.commands", "compare many runs in tables and charts", "draw_report"),
+    "checkpoint": Command("checkpoint.commands", "list, verify, export or convert checkpoints"),
+    "bench": Command("measure.bench", "measure the step time of optimizers against their bases"),
+    "sweep": Command("sweep.commands", "run every method, batch size and seed of a file"),
+    "cost": Command("measure.cost", "measure a step's communication and a rank's memory"),
+    "plan": Command("plan.commands", "estimate memory, communication and time of a run"),
+    "jobs": Command("record.jobs", "list the runs of a folder and the jobs of SLURM", "show_jobs"),
+    "logs": Command("record.jobs", "print the last lines of a run's output", "show_log"),
+    "cancel": Command("record.jobs", "stop a run or its SLURM job", "cancel"),
+    "world": Command("world.__main__", "check that the ranks find one another and all-reduce"),
 }
 
 
@@ -47,7 +45,7 @@ def _usage() -> str:
         "usage: dist-looksam COMMAND [ARGUMENTS]\n\n"
         "Large-batch distributed training of Vision Transformers with LookSAM.\n\n"
         f"commands:\n{rows}\n\n"
-        "dist-looksam COMMAND --help lists what a command takes; --version prints the version."
+        "dist-looksam COMMAND --help lists its arguments; --version prints the version."
     )
 
 
@@ -68,9 +66,9 @@ def _dispatch(argv: Sequence[str]) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a subcommand. Exit code: 0 done, 1 it failed, 2 the arguments are wrong.
+    """Run a command. Returns the exit code: 0 done, 1 failed, 2 wrong arguments, 130 Ctrl-C.
 
-    Without `argv` it is the program itself: it takes sys.argv and does not return.
+    Without `argv` it takes sys.argv and ends the process.
     """
     if argv is None:
         leave(guarded(_dispatch, sys.argv[1:]))

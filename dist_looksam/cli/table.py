@@ -12,9 +12,9 @@ _WIDE = 10_000  # characters: no cell is ever wrapped or cut, so that pipes read
 def text(
     head: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1, indent: str = ""
 ) -> str:
-    """The rows below `head`, which is not shown where all of it is empty.
+    """The rows below `head`, which is left out where all its cells are empty.
 
-    The first `left` columns stand to the left, the others to the right.
+    The first `left` columns are left-aligned, the others right-aligned.
     """
     table = Table(box=None, pad_edge=False, show_header=any(head), header_style="")
     for i, name in enumerate(head):

@@ -1,15 +1,13 @@
-"""`dist-looksam bench`: what a step of every optimizer costs, as a multiple of its base.
+"""Measure the step time of every optimizer, as a multiple of its base optimizer's.
 
-Words: the *base* is a bare loop of forward, backward and the base optimizer's own step, with
-nothing of this package's engine. A *cycle* is k steps, so that looks are averaged in. Every
-optimizer has its own copy of the model; their cycles are run in turn, and a ratio is taken between
-cycles of the same turn, so that what else the machine does strikes all alike. On a CPU the ratio
-of processor time is there as well: other people's work hardly changes it.
+Words: the *base* is a loop of forward, backward and the base optimizer's own step, without this
+package's engine. A *cycle* is k steps, so that looks are averaged in. Every optimizer has its own
+copy of the model. Their cycles are run in turn, and a ratio is taken between cycles of the same
+turn, so that other load on the machine affects all alike. On a CPU the ratio of processor time is
+reported as well: other load hardly changes it.
 """
 
-import json
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -20,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import models
-from ..backends.plain import DTYPES
-from ..cli.arguments import Parser, guarded
+from .. import files, models
+from ..backends.plain import PRECISION_DTYPES
+from ..cli.arguments import Parser
 from ..cli.table import text as table_text
 from ..engine import Engine
 from ..errors import ConfigError
@@ -40,7 +38,7 @@ Pairs = list[tuple[Tensor, Tensor]]
 class Cost:
     """One row. Ratios are to the base's step time: median, lower and upper quartile of the turns.
 
-    passes_per_step: backward calls that were counted, over steps and micro-batches.
+    passes_per_step: counted backward calls over steps and micro-batches.
     cpu_ratio: the median of the same ratio in processor time of all threads; None on a GPU.
     """
 
@@ -55,7 +53,7 @@ class Cost:
 
 
 class Counted:
-    """The loss of one micro-batch, counting how often backward went through it."""
+    """The loss of one micro-batch, which counts the backward calls."""
 
     def __init__(self) -> None:
         self.backwards = 0
@@ -70,23 +68,23 @@ class Counted:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lap:
-    """One cycle: seconds a step, on the clock and of processor time."""
+class CycleTime:
+    """Seconds a step over one cycle, on the clock and of processor time."""
 
     seconds: float
     cpu_seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
-class Racer:
-    """Something that takes steps on the same micro-batches again and again."""
+class Loop:
+    """A training loop on fixed micro-batches."""
 
     name: str
     base: str
     step: Callable[[], Any]
     counted: Counted
 
-    def cycle(self, steps: int, device: torch.device) -> Lap:
+    def cycle(self, steps: int, device: torch.device) -> CycleTime:
         """Seconds a step, over `steps` steps."""
         began, cpu_began = time.perf_counter(), time.process_time()
         for _ in range(steps):
@@ -94,11 +92,11 @@ class Racer:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         cpu = time.process_time() - cpu_began
-        return Lap(seconds=(time.perf_counter() - began) / steps, cpu_seconds=cpu / steps)
+        return CycleTime(seconds=(time.perf_counter() - began) / steps, cpu_seconds=cpu / steps)
 
 
-class Track:
-    """Makes racers that all start from the same weights and see the same micro-batches."""
+class Problem:
+    """Makes loops with the same initial weights and the same micro-batches."""
 
     def __init__(
         self, *, model: str, batch_size: int, micro_batch: int, k: int, precision: str, device: str
@@ -126,8 +124,8 @@ class Track:
         return model, table.build_base(base, groups, lr=row.lr, **how)
 
     def _pass(self, model: nn.Module, loss: Counted) -> Tensor:
-        """Forward and backward of all micro-batches, for loops that are not the engine's."""
-        dtype = DTYPES[self.precision]
+        """Forward and backward of all micro-batches, for loops without the engine."""
+        dtype = PRECISION_DTYPES[self.precision]
         total = torch.zeros((), device=self.device)
         for batch in self.batches:
             with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
@@ -136,8 +134,8 @@ class Track:
             total += value.detach()
         return total / len(self.batches)
 
-    def bare(self, base: str) -> Racer:
-        """The base optimizer in a loop of its own."""
+    def bare(self, base: str) -> Loop:
+        """The base optimizer without the engine."""
         model, optimizer = self._new(base)
         loss = Counted()
 
@@ -146,10 +144,10 @@ class Track:
             self._pass(model, loss)
             optimizer.step()
 
-        return Racer(name=base, base=base, step=step, counted=loss)
+        return Loop(name=base, base=base, step=step, counted=loss)
 
-    def ours(self, name: str) -> Racer:
-        """A row of the table, in the engine."""
+    def ours(self, name: str) -> Loop:
+        """A method of the table, in the engine."""
         base = table.base_of(name, None)
         model, inner = self._new(base)
         rule = table.rule_of(name, k=self.k)
@@ -157,10 +155,10 @@ class Track:
         optimizer = table.build(inner, rule=rule, rho=rho, alpha=0.7)
         loss = Counted()
         engine = Engine(model, optimizer, loss, precision=self.precision)
-        return Racer(name=name, base=base, step=lambda: engine.step(self.batches), counted=loss)
+        return Loop(name=name, base=base, step=lambda: engine.step(self.batches), counted=loss)
 
-    def peer(self, name: str) -> Racer:
-        """An optimizer of pytorch_optimizer, stepped as its documentation says."""
+    def peer(self, name: str) -> Loop:
+        """An optimizer of pytorch_optimizer, used as its documentation shows."""
         try:
             import pytorch_optimizer
         except ImportError:
@@ -184,40 +182,42 @@ class Track:
             closure()
             optimizer.step(closure)
 
-        return Racer(name=name, base=_PEER_BASE, step=step, counted=loss)
+        return Loop(name=name, base=_PEER_BASE, step=step, counted=loss)
 
 
-def race(track: Track, names: Sequence[str], *, repeats: int) -> list[Cost]:
-    """Time `names` and their bases in turn, `repeats` cycles each after one for warming up."""
-    racers = [track.peer(n) if n in PEERS else track.ours(n) for n in names]
-    bases = {base: track.bare(base) for base in dict.fromkeys(r.base for r in racers)}
-    everyone = [*bases.values(), *racers]
-    for racer in everyone:
-        racer.cycle(track.k, track.device)
-        racer.counted.backwards = 0
-    laps: list[list[Lap]] = [[] for _ in everyone]
+def compare(problem: Problem, names: Sequence[str], *, repeats: int) -> list[Cost]:
+    """Time `names` and their bases in turn, `repeats` cycles each, after one warm-up cycle."""
+    loops = [problem.peer(n) if n in PEERS else problem.ours(n) for n in names]
+    bases = {base: problem.bare(base) for base in dict.fromkeys(r.base for r in loops)}
+    every = [*bases.values(), *loops]
+    for loop in every:
+        loop.cycle(problem.k, problem.device)
+        loop.counted.backwards = 0
+    times: list[list[CycleTime]] = [[] for _ in every]
     for turn in range(repeats):
-        for i in range(len(everyone)):
-            j = (i + turn) % len(everyone)  # nobody always follows the same one
-            laps[j].append(everyone[j].cycle(track.k, track.device))
-    base_laps = dict(zip(bases, laps, strict=False))
-    micro = len(track.batches) * track.k * repeats
-    on_cpu = track.device.type == "cpu"
+        for i in range(len(every)):
+            j = (i + turn) % len(every)  # so that no loop always follows the same one
+            times[j].append(every[j].cycle(problem.k, problem.device))
+    base_times = dict(zip(bases, times, strict=False))
+    micro = len(problem.batches) * problem.k * repeats
+    on_cpu = problem.device.type == "cpu"
     return [
-        _cost(racer, own, base_laps[racer.base], micro, on_cpu)
-        for racer, own in zip(racers, laps[len(bases) :], strict=True)
+        _cost(loop, own, base_times[loop.base], micro, on_cpu)
+        for loop, own in zip(loops, times[len(bases) :], strict=True)
     ]
 
 
-def _cost(racer: Racer, own: list[Lap], base: list[Lap], micro: int, on_cpu: bool) -> Cost:
+def _cost(
+    loop: Loop, own: list[CycleTime], base: list[CycleTime], micro: int, on_cpu: bool
+) -> Cost:
     ratios = [a.seconds / b.seconds for a, b in zip(own, base, strict=True)]
     cpu_ratios = [a.cpu_seconds / b.cpu_seconds for a, b in zip(own, base, strict=True)]
     low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
     return Cost(
-        optimizer=racer.name,
-        base=racer.base,
-        passes_per_step=round(racer.counted.backwards / micro, 4),
-        ms_per_step=round(1e3 * statistics.median(lap.seconds for lap in own), 3),
+        optimizer=loop.name,
+        base=loop.base,
+        passes_per_step=round(loop.counted.backwards / micro, 4),
+        ms_per_step=round(1e3 * statistics.median(t.seconds for t in own), 3),
         ratio=round(statistics.median(ratios), 4),
         ratio_low=round(low, 4),
         ratio_high=round(high, 4),
@@ -260,15 +260,18 @@ def _names(text: str) -> list[str]:
 def _parser() -> Parser:
     parser = Parser(prog="dist-looksam bench", description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
-    add("--model", default="vit_28", help="as in train.py")
-    add("--batch_size", type=int, default=128)
-    add("--micro_batch", type=int, default=None, help="default: the whole batch")
-    add("--k", type=int, default=5, help="steps a cycle")
-    add("--repeats", type=int, default=15, help="cycles of each")
-    add("--optimizers", default="all", help="comma-separated; also " + ", ".join(PEERS))
-    add("--precision", choices=("fp32", "bf16"), default="fp32")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    add("--out", default=None, help="directory that gets bench.json")
+    add("--model", default="vit_28", help="network, as in train.py; default vit_28")
+    add("--batch_size", type=int, default=128, help="samples per step; default 128")
+    add("--micro_batch", type=int, help="samples per forward; default: batch_size")
+    add("--k", type=int, default=5, help="steps from one look to the next; default 5")
+    add("--repeats", type=int, default=15, help="measured cycles of k steps; default 15")
+    add(
+        "--optimizers", default="all", help="comma-separated; default all; also " + ", ".join(PEERS)
+    )
+    add("--precision", choices=("fp32", "bf16"), default="fp32", help="default fp32")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    add("--device", default=device, help=f"cuda or cpu; default {device}")
+    add("--out", help="directory for bench.json; default: none is written")
     return parser
 
 
@@ -278,7 +281,7 @@ def main(argv: Sequence[str]) -> int:
     if flags.repeats < 1 or flags.k < 1:
         raise ConfigError(f"repeats and k must be >= 1, got {flags.repeats} and {flags.k}.")
     names = _names(flags.optimizers)
-    track = Track(
+    problem = Problem(
         model=flags.model,
         batch_size=flags.batch_size,
         micro_batch=flags.micro_batch or flags.batch_size,
@@ -286,7 +289,7 @@ def main(argv: Sequence[str]) -> int:
         precision=flags.precision,
         device=flags.device,
     )
-    costs = race(track, names, repeats=flags.repeats)
+    costs = compare(problem, names, repeats=flags.repeats)
     print(to_text(costs))
     if flags.out:
         _write(Path(flags.out), vars(flags), costs)
@@ -295,16 +298,12 @@ def main(argv: Sequence[str]) -> int:
 
 def _write(out: Path, flags: dict[str, Any], costs: Sequence[Cost]) -> None:
     machine = {"torch": torch.__version__, "threads": torch.get_num_threads()}
-    found = {"flags": flags, **machine, "costs": [asdict(c) for c in costs]}
+    content = {"flags": flags, **machine, "costs": [asdict(c) for c in costs]}
     try:
         out.mkdir(parents=True, exist_ok=True)
-        (out / "bench.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        files.replace_json(out / "bench.json", content)
     except OSError as error:
         raise ConfigError(
             f"out must be a directory that can be written, got {out} ({error.strerror})."
         ) from None
     print(f"written: {out / 'bench.json'}")
-
-
-if __name__ == "__main__":
-    sys.exit(guarded(main, sys.argv[1:]))

@@ -1,7 +1,7 @@
-"""`dist-looksam cost FLAGS`: what a step sends and what a rank holds, counted, not estimated.
+"""`dist-looksam cost FLAGS`: the communication of a step and the memory of a rank, measured.
 
-Takes train.py's flags, and runs under the same launchers; trains a few steps on a batch of the
-data, writes nothing. Prints one table for the method and its base, on rank 0.
+Takes train.py's flags and runs under the same launchers. Trains a few steps, writes nothing, and
+prints one table for the method and its base on rank 0.
 """
 
 import json
@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from ..cli import table
 from ..cli.arguments import Parser
-from ..data import Data, TrainLoader
+from ..data import Data
 from ..engine import Engine
 from ..settings import assemble, config
 from ..settings.config import Settings
@@ -23,18 +23,15 @@ from .traffic import Traffic, counted
 
 
 def main(argv: Sequence[str]) -> int:
-    """Count what a step sends and what a rank holds, for any flags of train.py, over real ranks."""
+    """Measure the elements that a step communicates and the bytes that a rank holds, in a few steps
+    with any flags of train.py."""
     usage = "dist-looksam cost [--json FILE] FLAGS_OF_TRAIN"
     parser = Parser("dist-looksam cost", usage, description=main.__doc__, allow_abbrev=False)
-    parser.add_argument("--json", type=Path, help="a file to write the numbers to, too")
+    parser.add_argument("--json", type=Path, help="file that also gets the numbers")
     own, flags = parser.parse_known_args(argv)
     settings = config.parse(flags)
     world = World.from_env(local_rank=settings.local_rank)
-    assemble.check_here(settings.for_ranks(ranks=world.size, launcher=world.launcher))
-    device = assemble.device_of(settings, world)
-    data = assemble.data_of(settings)
-    settings = settings.resolved(ranks=world.size, launcher=world.launcher, samples=len(data.train))
-    assemble.join(settings, world, device)
+    settings, device, data, _ = assemble.start(settings, world)
     rows = measure(settings, data, device)
     if world.rank == 0:
         _print(settings, world.size, rows)
@@ -65,23 +62,15 @@ def _steps(
     settings: Settings, data: Data, device: Any
 ) -> tuple[list[tuple[bool, Traffic]], Engine]:
     engine = assemble.engine_of(settings, data, device)
-    assert settings.micro_batch is not None
-    loader = TrainLoader(
-        data.train,
-        seed=settings.seed,
-        batch_size=settings.batch_size,
-        micro_batch=settings.micro_batch,
-        rank=engine.backend.rank,
-        ranks=engine.backend.size,
-    )
-    found = []
+    loader = assemble.train_loader(settings, data, engine.backend)
+    steps = []
     for step in range(6):  # the first ones make connections and traces
         batches = loader.step(step)
         with counted() as traffic:
             done = engine.step(batches)
-        found.append((done.look, traffic))
+        steps.append((done.look, traffic))
     loader.close()
-    return found, engine
+    return steps, engine
 
 
 def _row(step: tuple[bool, Traffic]) -> dict[str, Any]:
@@ -99,5 +88,5 @@ def _print(settings: Settings, ranks: int, rows: dict[str, Any]) -> None:
     sent = [[n, *(f"{row.get(kind, 0):,}" for kind in kinds)] for n, row in steps.items()]
     print(table.text(["step", *kinds], sent, indent="  "))
     print("bytes that rank 0 holds:")
-    held = [[name, f"{size:,}"] for name, size in rows["memory"].items()]
-    print(table.text(["", ""], held, indent="  "))
+    memory = [[name, f"{size:,}"] for name, size in rows["memory"].items()]
+    print(table.text(["", ""], memory, indent="  "))

@@ -1,6 +1,6 @@
-"""What goes over the wire: collectives and their elements, counted by torch's profiler.
+"""Collectives and their elements, counted by torch's profiler.
 
-It sees everything that torch.distributed sends, DDP's and DeepSpeed's own too, on gloo and NCCL.
+This includes every call of torch.distributed, by DDP and DeepSpeed too, on gloo and NCCL.
 """
 
 from collections import Counter
@@ -11,7 +11,7 @@ from math import prod
 
 from torch.profiler import ProfilerActivity, profile
 
-_SHAPED = {"c10d::_allgather_base_": 1, "c10d::_reduce_scatter_base_": 1}  # which input is sent
+_SHAPED = {"c10d::_allgather_base_": 1, "c10d::_reduce_scatter_base_": 1}  # index of the input
 _NAMES = {"_allgather_base_": "all_gather", "_reduce_scatter_base_": "reduce_scatter"}
 
 
@@ -39,11 +39,11 @@ class Traffic:
 
 @contextmanager
 def counted() -> Iterator[Traffic]:
-    """Counts what this rank sends inside; the result is filled in at the end."""
+    """Counts the collectives of this rank inside the context; filled in at its end."""
     traffic = Traffic()
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
         yield traffic
-    # profiler.events() would make an object of each of some 60,000 operations: seconds a step.
+    # profiler.events() makes an object of each of some 60,000 operations, which takes seconds.
     for event in profiler.profiler.kineto_results.events():
         name = event.name()
         if name in _SHAPED:
@@ -51,7 +51,7 @@ def counted() -> Iterator[Traffic]:
             kind = _NAMES[name.removeprefix("c10d::")]
             traffic.calls[kind, size] += 1
             if kind == "reduce_scatter":
-                traffic.calls["all_reduce", size] -= 1  # how gloo does it, seen below again
+                traffic.calls["all_reduce", size] -= 1  # gloo's own call, counted again below
         elif name.startswith(("gloo:", "nccl:")):
             kind = name.split(":", 1)[1]
             if kind != "all_gather":

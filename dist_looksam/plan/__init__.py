@@ -1,7 +1,7 @@
-"""`dist-looksam plan`: what a run holds, sends and takes, before it is started.
+"""`dist-looksam plan`: estimates memory, communication and time of a run before it is started.
 
-Arithmetic on a model's layers, a backend's collectives and a machine's speeds; nothing is trained.
-`plan(settings, gpus=...)` is the same for programs.
+Computed from a model's layers, a backend's collectives and a machine's speeds; nothing is trained.
+Programs call `plan(settings, gpus=...)`.
 """
 
 from .forecast import Plan, plan

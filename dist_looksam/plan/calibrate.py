@@ -1,7 +1,7 @@
-"""Measure this machine: passes and updates of a model on every rank at once, and the network.
+"""Measure this machine: passes and updates of a model on all ranks at once, and the network.
 
-Run as the training would be run: under the same launcher, on as many nodes, with as many ranks on
-each and as many threads. What one rank alone would reach says little where ranks share cores.
+Start it as the training will be started: the same launcher, nodes, ranks per node and threads.
+A single rank is faster than ranks that share cores.
 """
 
 import socket
@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .. import models
-from ..backends.plain import DTYPES
+from ..backends.plain import PRECISION_DTYPES
 from ..data.sets import data_set
 from ..errors import ConfigError
 from ..optim import table
@@ -29,13 +29,13 @@ from .machines import Device, Machine, Network
 from .network import messages
 
 _TURNS = 7
-_LONG = 0.05  # seconds of a collective beside which its latency hardly counts
-_MOST = 2**26  # bytes of one
+_LONG = 0.05  # seconds of a collective whose latency can be neglected
+_MOST = 2**26  # bytes of one collective
 _ENDLESS = 1e30  # bytes a second
 
 
 def calibrate(settings: Settings, path: Path, *, classes: int | None = None) -> int:
-    """Measure as the settings' model, micro_batch, precision and base say; rank 0 writes `path`.
+    """Measure with the settings' model, micro_batch, precision and base; rank 0 writes `path`.
 
     Returns the exit code. Raises ConfigError.
     """
@@ -53,18 +53,18 @@ def calibrate(settings: Settings, path: Path, *, classes: int | None = None) -> 
     assemble.join(settings, world, device)
     try:
         computes = measure_device(settings, size.shape, classes or size.classes, device)
-        found = Machine(device=computes, network=measure_network(device))
+        machine = Machine(device=computes, network=measure_network(device))
         if world.rank == 0:
-            machines.save(found, path)
-            print(_said(found, path))
+            machines.save(machine, path)
+            print(_report(machine, path))
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
     return 0
 
 
-def _said(found: Machine, path: Path) -> str:
-    device, network = found.device, found.network
+def _report(machine: Machine, path: Path) -> str:
+    device, network = machine.device, machine.network
     (precision, rate), *_ = device.flops.items()
     lines = [
         f"{device.name}: {rate / 1e9:,.1f} GFLOP/s in {precision}, {device.pass_seconds * 1e3:.2f} "
@@ -84,7 +84,10 @@ def _said(found: Machine, path: Path) -> str:
 def measure_device(
     settings: Settings, shape: tuple[int, int, int], classes: int, on: Any
 ) -> Device:
-    """Passes and updates, all ranks at once. `settings` are resolved, `on` is the torch.device."""
+    """Time passes and updates, on all ranks at once.
+
+    `settings` are resolved, `on` is the torch.device.
+    """
     torch.manual_seed(0)
     model = models.create(settings.model, num_classes=classes, image_shape=shape).to(on)
     assert settings.base is not None and settings.micro_batch is not None
@@ -95,7 +98,7 @@ def measure_device(
     short, long, update = _seconds([*passes, base.step], on)
     flops = 3 * models.flops_per_image(model, shape)
     each = (long - short) / (settings.micro_batch - few) if settings.micro_batch > few else long
-    each = max(each, 0.5 * long / settings.micro_batch)  # where noise made the few images dear
+    each = max(each, 0.5 * long / settings.micro_batch)  # where noise slowed the pass of few images
     count = sum(p.numel() for p in model.parameters())
     gpu = on.type == "cuda"
     return Device(
@@ -114,7 +117,7 @@ def measure_device(
 def _pass(
     model: nn.Module, settings: Settings, shape: tuple[int, int, int], images: int, on: Any
 ) -> Callable[[], None]:
-    dtype = DTYPES[settings.precision]
+    dtype = PRECISION_DTYPES[settings.precision]
     batch = torch.randn(images, *shape, device=on)
     labels = torch.zeros(images, dtype=torch.long, device=on)
 
@@ -127,14 +130,14 @@ def _pass(
 
 
 def _seconds(works: list[Callable[[], Any]], on: Any) -> list[float]:
-    """The median of each, in turn, started together on all ranks; the slowest rank's."""
-    found: list[list[float]] = [[] for _ in works]
+    """Median seconds of each work on the slowest rank; all ranks start each work together."""
+    taken: list[list[float]] = [[] for _ in works]
     for turn in range(_TURNS + 1):
-        for times, work in zip(found, works, strict=True):
+        for times, work in zip(taken, works, strict=True):
             took = _timed(work, on)
             if turn:  # the first makes state and connections
                 times.append(took)
-    medians = torch.tensor([statistics.median(times) for times in found], dtype=torch.float64)
+    medians = torch.tensor([statistics.median(times) for times in taken], dtype=torch.float64)
     return _slowest(medians.to(on)).tolist()
 
 
@@ -162,7 +165,7 @@ def _size() -> int:
 
 
 def measure_network(on: Any) -> Network:
-    """Inside the nodes, all nodes at once; then between them, all ranks of a node at once."""
+    """Measure inside all nodes at once, then between them, by all ranks of a node at once."""
     if _size() == 1:
         return Network(
             name="none",
@@ -183,11 +186,11 @@ def measure_network(on: Any) -> Network:
         )
     inner = _speed(list(places.values()), on, apart=False)
     outer = _speed([list(ranks) for ranks in zip(*places.values(), strict=True)], on, apart=True)
-    found = [f"{len(places)} nodes of {sizes[0]} ranks"]
+    parts = [f"{len(places)} nodes of {sizes[0]} ranks"]
     if outer is None:
-        found.append("between nodes as inside: there was one")
+        parts.append("between nodes as inside: there was one")
     if inner is None:
-        found.append("inside nodes as between: one rank on each")
+        parts.append("inside nodes as between: one rank on each")
     own, among = outer or inner, inner or outer
     assert own is not None and among is not None
     return Network(
@@ -197,14 +200,14 @@ def measure_network(on: Any) -> Network:
         inner_latency=among[0],
         inner_bandwidth=among[1],
         gloo=on.type != "cuda",
-        source=f"all-reduces measured over {', '.join(found)}",
+        source=f"all-reduces measured over {', '.join(parts)}",
     )
 
 
 def _speed(groups: list[list[int]], on: Any, *, apart: bool) -> tuple[float, float] | None:
-    """(seconds a message, bytes a second of a rank) of each group's all-reduces, all at once.
+    """(seconds a message, bytes a second of a rank) of the all-reduces of all groups at once.
 
-    apart: the ranks of a group are on as many nodes.
+    apart: each rank of a group is on another node.
     """
     made = [dist.new_group(ranks) for ranks in groups]
     size = max(map(len, groups))
@@ -223,7 +226,7 @@ def _speed(groups: list[list[int]], on: Any, *, apart: bool) -> tuple[float, flo
 
 
 def _all_reduce(group: Any, count: int, on: Any) -> float:
-    """Seconds of one of `count` bytes: the median of some, of the slowest rank."""
+    """Median seconds of an all-reduce of `count` bytes, on the slowest rank."""
     numbers = torch.ones(count // 4, device=on)
 
     def send() -> None:

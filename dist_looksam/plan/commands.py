@@ -1,13 +1,12 @@
-"""`dist-looksam plan FLAGS`: what a run will hold, send and take, printed before it is started.
+"""Estimate memory, communication and time of a run before it is started.
 
     dist-looksam plan --model vit_b16 --optimizer look_layer_sam --batch_size 32768 --gpus 64 \\
         --zero_stage 2 --precision bf16 --gpu h200 --network infiniband-400 --epochs 300
 
-Takes train.py's flags and --config, and its own, listed below. Data is ImageNet's shape unless
---data says otherwise; nothing is read. With --calibrate FILE it measures this machine instead.
+Takes train.py's flags and --config, and the flags below. Without --data it assumes images and
+classes of ImageNet-1k. Reads no data. With --calibrate FILE it measures this machine instead.
 """
 
-import difflib
 import json
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
@@ -17,14 +16,14 @@ from typing import Any
 
 from ..cli import table
 from ..cli.arguments import Parser
-from ..errors import ConfigError
+from ..errors import ConfigError, did_you_mean
 from ..settings import config
 from . import machines
 from .forecast import Plan, plan, to_dict
 from .machines import DEVICES, NETWORKS, Machine
 
-_NAMES = {f.name for f in fields(config.Settings)}
-_FOLDER = ["--data", "folder", "--data_dir", "(none)"]  # what is planned for unless flags differ
+_TRAIN = [f"--{f.name}" for f in fields(config.Settings)]
+_FOLDER = ["--data", "folder", "--data_dir", "(none)"]  # by default
 
 
 def _parser() -> Parser:
@@ -35,23 +34,19 @@ def _parser() -> Parser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--gpus", type=int, default=None, help="ranks, up to 8,192; must be given")
-    add("--gpus_per_node", type=int, default=8)
-    add("--gpu", default=None, help=f"one of {', '.join(DEVICES)}; default h200")
-    add("--network", default=None, help=f"{', '.join(NETWORKS)}; default infiniband-400")
-    add("--machine", default=None, help="file of --calibrate, instead of --gpu and --network")
-    add(
-        "--mfu",
-        type=float,
-        default=None,
-        help=f"share of the GPU's peak, default {machines.MFU:g}",
-    )
-    add("--bandwidth", type=float, default=None, help="Gbit/s of payload between two nodes")
-    add("--latency", type=float, default=None, help="microseconds a message between two nodes")
-    add("--samples", type=int, default=None, help="of the training data; ImageNet: 1,281,167")
-    add("--classes", type=int, default=None, help="default of ImageNet: 1000")
-    add("--calibrate", default=None, metavar="FILE", help="measure this machine, write FILE")
-    add("--json", action="store_true", help="print JSON")
+    add("--gpus", type=int, help="number of ranks, up to 8,192; must be given")
+    add("--gpus_per_node", type=int, default=8, help="GPUs of a node; default 8")
+    add("--gpu", help=f"kind of GPU: {', '.join(DEVICES)}; default h200")
+    add("--network", help=f"network: {', '.join(NETWORKS)}; default infiniband-400")
+    add("--machine", help="file of --calibrate, replaces --gpu and --network")
+    share = f"share of the GPU's peak FLOP/s that is reached; default {machines.MFU:g}"
+    add("--mfu", type=float, help=share)
+    add("--bandwidth", type=float, help="Gbit/s of payload between two nodes")
+    add("--latency", type=float, help="microseconds per message between nodes")
+    add("--samples", type=int, help="number of training images; default by data set")
+    add("--classes", type=int, help="number of classes; default by data set")
+    add("--calibrate", metavar="FILE", help="measure this machine; write FILE")
+    add("--json", action="store_true", help="print the plan as JSON")
     return parser
 
 
@@ -66,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
     if own.gpus is None:
         raise ConfigError("gpus must be given, got none; say how many ranks: --gpus 64.")
     _check_positive(own)
-    found = plan(
+    planned = plan(
         settings,
         gpus=own.gpus,
         machine=_machine(own),
@@ -74,20 +69,20 @@ def main(argv: Sequence[str]) -> int:
         samples=own.samples,
         classes=own.classes,
     )
-    print(json.dumps(to_dict(found), indent=1) if own.json else to_text(found))
+    print(json.dumps(to_dict(planned), indent=1) if own.json else to_text(planned))
     return 0
 
 
 def _settings(flags: Sequence[str]) -> config.Settings:
-    """train.py's flags. ConfigError, with this command's own names in mind, too."""
+    """The settings of train.py's flags. A misspelt flag of this command is a ConfigError too."""
     try:
         return config.parse([*_FOLDER, *flags])
     except ConfigError:
-        own = [o for a in _parser()._actions for o in a.option_strings]
+        own = [flag for action in _parser()._actions for flag in action.option_strings]
         for word in flags:
-            near = difflib.get_close_matches(word, own, n=1, cutoff=0.8)
-            if word.startswith("--") and word[2:] not in _NAMES and near:
-                raise ConfigError(f"unknown flag, got {word}; did you mean {near[0]}?") from None
+            hint = did_you_mean(word, [*own, *_TRAIN], "")
+            if word.startswith("--") and word not in _TRAIN and any(f" {o}?" in hint for o in own):
+                raise ConfigError(f"unknown flag, got {word}; {hint}") from None
         raise
 
 
@@ -102,23 +97,23 @@ def _check_positive(own: Any) -> None:
 
 def _machine(own: Any) -> Machine:
     if own.machine is None:
-        found = machines.machine(own.gpu or "h200", own.network or "infiniband-400")
+        machine = machines.machine(own.gpu or "h200", own.network or "infiniband-400")
     else:
         if own.gpu is not None or own.mfu is not None:
             raise ConfigError("machine has its own speed, got --gpu or --mfu too; leave one out.")
-        found = machines.load(Path(own.machine))
+        machine = machines.load(Path(own.machine))
         if own.network is not None:
-            found = replace(found, network=machines.machine(network=own.network).network)
+            machine = replace(machine, network=machines.machine(network=own.network).network)
     if own.mfu is not None:
-        found = replace(found, device=machines.at_share(found.device, own.mfu))
+        machine = replace(machine, device=machines.at_share(machine.device, own.mfu))
     return machines.changed(
-        found,
+        machine,
         bandwidth=None if own.bandwidth is None else own.bandwidth * 1e9 / 8,
         latency=None if own.latency is None else own.latency * 1e-6,
     )
 
 
-# What is printed.
+# The printed text.
 
 
 def _bytes(count: float) -> str:
@@ -132,64 +127,66 @@ def _time(seconds: float) -> str:
     return f"{seconds:.3f} s" if seconds >= 1 else f"{seconds * 1e3:.2f} ms"
 
 
-def to_text(found: Plan) -> str:
-    """The plan as a page."""
-    return "\n".join([*_head(found), "", *_memory(found), "", *_steps(found), "", *_end(found)])
+def to_text(planned: Plan) -> str:
+    """The plan as printed lines."""
+    return "\n".join(
+        [*_head(planned), "", *_memory(planned), "", *_steps(planned), "", *_end(planned)]
+    )
 
 
-def _head(found: Plan) -> list[str]:
-    s = found.settings
+def _head(planned: Plan) -> list[str]:
+    s = planned.settings
     stage = "" if s.zero_stage is None else f" stage {s.zero_stage}"
-    nodes = -(-found.gpus // found.gpus_per_node)
-    device = found.machine.device
+    nodes = -(-planned.gpus // planned.gpus_per_node)
+    device = planned.machine.device
     return [
-        f"{s.optimizer} on {s.base}, {found.model} ({found.parameters:,} parameters), "
+        f"{s.optimizer} on {s.base}, {planned.model} ({planned.parameters:,} parameters), "
         f"{s.backend}{stage}, {s.precision}",
-        f"batch {s.batch_size:,} = {found.micro_batch} x {found.gpus:,} ranks x "
-        f"{found.accumulation}, {found.steps:,} steps; {nodes:,} nodes of "
-        f"{min(found.gpus, found.gpus_per_node)} x {device.name}",
+        f"batch {s.batch_size:,} = {planned.micro_batch} x {planned.gpus:,} ranks x "
+        f"{planned.accumulation}, {planned.steps:,} steps; {nodes:,} nodes of "
+        f"{min(planned.gpus, planned.gpus_per_node)} x {device.name}",
     ]
 
 
-def _memory(found: Plan) -> list[str]:
-    m = found.memory.to_dict()
+def _memory(planned: Plan) -> list[str]:
+    m = planned.memory.to_dict()
     peak = m.pop("peak")
-    room = found.machine.device.memory
+    room = planned.machine.device.memory
     share = f"of {room / 1e9:.0f} GB" if room else ""
     rows = [[name, _bytes(size), ""] for name, size in m.items() if size]
     rows.append(["most at once", _bytes(peak), share])
     lines = ["memory of a rank", table.text(["", "", ""], rows, indent="  ")]
-    if found.largest_micro_batch:
-        lines.append(f"  largest micro_batch that fits: {found.largest_micro_batch}")
+    if planned.largest_micro_batch:
+        lines.append(f"  largest micro_batch that fits: {planned.largest_micro_batch}")
     return lines
 
 
-def _steps(found: Plan) -> list[str]:
+def _steps(planned: Plan) -> list[str]:
     heads = ("step", "sent by a rank", "compute", "communication", "not hidden", "update", "step")
     rows = []
-    for kind, t in found.times.items():
+    for kind, t in planned.times.items():
         cells = (t.compute, t.communication, t.exposed, t.update, t.total)
-        name = f"mean, k={found.settings.rule.k}" if kind == "mean" else kind
-        rows.append([name, _bytes(found.wire[kind]), *map(_time, cells)])
+        name = f"mean, k={planned.settings.rule.k}" if kind == "mean" else kind
+        rows.append([name, _bytes(planned.wire[kind]), *map(_time, cells)])
     return [table.text(heads, rows)]
 
 
-def _host(found: Plan) -> str:
-    each = found.machine.device.launch_seconds * 1e6
+def _host(planned: Plan) -> str:
+    each = planned.machine.device.launch_seconds * 1e6
     return (
-        f"The host sets this time, not the GPU: it needs {_time(found.host_seconds)} to ask for "
+        f"The host sets this time, not the GPU: it needs {_time(planned.host_seconds)} to ask for "
         f"the kernels of a pass, at {each:g} us each (assumed); use a larger micro_batch or fewer "
         f"GPUs."
     )
 
 
-def _end(found: Plan) -> list[str]:
-    device, network = found.machine.device, found.machine.network
-    per_node = found.images_per_s / max(1, found.gpus / found.gpus_per_node)
+def _end(planned: Plan) -> list[str]:
+    device, network = planned.machine.device, planned.machine.network
+    per_node = planned.images_per_s / max(1, planned.gpus / planned.gpus_per_node)
     return [
-        f"{found.images_per_s:,.0f} images/s ({per_node:,.0f} to be read on each node), "
-        f"{found.hours:.2f} h, {found.gpu_hours:,.1f} GPU-hours",
-        *([_host(found)] if found.host_seconds else []),
+        f"{planned.images_per_s:,.0f} images/s ({per_node:,.0f} to be read on each node), "
+        f"{planned.hours:.2f} h, {planned.gpu_hours:,.1f} GPU-hours",
+        *([_host(planned)] if planned.host_seconds else []),
         "Evaluation, checkpoints and waiting for images come on top.",
         f"speeds: {device.source}",
         *(f"        {part}" for part in network.source.split("; ")),

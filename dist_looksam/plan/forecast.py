@@ -1,4 +1,4 @@
-"""A plan: what a run holds, sends and takes, before it is started."""
+"""A plan: memory, communication and time of a run, estimated before it is started."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -11,29 +11,28 @@ from ..settings.config import Settings
 from . import machines
 from .machines import Device, Machine, Network
 from .memory import Memory, memory
-from .network import Call, Ranks, wire_bytes
-from .run import Run, check
+from .network import Call, Topology, wire_bytes
+from .run import PlannedRun, check
 from .sent import sent
 from .times import Time, host_time, pass_time, step_time
 from .workload import workload
 
 MOST_GPUS = 8192
-_ROOM = 0.92  # of a GPU's memory; the rest is the library's own and what its allocator cannot use
+_ROOM = 0.92  # usable share of a GPU's memory; CUDA and fragmentation take the rest
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a run will hold, send and take on each rank. Bytes, seconds, images.
+    """Memory, communication and time of a run on each rank, in bytes, seconds and images.
 
-    micro_batch          what the plan assumes: the settings', or the largest of train.py's default
-                         that fits.
+    micro_batch          that of the settings, or the largest of train.py's default that fits.
     largest_micro_batch  that fits; None if memory is not known. 0 if none does.
     wire                 bytes that one rank sends in a step: "base" of the base optimizer alone,
                          "reuse" and "look" where there are such steps, "mean" over k steps.
     times                the same keys: a `Time` each.
-    host_seconds         what the host takes to ask for one pass's kernels, where that is longer
+    host_seconds         time of the host to launch the kernels of one pass, where that is longer
                          than they run; else 0.
-    hours                of training: no evaluation, checkpoint or waiting for images is in it.
+    hours                of training, without evaluations, checkpoints and waiting for images.
     """
 
     settings: Settings
@@ -74,11 +73,11 @@ def plan(
     classes: int | None = None,
     launcher: str = "torchrun",
 ) -> Plan:
-    """What a run of train.py with these settings costs.
+    """Plan a run of train.py with these settings.
 
     Args:
         settings: as `config.parse` or `Settings(...)` makes them; not resolved.
-        gpus: ranks, at most 8,192. gpus_per_node: how many of them share a node.
+        gpus: number of ranks, at most 8,192. gpus_per_node: how many of them share a node.
         machine: a Machine, or a Device or its name, to which `network` is added.
         samples, classes: of the training data; default by settings.data, ImageNet-1k for folder.
         launcher: as in `World`; "deepspeed" makes --backend auto ZeRO.
@@ -95,8 +94,8 @@ def plan(
     check(resolved)
     work = workload(resolved.model, classes or size.classes, size.shape)
     assert resolved.micro_batch is not None and resolved.steps is not None
-    ranks = Ranks(total=gpus, per_node=gpus_per_node)
-    run = Run(settings=resolved, work=work, ranks=ranks, micro_batch=resolved.micro_batch)
+    ranks = Topology(total=gpus, per_node=gpus_per_node)
+    run = PlannedRun(settings=resolved, work=work, ranks=ranks, micro_batch=resolved.micro_batch)
     largest = largest_micro_batch(run, machine.device.memory)
     run = _fitted(run, largest, machine.device, asked=settings.micro_batch is not None)
     return _plan(run, machine, largest)
@@ -115,7 +114,7 @@ def _check_numbers(gpus: int, per_node: int) -> None:
         )
 
 
-def largest_micro_batch(run: Run, room: float | None) -> int | None:
+def largest_micro_batch(run: PlannedRun, room: float | None) -> int | None:
     """The largest that fits and divides a rank's share of the batch; 0 if even 1 does not fit."""
     if room is None:
         return None
@@ -131,7 +130,7 @@ def _divisors(n: int) -> Sequence[int]:
     return sorted({*small, *(n // d for d in small)}, reverse=True)
 
 
-def _fitted(run: Run, largest: int | None, device: Device, *, asked: bool) -> Run:
+def _fitted(run: PlannedRun, largest: int | None, device: Device, *, asked: bool) -> PlannedRun:
     """The run at a micro-batch that fits. ConfigError names one where the user's does not."""
     if largest is None or run.micro_batch <= largest:
         return run
@@ -151,7 +150,7 @@ def _fitted(run: Run, largest: int | None, device: Device, *, asked: bool) -> Ru
     return run.at(largest)
 
 
-def _plan(run: Run, machine: Machine, largest: int | None) -> Plan:
+def _plan(run: PlannedRun, machine: Machine, largest: int | None) -> Plan:
     s = run.settings
     kinds = ["base", *(["reuse"] if 0 < run.looks < 1 else []), *(["look"] if run.looks else [])]
     wire = {k: _bytes(sent(run, look=k == "look").calls(), run, machine) for k in kinds}
@@ -181,14 +180,14 @@ def _plan(run: Run, machine: Machine, largest: int | None) -> Plan:
     )
 
 
-def _bytes(calls: Sequence[Call], run: Run, machine: Machine) -> float:
+def _bytes(calls: Sequence[Call], run: PlannedRun, machine: Machine) -> float:
     gloo = machine.network.gloo
     return sum(wire_bytes(call, run.ranks.total, gloo=gloo) for call in calls)
 
 
-def to_dict(found: Plan) -> dict[str, Any]:
-    """For JSON."""
-    made = asdict(found)
-    made["memory"] = found.memory.to_dict()
-    made["times"] = {k: t.to_dict() for k, t in found.times.items()}
-    return {**made, "gpu_hours": found.gpu_hours, "step_seconds": found.step_seconds}
+def to_dict(planned: Plan) -> dict[str, Any]:
+    """The plan as JSON values."""
+    made = asdict(planned)
+    made["memory"] = planned.memory.to_dict()
+    made["times"] = {k: t.to_dict() for k, t in planned.times.items()}
+    return {**made, "gpu_hours": planned.gpu_hours, "step_seconds": planned.step_seconds}

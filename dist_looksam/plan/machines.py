@@ -1,7 +1,7 @@
-"""What a plan is made for: GPUs, networks and measured machines, with where each number is from.
+"""GPUs, networks and measured machines of a plan, with the source of each number.
 
-Speeds of the tables are a data sheet's peak times a fraction that is assumed, not measured; a file
-that `dist-looksam plan --calibrate` wrote has measured ones, and `load` reads it.
+Speeds of the tables are a data sheet's peak times an assumed fraction. A file of
+`dist-looksam plan --calibrate`, which `load` reads, holds measured speeds.
 """
 
 from dataclasses import asdict, dataclass, fields, replace
@@ -18,15 +18,15 @@ GB = 1e9
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """What computes, one per rank.
+    """A GPU or CPU, one per rank.
 
     flops             precision -> floating point operations a second that training reaches.
-    pass_seconds      of a forward and backward beyond its operations: launches, Python.
-    launch_seconds    of the host, to ask for one kernel; 0 where pass_seconds was measured.
-    memory            bytes; None: not looked at.
+    pass_seconds      overhead of a forward and backward beyond its operations: launches, Python.
+    launch_seconds    of the host, per kernel launch; 0 where pass_seconds was measured.
+    memory            bytes; None: not limited.
     memory_bandwidth  bytes a second that an optimizer step reaches, reading and writing.
     streams           DeepSpeed can send while it computes; not on a CPU.
-    source            where the numbers are from, for the user.
+    source            origin of the numbers, for the user.
     """
 
     name: str
@@ -117,14 +117,14 @@ NETWORKS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """A device and the network between."""
+    """A device, and the network between devices."""
 
     device: Device
     network: Network
 
 
 def machine(device: str | Device = "h200", network: str | Network = "infiniband-400") -> Machine:
-    """From the tables, by name. ConfigError lists the names."""
+    """A machine of the tables, by names. ConfigError lists the names."""
     return Machine(
         device=_named("gpu", device, DEVICES), network=_named("network", network, NETWORKS)
     )
@@ -139,10 +139,10 @@ def _named(what: str, value: Any, table: dict[str, Any]) -> Any:
     raise ConfigError(f"{what} must be one of {', '.join(table)}, got {value!r}; {hint}")
 
 
-def save(found: Machine, path: Path) -> None:
-    """Write the machine as YAML. ConfigError if that cannot be."""
+def save(made: Machine, path: Path) -> None:
+    """Write the machine as YAML. ConfigError if it cannot be written."""
     try:
-        path.write_text(yaml.safe_dump(asdict(found), sort_keys=False), encoding="utf-8")
+        path.write_text(yaml.safe_dump(asdict(made), sort_keys=False), encoding="utf-8")
     except OSError as error:
         raise ConfigError(
             f"calibrate must name a file that can be written, got {path} ({error.strerror})."
@@ -150,7 +150,7 @@ def save(found: Machine, path: Path) -> None:
 
 
 def load(path: Path) -> Machine:
-    """A machine that `save` wrote, or a person did. ConfigError if it is not one."""
+    """The machine in a YAML file. ConfigError if the file is not one of `save`'s form."""
     try:
         content = yaml.safe_load(path.read_bytes())
     except OSError as error:
@@ -182,7 +182,7 @@ _MAY_BE_0 = ("latency", "inner_latency", "pass_seconds", "launch_seconds")
 
 
 def _check_types(made: Device | Network, where: str) -> None:
-    """ConfigError where a value of a file is not of the field's type: YAML reads 1e9 as a text."""
+    """ConfigError if a value is not of its field's type; YAML reads 1e9 as a text."""
     for field in fields(made):
         value = getattr(made, field.name)
         none_too = value == 0 and field.name in _MAY_BE_0
@@ -214,14 +214,14 @@ def at_share(device: Device, share: float) -> Device:
 
 
 def changed(
-    found: Machine, *, latency: float | None = None, bandwidth: float | None = None
+    made: Machine, *, latency: float | None = None, bandwidth: float | None = None
 ) -> Machine:
     """The machine with another latency (seconds) or bandwidth (bytes a second) between nodes."""
-    network = found.network
+    network = made.network
     if latency is not None:
         source = f"{network.source}; {latency * 1e6:g} us a message as asked"
         network = replace(network, latency=latency, source=source)
     if bandwidth is not None:
         source = f"{network.source}; {bandwidth * 8e-9:g} Gbit/s between nodes as asked"
         network = replace(network, bandwidth=bandwidth, source=source)
-    return replace(found, network=network)
+    return replace(made, network=network)

@@ -1,12 +1,12 @@
 """Bytes that one rank holds at once: between steps, in a backward, and in the optimizer's step.
 
-The rows of the first kind are those of `Backend.memory()`; tests hold all of them against it and
-against what is allocated in real runs.
+The rows between steps are those of `Backend.memory()`. Tests compare all rows with it and with the
+allocations of real runs.
 """
 
 from dataclasses import asdict, dataclass
 
-from .run import Run
+from .run import PlannedRun
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,12 +14,12 @@ class Memory:
     """Bytes of one rank.
 
     weights, masters, base_state, g_v  between steps, as `Backend.memory()` names them.
-    look         w0 and g, and the new g_v where it needs its own place; only while a look lasts.
-    gradients    held while activations are at their most: those of earlier micro-batches, and what
-                 a backend keeps all the time. The others come as activations go.
-    buckets      what communication keeps beside them.
+    look         w0 and g of a look.
+    gradients    at the time of most activations: those of earlier micro-batches, and permanent
+                 buffers of a backend. The others come as activations are freed.
+    buckets      buffers of communication.
     activations  of a micro-batch's forward and backward, at their most.
-    step         what the optimizer's step needs when activations are gone, all gradients included.
+    step         needed by the optimizer's step, without activations, with all gradients.
     """
 
     weights: int
@@ -48,8 +48,8 @@ class Memory:
         return {**asdict(self), "peak": self.peak}
 
 
-def memory(run: Run) -> Memory:
-    """Of one rank of the run."""
+def memory(run: PlannedRun) -> Memory:
+    """The memory of one rank of the run."""
     layout, shard, base = run.layout, run.shard, run.base
     gradients, buckets = layout.in_backward(run)
     return Memory(
@@ -66,9 +66,9 @@ def memory(run: Run) -> Memory:
     )
 
 
-def _activations(run: Run, count: int) -> int:
+def _activations(run: PlannedRun, count: int) -> int:
     arithmetic = 2 if run.sixteen else 4
     autocast = run.layout.autocast(run)
     residual = 4 if autocast else arithmetic
-    found = run.work.activations(run.micro_batch, arithmetic=arithmetic, residual=residual)
-    return found + (2 * count if autocast else 0)  # autocast keeps the weights it has cast
+    size = run.work.activations(run.micro_batch, arithmetic=arithmetic, residual=residual)
+    return size + (2 * count if autocast else 0)  # autocast stores the weights it has cast

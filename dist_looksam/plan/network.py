@@ -1,18 +1,16 @@
-"""How many bytes a collective puts on the wire, and how long it takes: an alpha-beta model."""
+"""Bytes that a collective sends, and the time it takes in an alpha-beta model."""
 
 from dataclasses import dataclass
 from math import ceil, log2
 
 from .machines import Network
 
-KINDS = ("all_reduce", "reduce_scatter", "all_gather")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """`times` collectives in which every rank puts `elements` numbers of `size` bytes.
+    """`times` collectives whose input on every rank is `elements` numbers of `size` bytes.
 
-    kind is one of KINDS, with torch's meaning: of an all-gather a rank puts in its own part.
+    kind: all_reduce, reduce_scatter or all_gather, whose input is the rank's own part.
     """
 
     kind: str
@@ -20,15 +18,14 @@ class Call:
     size: int
     times: int = 1
 
-    @property
-    def bytes(self) -> int:
-        """What a rank puts in, all times together."""
-        return self.elements * self.size * self.times
+    def whole(self, ranks: int) -> int:
+        """Bytes of the whole tensor of one collective over `ranks`."""
+        return self.elements * self.size * (ranks if self.kind == "all_gather" else 1)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ranks:
-    """How many ranks, and how many of them on a node."""
+class Topology:
+    """The number of ranks, and of ranks on a node."""
 
     total: int
     per_node: int
@@ -44,25 +41,19 @@ class Ranks:
 
 
 def wire_bytes(call: Call, ranks: int, *, gloo: bool = False) -> float:
-    """Bytes that one rank sends, of all times, without the protocol's own.
+    """Bytes that one rank sends in a ring, all `times` together, without protocol overhead.
 
-    A ring's: 2 (n-1)/n of an all-reduce, (n-1)/n of a reduce-scatter, n-1 parts of an all-gather.
+    2 (n-1)/n of an all-reduce's tensor, (n-1)/n of a reduce-scatter's or an all-gather's.
     """
-    share = {
-        "all_reduce": 2 * (ranks - 1) / ranks,
-        "reduce_scatter": (2 if gloo else 1) * (ranks - 1) / ranks,
-        "all_gather": ranks - 1,
-    }
-    return call.bytes * share[call.kind]
+    return call.times * _turns(call.kind, gloo) * call.whole(ranks) * (ranks - 1) / ranks
 
 
-def seconds(call: Call, ranks: Ranks, network: Network) -> float:
-    """Of all times. Inside each node first, then between nodes, where a node sends what it holds
-    once, over all its cables together."""
+def seconds(call: Call, ranks: Topology, network: Network) -> float:
+    """Seconds, all `times` together: first inside each node, then between nodes, where a node sends
+    its data once, over all its cables together."""
     if ranks.total == 1:
         return 0.0
-    whole = call.elements * call.size * (ranks.total if call.kind == "all_gather" else 1)
-    turns = _turns(call.kind, network.gloo)
+    whole, turns = call.whole(ranks.total), _turns(call.kind, network.gloo)
     inside, nodes = ranks.inner, ranks.nodes
     latency = network.inner_latency * messages(call.kind, inside, gloo=network.gloo, apart=False)
     moved = turns * whole * (inside - 1) / inside / network.inner_bandwidth
@@ -72,15 +63,15 @@ def seconds(call: Call, ranks: Ranks, network: Network) -> float:
 
 
 def messages(kind: str, ranks: int, *, gloo: bool, apart: bool) -> int:
-    """Messages that wait for one another in one collective: what a latency counts for.
+    """Consecutive messages of one collective, each of which costs one latency.
 
-    A ring's; NCCL's all-reduce goes up and down a tree of nodes. `apart`: each rank stands for
-    another node. Calibration divides by the number that a plan multiplies by.
+    A ring's; NCCL's all-reduce goes up and down a tree of nodes. `apart`: each rank is on another
+    node. Calibration divides by this number, a plan multiplies by it.
     """
     tree = apart and not gloo and kind == "all_reduce" and ranks > 1
     return _turns(kind, gloo) * (ceil(log2(ranks)) if tree else ranks - 1)
 
 
 def _turns(kind: str, gloo: bool) -> int:
-    """How often data goes round."""
+    """How often the tensor goes around the ring."""
     return {"all_reduce": 2, "reduce_scatter": 2 if gloo else 1, "all_gather": 1}[kind]

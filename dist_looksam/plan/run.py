@@ -1,4 +1,4 @@
-"""The run that is planned: resolved settings, its model and its ranks."""
+"""The planned run: resolved settings, model and ranks."""
 
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -8,7 +8,7 @@ from ..errors import ConfigError
 from ..optim import table
 from ..optim.bases import Base
 from ..settings.config import Settings
-from .network import Ranks
+from .network import Topology
 from .workload import BYTES, Workload
 
 if TYPE_CHECKING:
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
-    """Settings are resolved; micro_batch is what the plan assumes."""
+class PlannedRun:
+    """settings are resolved; micro_batch is the one that the plan assumes."""
 
     settings: Settings
     work: Workload
-    ranks: Ranks
+    ranks: Topology
     micro_batch: int
 
     @property
     def layout(self) -> "Layout":
-        """The formulas of the backend."""
-        from .layouts import LAYOUTS  # which know `Run`
+        """The formulas of the backend's memory and communication."""
+        from .layouts import LAYOUTS  # which know `PlannedRun`
 
         return LAYOUTS[self.settings.backend_row.layout or ""]
 
@@ -38,12 +38,12 @@ class Run:
 
     @property
     def sixteen(self) -> bool:
-        """Arithmetic in 16 bits."""
+        """Whether arithmetic is in 16 bits."""
         return BYTES[self.settings.precision] == 2
 
     @property
     def weight_bytes(self) -> int:
-        """Of one weight that forward sees, and of its gradient."""
+        """Bytes of one weight in forward, and of its gradient."""
         return 4 if self.layout.autocast(self) else BYTES[self.settings.precision]
 
     @property
@@ -66,13 +66,13 @@ class Run:
         """Entries of this rank's part of masters and state, padding included."""
         return self.layout.shard(self)
 
-    def at(self, micro_batch: int) -> "Run":
-        """The same with another micro-batch."""
+    def at(self, micro_batch: int) -> "PlannedRun":
+        """The same run with another micro-batch."""
         return replace(self, micro_batch=micro_batch)
 
 
 def check(settings: Settings) -> None:
-    """ConfigError for what no formula here covers."""
+    """ConfigError for settings that the formulas do not cover."""
     row = settings.backend_row
     if row.layout is None:
         *names, last = (name for name, other in BACKENDS.items() if other.layout)

@@ -1,13 +1,13 @@
-"""What a step sends: the collectives of its backend's layout, by kind of step.
+"""The collectives of a step, by its kind and by the layout of its backend.
 
-Tests hold these against what torch's profiler counts in real runs, and against the kernel's
-counters of a network interface.
+Tests compare them with the counts of torch's profiler in real runs, and with the kernel's counters
+of a network interface.
 """
 
 from dataclasses import dataclass, replace
 
 from .network import Call
-from .run import Run
+from .run import PlannedRun
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +19,7 @@ class Sent:
     gradients  in or after each backward of a micro-batch that `reduces` counts.
     reduces    those backwards, in one pass: 1, or every micro-batch.
     publish    after a pass, when weights have changed.
-    small      of a few numbers, in the whole step; only their latency counts.
+    small      number of collectives of a few numbers, in the whole step; only their latency counts.
     passes     forward and backward passes.
     """
 
@@ -33,20 +33,20 @@ class Sent:
     accumulation: int
 
     def calls(self) -> list[Call]:
-        """All of the step but the small ones, with `times` multiplied out."""
-        found = []
+        """All collectives of the step except the small ones, with `times` multiplied out."""
+        every = []
         for calls, times in (
             (self.gathers, self.passes * self.accumulation),
             (self.again, self.passes * self.accumulation),
             (self.gradients, self.passes * self.reduces),
             (self.publish, self.passes),
         ):
-            found += [replace(c, times=c.times * times) for c in calls]
-        return found
+            every += [replace(c, times=c.times * times) for c in calls]
+        return every
 
 
-def sent(run: Run, *, look: bool) -> Sent:
-    """Of a look, or of any other step."""
+def sent(run: PlannedRun, *, look: bool) -> Sent:
+    """The collectives of a look, or of another step."""
     passes, layout = 2 if look else 1, run.layout
     if run.ranks.total == 1 and layout.silent_alone:
         return Sent(small=0, passes=passes, accumulation=run.accumulation)

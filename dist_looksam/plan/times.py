@@ -5,11 +5,11 @@ from dataclasses import asdict, dataclass
 
 from .machines import Device, Machine
 from .network import Call, seconds
-from .run import Run
+from .run import PlannedRun
 from .sent import Sent, sent
 
-# Tensors of a shard's size that are read or written, 4 bytes an entry, beside those of the base's
-# update: counted in the code of optim/sharpness.py.
+# Tensors of a shard's size that are read or written, 4 bytes an entry, in addition to those of the
+# base's update: counted in the code of optim/.
 _REUSE = 9  # three dot products, and g += size g_v
 _LOOK = 22  # eps and its norms; copies of w and g, w back; three dot products, g_v and its norm
 
@@ -41,13 +41,13 @@ class Time:
         return cls(**{k: share * a[k] + (1 - share) * b[k] for k in a})
 
 
-def step_time(run: Run, machine: Machine, *, kind: str) -> Time:
-    """Of a "base" step, which has no rule around it, a "reuse" step, or a "look"."""
+def step_time(run: PlannedRun, machine: Machine, *, kind: str) -> Time:
+    """The time of a "base" step of the base optimizer alone, a "reuse" step, or a "look"."""
     device, s = machine.device, sent(run, look=kind == "look")
     one = max(pass_time(run, device), host_time(run, device))
     forward = one / 3
     whole, shown = _pass(run, s, machine, forward, one - forward)
-    # One small all-reduce more: train.py asks all ranks whether to stop.
+    # One more small all-reduce: the ranks of train.py agree whether to stop.
     extra = {"base": 0, "reuse": _REUSE if run.row.reuses_gv else 2, "look": _LOOK}[kind]
     moved = 4 * run.shard * (run.base.traffic + extra)
     few = (s.small + 1) * seconds(_FEW, run.ranks, machine.network)
@@ -59,14 +59,14 @@ def step_time(run: Run, machine: Machine, *, kind: str) -> Time:
     )
 
 
-def pass_time(run: Run, device: Device) -> float:
+def pass_time(run: PlannedRun, device: Device) -> float:
     """Seconds that the device computes for a forward and backward of one micro-batch."""
     flops = 3 * run.work.flops * run.micro_batch
     return device.pass_seconds + flops / device.flops[run.settings.precision]
 
 
-def host_time(run: Run, device: Device) -> float:
-    """Seconds that the host takes to ask for them: no pass is shorter."""
+def host_time(run: PlannedRun, device: Device) -> float:
+    """Seconds that the host takes to launch its kernels: a lower limit of a pass."""
     return KERNELS * run.work.layers * device.launch_seconds
 
 
@@ -74,7 +74,7 @@ _FEW = Call(kind="all_reduce", elements=8, size=8)
 
 
 def _pass(
-    run: Run, s: Sent, machine: Machine, forward: float, backward: float
+    run: PlannedRun, s: Sent, machine: Machine, forward: float, backward: float
 ) -> tuple[float, float]:
     """(all, exposed) seconds of communication of one pass over all micro-batches, and publish."""
 

@@ -1,4 +1,4 @@
-"""What one model is to a plan: its layers, operations, and the activations of an image."""
+"""The numbers of a model that a plan needs: layers, operations, activations of an image."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,13 +19,13 @@ class Workload:
     """A model on images of one shape.
 
     groups      sizes of the layers, in the optimizer's param groups: decayed matrices, the rest.
-    order       sizes of the layers as forward meets them.
+    order       sizes of the layers in the order of forward.
     units       (rows, entries of a row) of the layers in each of FSDP2's units, in the order of
-                forward; the last is all that is in no other.
+                forward; the last holds the remaining layers.
     flops       of the forward of one image; a backward costs twice that.
     saved       numbers that autograd keeps of one image: (of the arithmetic's precision, of the
                 residual stream's, of fp32).
-    working     numbers that backward needs beside them, of the arithmetic's precision.
+    working     further numbers that backward needs, of the arithmetic's precision.
     pixels      numbers of one image.
     """
 
@@ -84,7 +84,7 @@ def _units(net: nn.Module) -> tuple[tuple[tuple[int, int], ...], ...]:
 
 
 def _vit(net: ViT, num_classes: int) -> tuple[tuple[int, int, int], int]:
-    """What autograd keeps of one image, by formula; tests hold it against what is allocated.
+    """Numbers that autograd keeps of one image, by formula; tests compare them with allocations.
 
     A block keeps its norms' outputs, q, k, v, the attention's output, the MLP's inner layer before
     and after GELU: 14 x tokens x dim in the arithmetic's precision; twice the residual stream; and
@@ -98,16 +98,16 @@ def _vit(net: ViT, num_classes: int) -> tuple[tuple[int, int, int], int]:
 
 
 def counted(net: nn.Module, image_shape: tuple[int, int, int]) -> tuple[tuple[int, int, int], int]:
-    """The same for any model, counted on one image less than two, on the CPU."""
+    """The same for any model: what a third image adds, counted on the CPU."""
     real = net.to_empty(device="cpu")
     for p in real.parameters():
         nn.init.normal_(p, std=0.02)
-    kept = [_kept(real, image_shape, images) for images in (2, 3)]
-    own = (kept[1] - kept[0]) // 4
+    two, three = (_saved_bytes(real, image_shape, images) for images in (2, 3))
+    own = (three - two) // 4
     return (own, 0, 0), own // 20
 
 
-def _kept(net: nn.Module, image_shape: tuple[int, int, int], images: int) -> int:
+def _saved_bytes(net: nn.Module, image_shape: tuple[int, int, int], images: int) -> int:
     """Bytes of the distinct tensors that autograd keeps, without parameters."""
     own = {p.untyped_storage().data_ptr() for p in net.parameters()}
     sizes: dict[int, int] = {}

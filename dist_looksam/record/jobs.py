@@ -1,7 +1,7 @@
-"""`dist-looksam jobs`, `logs`, `cancel`: runs of a folder together with SLURM's queue.
+"""`dist-looksam jobs`, `logs`, `cancel`: the runs of a folder and the jobs of SLURM's queue.
 
-A run is known by the files of its directory. Whether it lives is SLURM's word where it has a job
-that SLURM knows, and else that of the lock on its directory.
+The state of a run is that of its SLURM job, as long as SLURM knows the job; otherwise the lock on
+the run directory shows whether a process trains into it.
 """
 
 import json
@@ -30,10 +30,10 @@ COLUMNS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Queued:
-    """A job as SLURM tells it: `state` like RUNNING, `nodes` a host list, its file of output.
+    """A SLURM job: `state` like RUNNING, `nodes` a host list, `output` the file of its output.
 
-    `reason`: why it waits or failed, in SLURM's word. `preempted`: another job takes or took its
-    nodes; the job is told while it still runs.
+    `reason`: SLURM's word for why it waits or failed. `preempted`: another job takes or took its
+    nodes; SLURM reports it while the job still runs.
     """
 
     state: str
@@ -46,59 +46,58 @@ class Queued:
 
 
 def slurm_job(number: str) -> Queued | None:
-    """What `scontrol show job` says; None where it has forgotten the job, or there is no SLURM."""
+    """The job in `scontrol show job`; None if SLURM does not know it, or is not installed."""
     if not shutil.which("scontrol"):
         return None
-    said = subprocess.run(
-        ["scontrol", "-o", "show", "job", number], capture_output=True, text=True, check=False
-    ).stdout
-    found = dict(re.findall(r"(\w+)=(\S+)", said))
-    if "JobState" not in found:
+    job = dict(re.findall(r"(\w+)=(\S+)", _output_of("scontrol", "-o", "show", "job", number)))
+    if "JobState" not in job:
         return None
     return Queued(
-        state=found["JobState"],
-        reason=found.get("Reason", "None"),
-        preempted=":" in found.get("PreemptTime", ""),
-        nodes=found.get("NodeList", "").replace("(null)", ""),
-        restarts=int(found.get("Restarts", 0)),
-        name=found.get("JobName", ""),
-        output=found.get("StdOut", ""),
+        state=job["JobState"],
+        reason=job.get("Reason", "None"),
+        preempted=":" in job.get("PreemptTime", ""),
+        nodes=job.get("NodeList", "").replace("(null)", ""),
+        restarts=int(job.get("Restarts", 0)),
+        name=job.get("JobName", ""),
+        output=job.get("StdOut", ""),
     )
 
 
-# squeue's states: in the queue, and ended badly a few minutes ago at most, before SLURM forgets it.
+def _output_of(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+
+
+# squeue's states: in the queue, or failed within the few minutes that SLURM remembers.
 _STATES = "PD,R,RQ,CF,CG,SI,S,ST,BF,F,NF,OOM,DL"
 
 
 def queue() -> dict[str, Queued]:
-    """The caller's jobs in squeue, by number, an array's elements apart; empty without SLURM."""
+    """The user's jobs in squeue by number, array elements separately; {} without SLURM."""
     if not shutil.which("squeue"):
         return {}
-    command = ["squeue", "--me", "--array", "-h", "-t", _STATES, "-o", "%i|%T|%N|%r|%j"]
-    said = subprocess.run(command, capture_output=True, text=True, check=False).stdout
-    rows = [line.strip().split("|", 4) for line in said.splitlines() if line.count("|") >= 4]
+    text = _output_of("squeue", "--me", "--array", "-h", "-t", _STATES, "-o", "%i|%T|%N|%r|%j")
+    rows = [line.strip().split("|", 4) for line in text.splitlines() if line.count("|") >= 4]
     return {i: Queued(state=s, nodes=n, reason=r, name=name) for i, s, n, r, name in rows}
 
 
 def runs_in(folder: Path) -> list[Path]:
-    """Run directories in `folder`, at any depth up to two, or `folder` itself; oldest first."""
-    marks = (rundir.CONFIG, rundir.SUBMITTED)  # the second: a job that has not begun to train
+    """Run directories one or two levels below `folder`, or `folder` itself; oldest first."""
+    marks = (rundir.CONFIG, rundir.SUBMITTED)  # the second before the job begins to train
     if any((folder / mark).exists() for mark in marks):
         return [folder]
-    found = [p for depth in ("*", "*/*") for mark in marks for p in folder.glob(f"{depth}/{mark}")]
-    return list(dict.fromkeys(p.parent for p in sorted(found, key=lambda p: p.stat().st_mtime)))
+    paths = [p for depth in ("*", "*/*") for mark in marks for p in folder.glob(f"{depth}/{mark}")]
+    return list(dict.fromkeys(p.parent for p in sorted(paths, key=lambda p: p.stat().st_mtime)))
 
 
 def _word(queued: Queued, restarts: int) -> str:
-    """SLURM's state as a word of the table. `restarts`: how often the run had been requeued when it
-    last started."""
-    state = queued.state.replace("SIGNALING", "RUNNING")  # a signal is on its way to some node
+    """SLURM's state as a word of the table. `restarts`: requeues before the run's last start."""
+    state = queued.state.replace("SIGNALING", "RUNNING")  # a signal is being delivered to some node
     if state in ("PENDING", "REQUEUED", "COMPLETING") and queued.restarts > restarts:
         return "requeued"
     if state in ("RUNNING", "COMPLETED") and queued.preempted:
         return "preempted"
     if state == "COMPLETED":
-        return "stopped"  # no summary: it was told to stop
+        return "stopped"  # without a summary: a signal has stopped it
     return {"PENDING": "waiting"}.get(state, state.lower().replace("_", " "))
 
 
@@ -114,22 +113,22 @@ def state_of(run: Path, job: dict[str, Any], queued: Queued | None) -> str:
         return _word(queued, int(job.get("slurm_restarts", 0)))
     alive = rundir.alive(run)
     if alive is None and job.get("slurm_job_id") and shutil.which("scontrol"):
-        return "stopped"  # SLURM has forgotten the job, so it has ended
+        return "stopped"  # SLURM does not know the job any more
     return {True: "running", False: "stopped", None: "unknown"}[alive]
 
 
-def _last_words(run: Path, job: dict[str, Any], state: str) -> str | None:
-    """What ended a run, from the end of its output; None if nothing did or it is not said there."""
+def _last_error(run: Path, job: dict[str, Any], state: str) -> str | None:
+    """The line at the end of a run's output that says why it ended; None if there is none."""
     if state in ("running", "waiting", "requeued", "preempted", "completing"):
         return None
     lines = _output(run, job)[-1 if state == "finished" else -15 :]
-    said = [x for x in lines if "rror" in x or x.startswith("slurm.sbatch: ")]
-    said = [x for x in said if not x.startswith(("srun: ", "slurmstepd: "))]
-    return said[-1].strip() if said else None
+    lines = [x for x in lines if "rror" in x or x.startswith("slurm.sbatch: ")]
+    lines = [x for x in lines if not x.startswith(("srun: ", "slurmstepd: "))]
+    return lines[-1].strip() if lines else None
 
 
 def _output(run: Path, job: dict[str, Any]) -> list[str]:
-    """The lines that a run's SLURM job printed, else those of its log.txt; [] where neither is."""
+    """The output of a run's SLURM job, else its log.txt, as lines; [] where there is neither."""
     for path in (job.get("output"), run / rundir.LOG):
         if path and Path(path).is_file():
             return Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
@@ -137,12 +136,12 @@ def _output(run: Path, job: dict[str, Any]) -> list[str]:
 
 
 def row_of(run: Path) -> dict[str, str]:
-    """One line of the table, a text for each of COLUMNS; '-' for what is not known."""
+    """One line of the table, a text for each of COLUMNS; '-' for an unknown value."""
     job = rundir.job(run)
     number = job.get("slurm_job_id")
     queued = slurm_job(number) if number else None
     try:
-        steps, evaluations = metrics.read(run / "metrics.jsonl")
+        steps, evaluations = metrics.read(run / rundir.METRICS)
     except (FileNotFoundError, RunError):
         steps, evaluations = [], []
     config = run / rundir.CONFIG
@@ -154,7 +153,7 @@ def row_of(run: Path) -> dict[str, str]:
     row = dict.fromkeys(COLUMNS, "-")
     row |= {"run": str(run), "state": state, "step": f"{done}/{total or '?'}"}
     row["job"] = number or "-"
-    row["reason"] = _last_words(run, job, state) or _reason(queued)
+    row["reason"] = _last_error(run, job, state) or _reason(queued)
     row["nodes"] = (queued.nodes if queued else "") or ",".join(job.get("hosts", [])) or "-"
     if evaluations:
         row["top1"] = f"{evaluations[-1]['eval_top1']:.2%}"
@@ -169,30 +168,34 @@ def row_of(run: Path) -> dict[str, str]:
 
 
 def table(folder: Path) -> list[dict[str, str]]:
-    """A row for each run in `folder`, then one for each of the caller's jobs that has none yet."""
-    rows = [row_of(run) for run in runs_in(folder)]  # none where it is not there
+    """A row for each run in `folder`, then one for each of the user's jobs without a run yet."""
+    rows = [row_of(run) for run in runs_in(folder)]  # [] where there is no folder
     known = {row["job"] for row in rows}
     for number, queued in queue().items():
         if number not in known:
             row = dict.fromkeys(COLUMNS, "-") | {"run": f"({queued.name})", "job": number}
             state = _word(queued, 0)
             row |= {"state": state, "nodes": queued.nodes or "-", "reason": _reason(queued)}
-            if state not in ("waiting", "running", "requeued"):  # died before it had a directory
+            if state not in (
+                "waiting",
+                "running",
+                "requeued",
+            ):  # ended before it made its directory
                 output = {"output": (slurm_job(number) or queued).output}
-                row["reason"] = _last_words(folder, output, state) or row["reason"]
+                row["reason"] = _last_error(folder, output, state) or row["reason"]
             rows.append(row)
     return rows
 
 
 def show_jobs(argv: Sequence[str]) -> int:
-    """Print the table, or JSON with --json."""
-    parser = Parser(prog="dist-looksam jobs", description=__doc__)
-    parser.add_argument("folder", nargs="?", help="where the runs are (runs)")
-    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    """List the runs of a folder and the jobs of SLURM's queue, with state, step and accuracy."""
+    parser = Parser(prog="dist-looksam jobs", description=show_jobs.__doc__)
+    parser.add_argument("folder", nargs="?", help="folder of run directories; default runs")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per run")
     flags = parser.parse_args(argv)
     folder = Path(flags.folder or "runs")
     rows = table(folder)
-    if not folder.is_dir() and (flags.folder or not rows):  # the first job may be in the queue
+    if not folder.is_dir() and (flags.folder or not rows):  # a job may still be in the queue
         raise ConfigError(f"jobs needs a folder of runs, got {folder}; name the folder of --out.")
     if flags.json:
         print(*(json.dumps(row) for row in rows), sep="\n")
@@ -201,40 +204,32 @@ def show_jobs(argv: Sequence[str]) -> int:
     return 0
 
 
-def _run_named(name: str) -> Path:
+_NUMBER = re.compile(r"\d+(_\d+)?")
+
+
+def _named(name: str) -> tuple[Path | None, dict[str, Any], str | None]:
+    """(run directory, content of its job.json, SLURM job) of a run or the number of a job."""
     for path in (Path(name), Path("runs") / name):
         if any((path / n).exists() for n in (rundir.CONFIG, rundir.JOB, rundir.SUBMITTED)):
-            return path
+            job = rundir.job(path)
+            return path, job, job.get("slurm_job_id")
+    if _NUMBER.fullmatch(name) and slurm_job(name) is not None:
+        return None, {}, name
     raise ConfigError(
         f"run must be a run directory or the number of a SLURM job, got {name}; "
         f"`dist-looksam jobs` lists both."
     )
 
 
-def _job_of(name: str) -> tuple[Path | None, str | None]:
-    """(run directory, SLURM job) that `name` means: one of them, or both."""
-    try:
-        run = _run_named(name)
-    except ConfigError:
-        if _NUMBER.fullmatch(name) and slurm_job(name) is not None:
-            return None, name
-        raise
-    return run, rundir.job(run).get("slurm_job_id")
-
-
-_NUMBER = re.compile(r"\d+(_\d+)?")
-
-
 def show_log(argv: Sequence[str]) -> int:
-    """Print the last lines of what a run's SLURM job wrote, else of its own log.txt."""
+    """Print the last lines of the output of a run's SLURM job, else of its log.txt."""
     parser = Parser(prog="dist-looksam logs", description=show_log.__doc__)
     parser.add_argument("run", help="run directory, or the number of a SLURM job")
-    parser.add_argument("--lines", type=int, default=40, help="how many of the last lines (40)")
+    parser.add_argument("--lines", type=int, default=40, help="number of lines; default 40")
     flags = parser.parse_args(argv)
     if flags.lines < 1:
         raise ConfigError(f"lines must be >= 1, got {flags.lines}.")
-    run, number = _job_of(flags.run)
-    job = rundir.job(run) if run else {}
+    run, job, number = _named(flags.run)
     queued = slurm_job(number) if number else None
     if queued and queued.output:
         job = job | {"output": queued.output}
@@ -249,14 +244,13 @@ def show_log(argv: Sequence[str]) -> int:
 
 
 def cancel(argv: Sequence[str]) -> int:
-    """Stop a run: its SLURM job by scancel, else its process of rank 0 on this host by SIGTERM."""
+    """Stop a run: its SLURM job by scancel, or its process of rank 0 on this host by SIGTERM."""
     parser = Parser(prog="dist-looksam cancel", description=cancel.__doc__)
     parser.add_argument("run", help="run directory, or the number of a SLURM job")
     name = parser.parse_args(argv).run
-    run, number = _job_of(name)
-    job = rundir.job(run) if run else {}
+    run, job, number = _named(name)
     if run and not job.get("output") and (pid := rundir.stop(run)):
-        # Not of launch/slurm.sbatch: the job may be an allocation in which other runs live, too.
+        # Not a job of launch/slurm.sbatch: other runs may train in the same allocation.
         print(f"{run}: told process {pid} to stop")
     elif number:
         _scancel(number)

@@ -1,4 +1,4 @@
-"""metrics.jsonl: one line a step, one an evaluation, the same file whether interrupted or not."""
+"""metrics.jsonl: one line per step and per evaluation, the same for interrupted runs."""
 
 import json
 import math
@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TypeAlias
 
 import torch
@@ -17,19 +16,9 @@ from .. import files
 from .trackers import Tracker
 
 FIELDS = (
-    "step",
-    "epoch",
-    "loss",
-    "lr",
-    "grad_norm",
-    "update_norm",
-    "look",
-    "skipped",
-    "gv_norm",
-    "gv_ratio",
-    "images_per_s",
-    "seconds",
-)
+    "step", "epoch", "loss", "lr", "grad_norm", "update_norm", "look", "skipped", "gv_norm",
+    "gv_ratio", "images_per_s", "seconds",
+)  # fmt: skip
 _FLAGS = ("look", "skipped")
 
 Value: TypeAlias = float | int | bool | Tensor | None
@@ -53,8 +42,8 @@ class MetricsLog:
     `resume_step` is the next step to train: lines of this and later steps, evaluations of more
     steps, and a half-written last line are removed, atomically; None starts an empty file. Call
     `flush` before writing a checkpoint, so that a killed run's file reaches as far as it.
-    `path` None writes nothing: what the other ranks use. `tracker` gets what the file gets, and is
-    closed at the end.
+    `path` None writes nothing, for the other ranks. `tracker` gets the same lines as the file, and
+    is closed at the end.
     Raises RunError for a file with a damaged line other than the last.
     """
 
@@ -69,15 +58,15 @@ class MetricsLog:
         device: torch.device | None = None,
     ) -> None:
         self.path = None if path is None else Path(path)
-        self.last: Row | None = None  # the newest training line that was read; NaN stays NaN
+        self.last: Row | None = None  # newest training line read from the device; NaN stays NaN
         self.skips = 0  # steps in a row that were skipped, up to that line
         self.evaluated: int | None = None  # the step of the newest evaluation
         self._every = every
         self._patience = seconds
         self._tracker = tracker
         self._cuda = device is not None and device.type == "cuda"
-        self._held: list[dict[str, Value]] = []
-        self._ends: list[tuple[Mark, int | None]] = []  # of the steps held, and their images
+        self._pending: list[dict[str, Value]] = []  # not yet read from the device
+        self._ends: list[tuple[Mark, int | None]] = []  # of pending steps, and their images
         self._trained = 0.0
         if self.path is not None:
             self._open(self.path, resume_step or 0)
@@ -86,19 +75,19 @@ class MetricsLog:
 
     def _open(self, path: Path, resume_step: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [row for row in files.json_lines(path) if _belongs(row, resume_step)]
-        for row in kept:
+        rows = [row for row in files.json_lines(path) if _belongs(row, resume_step)]
+        for row in rows:
             if "eval_top1" in row:
                 self.evaluated = row["step"]
             else:
                 self._newest(row)
         self._trained = float((self.last or {}).get("seconds") or 0.0)
-        files.replace_text(path, "".join(json.dumps(row) + "\n" for row in kept))
-        self._track(kept)
+        files.replace_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+        self._track(rows)
 
     @property
     def seconds(self) -> float:
-        """Training time so far, over all resumes, without what happened inside `paused`."""
+        """Training time so far, over all resumes, without the time inside `paused`."""
         return self._trained + time.monotonic() - self._started
 
     @contextmanager
@@ -112,7 +101,7 @@ class MetricsLog:
             self._started += time.monotonic() - start
 
     def step(self, step: int, *, images: int | None = None, **values: Value) -> None:
-        """Record one step. Names are those of FIELDS; what is left out is null.
+        """Record one step. Names are those of FIELDS; omitted ones are null.
 
         `seconds` is filled in here, and `images_per_s` where `images` of the step are given. May
         flush. Raises TypeError for another name.
@@ -135,20 +124,20 @@ class MetricsLog:
             self._ends.clear()
             return
         # A copy, because the owner of a tensor may write the next step's value into it.
-        self._held.append(
+        self._pending.append(
             {k: v.detach().clone() if isinstance(v, Tensor) else v for k, v in row.items()}
         )
         late = time.monotonic() - self._flushed >= self._patience
-        if late or len(self._held) >= self._every:
+        if late or len(self._pending) >= self._every:
             self.flush()
 
     def flush(self) -> Row | None:
-        """Read what is held from the device, write it to disk, return the newest training line."""
+        """Read pending values from the device, write them, return the newest training line."""
         self._flushed = time.monotonic()
-        if self.path is None or not self._held:
+        if self.path is None or not self._pending:
             return self.last
-        rows = _read_together(self._held)
-        self._held = []
+        rows = _read_together(self._pending)
+        self._pending = []
         steps = [row for row in rows if "eval_top1" not in row]
         self._time(steps)
         for row in steps:
@@ -166,7 +155,7 @@ class MetricsLog:
         self.skips = self.skips + 1 if row.get("skipped") else 0
 
     def _mark(self) -> Mark:
-        """This moment: the host's, or when the device will have done what it was asked for."""
+        """This moment: by the host's clock, or when the device completes the work queued so far."""
         if not self._cuda:
             return time.monotonic()
         event = torch.cuda.Event(enable_timing=True)
@@ -174,7 +163,7 @@ class MetricsLog:
         return event
 
     def _time(self, steps: list[Row]) -> None:
-        """Fill in when the steps held were completed. The device has just been waited for."""
+        """Fill in the times of pending steps. The device has completed them."""
         now, here = self.seconds, self._mark()
         for row, (end, images) in zip(steps, self._ends, strict=True):
             seconds = now - _between(end, here)
@@ -192,12 +181,7 @@ class MetricsLog:
     def __enter__(self) -> "MetricsLog":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.flush()
         if self._tracker is not None:
             self._tracker.close()

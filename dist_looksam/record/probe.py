@@ -20,12 +20,12 @@ _CHANGES = ("gs_change", "gh_change", "gv_change")
 
 
 class ProbeLog:
-    """Called by the optimizer on looks; every `every`-th is written to probe.jsonl as one object.
+    """Called by the optimizer on looks; writes every `every`-th to probe.jsonl as one object.
 
-    Keeps the last probed g_s and g_h, 8 bytes per entry of this rank's shards.
+    Holds the last probed g_s and g_h, 8 bytes per entry of this rank's shards.
 
     Args:
-        path: of probe.jsonl; None on ranks that write nothing.
+        path: file to write; None on ranks that write nothing.
         every: looks between probes.
         resume_step: lines of this step and later are dropped.
     """
@@ -38,14 +38,14 @@ class ProbeLog:
         self._row: dict[str, Any] | None = None
         if path is not None:
             rows = files.json_lines(path) if resume_step else []
-            kept = [row for row in rows if row["step"] < resume_step]
-            path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+            before = [row for row in rows if row["step"] < resume_step]
+            files.replace_text(path, "".join(json.dumps(row) + "\n" for row in before))
 
     @torch.no_grad()
     def __call__(
         self, *, step: int, grads: Shards, sam: Shards, update: Update, reduce: Reduce
     ) -> None:
-        """Sum the squares of this look, one call of reduce; `flush` writes them."""
+        """Compute the norms of this look with one call of reduce; `flush` writes them."""
         self.looks += 1
         if (self.looks - 1) % self.every:
             return
@@ -68,7 +68,7 @@ class ProbeLog:
         self._last = ([s.clone() for s in sam], along)
 
     def flush(self, seen: Seen) -> None:
-        """Write the line of the look that has just ended, if it was probed."""
+        """Write the line of the last look, if it was probed."""
         if self._row is None:
             return
         if seen.eps_cosine is not None:

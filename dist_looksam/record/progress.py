@@ -1,4 +1,4 @@
-"""How far a run is: a bar on a terminal, a line now and then in a log file."""
+"""Progress of a run: a bar on a terminal, lines at intervals elsewhere and in a log file."""
 
 import math
 import os
@@ -6,7 +6,6 @@ import sys
 import time
 from collections import deque
 from pathlib import Path
-from types import TracebackType
 from typing import IO
 
 from rich.console import Console
@@ -16,13 +15,15 @@ from rich.progress import Task as BarTask
 from rich.table import Column
 from rich.text import Text
 
-# Set by mpirun and horovodrun, whose ranks' terminals end in a pipe.
+# Set by mpirun and horovodrun, which give ranks a terminal but read it through a pipe.
 _PIPED = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "HOROVOD_RANK", "HOROVOD_GLOO_RENDEZVOUS_ADDR")
-_WINDOW_S = 60.0  # the pace is that of the last minute, so that a slow first step is soon forgotten
+_WINDOW_S = (
+    60.0  # the pace is that of the last minute, so that a slow first step counts only at first
+)
 
 
 def h_mm_ss(seconds: float) -> str:
-    """A duration for people."""
+    """A duration in seconds as hours:minutes:seconds."""
     whole = int(seconds)
     return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
 
@@ -30,11 +31,10 @@ def h_mm_ss(seconds: float) -> str:
 class Progress:
     """Shows `step done/total`, loss, top1, images/s and the time left. Use it as a context manager.
 
-    Takes numbers that the caller already has on the host: it never reads from a device. With
-    `shown` False (every rank but one) all methods do nothing. `start` is the number of steps done
-    before, in a resumed run. On a terminal: one bar. Elsewhere: a line every `every_seconds`, and
-    for the first and last step. `log`: a file that gets the same lines, with the time of each,
-    also where there is a bar.
+    Takes numbers that are on the host already. With `shown` False, on all ranks but one, all
+    methods do nothing. `start` is the number of steps before a resume. Shows a bar on a terminal,
+    elsewhere a line every `every_seconds` and for the first and last step. `log` is a file that
+    gets the same lines with their times, also where there is a bar.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Progress:
         epoch: float | None = None,
         look: bool = False,
     ) -> None:
-        """`step` steps are done, the last a `look` or not. What is None stays as last shown."""
+        """`step` steps are done; `look` is of the last one. None leaves a number as it was."""
         if not self._shown:
             return
         now = time.monotonic()
@@ -109,7 +109,7 @@ class Progress:
         return h_mm_ss(math.ceil((self.total - last) * (now - since) / (last - first)))
 
     def line(self) -> str:
-        """What a log file gets."""
+        """The line for a log file."""
         facts = " ".join(f"{name} {value}" for name, value in self._facts.items())
         return f"step {self._step}/{self.total} {facts} ETA {self.eta()}{self._epoch}"
 
@@ -133,12 +133,7 @@ class Progress:
             self._bar.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._bar is not None:
             self._bar.stop()
         if self._log is not None:
@@ -146,7 +141,7 @@ class Progress:
 
 
 class _Facts(ProgressColumn):
-    """Loss and the rest beside the bar; the step's mark is lit when it was a look."""
+    """The numbers beside the bar; a filled mark shows that the last step was a look."""
 
     max_refresh = 0.25
 

@@ -1,4 +1,4 @@
-"""The run directory: made, kept apart from an older run, found again."""
+"""The run directory: its files, the lock on it, and the process that trains into it."""
 
 import json
 import os
@@ -17,22 +17,25 @@ from .version import made_with
 
 CONFIG = "config.yaml"
 SUMMARY = "summary.json"
+METRICS = "metrics.jsonl"
+PROBE = "probe.jsonl"
 JOB = "job.json"
 SUBMITTED = "submitted.json"  # launch/slurm.sbatch writes it before it starts the ranks
-PLACED = (SUBMITTED, "point.json")  # put into a run directory before the run
+POINT = "point.json"  # of a sweep
+PLACED = (SUBMITTED, POINT)  # written into a run directory before the run
 LOCK = ".lock"
 LOG = "log.txt"
 _PATIENCE = 5.0  # seconds that a run may need to die
-_held: dict[Path, IO[str]] = {}
+_locks: dict[Path, IO[str]] = {}  # held by this process
 
 
 def prepare(out: Path, *, resume_step: int | None) -> list[str]:
-    """Make `out`, and see that it can be written. Rank 0 only. Returns what the user is told.
+    """Make `out`, check that it can be written, lock it until `release`. Rank 0 only.
 
-    resume_step None: a fresh run. It finds an older one there: that is renamed to out.1, out.2,
-    ..., never written over, but for what an earlier start of the same SLURM job left: that is the
-    same run, and has no checkpoint. Else later checkpoints, damaged or passed over, are renamed,
-    for the run will come to their steps again. A lock is held on `out` until `release`.
+    Returns notes for the user. With resume_step None a fresh run starts: an older run in `out` is
+    renamed to out.1, out.2, ..., unless it is an earlier start of the same SLURM job without a
+    checkpoint, which is the same run. Otherwise checkpoints of later steps are renamed, because
+    the run will reach these steps again.
 
     Raises:
         ConfigError: `out` cannot be written, or another process trains into it.
@@ -41,19 +44,19 @@ def prepare(out: Path, *, resume_step: int | None) -> list[str]:
     try:
         out.mkdir(parents=True, exist_ok=True)
         before = holder(out)
-        held = _take(out)
+        lock = _take(out)
         again = _earlier_start(before) and not checkpoint.found(out / "checkpoints")
         if resume_step is None and (out / CONFIG).exists() and not again:
-            kept = files.first_free(f"{out}.", start=1)
-            os.rename(out, kept)
+            older = files.first_free(f"{out}.", start=1)
+            os.rename(out, older)
             out.mkdir()
             for name in PLACED:
-                if (kept / name).exists():
-                    os.rename(kept / name, out / name)
-            held.close()
-            held = _take(out)
-            notes.append(f"an older run was in {out}; it is now {kept}")
-        _held[out] = held
+                if (older / name).exists():
+                    os.rename(older / name, out / name)
+            lock.close()
+            lock = _take(out)
+            notes.append(f"an older run was in {out}; it is now {older}")
+        _locks[out] = lock
         (out / "checkpoints").mkdir(exist_ok=True)
         probe = out / f".writable-{os.getpid()}"
         probe.touch()
@@ -71,10 +74,10 @@ def prepare(out: Path, *, resume_step: int | None) -> list[str]:
     return notes
 
 
-def _earlier_start(who: dict[str, Any]) -> bool:
-    """Whether `who` held the lock for this SLURM job before it was requeued."""
-    mine = slurm_job() is not None and slurm_job() == who.get("slurm_job_id")
-    return mine and who.get("slurm_restarts", 0) < _restarts()
+def _earlier_start(process: dict[str, Any]) -> bool:
+    """Whether `process` held the lock for this SLURM job before it was requeued."""
+    same = slurm_job() is not None and slurm_job() == process.get("slurm_job_id")
+    return same and process.get("slurm_restarts", 0) < _restarts()
 
 
 def _restarts() -> int:
@@ -82,15 +85,17 @@ def _restarts() -> int:
 
 
 def release(out: Path) -> None:
-    """Let other runs into `out`; so does the end of the process, however it comes."""
-    if out in _held:
-        _held.pop(out).close()
+    """Unlock `out`; so does any end of the process."""
+    if out in _locks:
+        _locks.pop(out).close()
 
 
 @contextmanager
-def told(out: Path, rank: int) -> Iterator[None]:
-    """Inside, what ends the run is in its log, too. Wrong settings are not: the log may be that of
-    another run, which is why they are wrong."""
+def log_failure(out: Path, rank: int) -> Iterator[None]:
+    """Append the exception that ends the run to log.txt, on rank 0.
+
+    A ConfigError is not appended: `out` may be in use, and the log that of another run.
+    """
     try:
         yield
     except ConfigError:
@@ -102,8 +107,7 @@ def told(out: Path, rank: int) -> Iterator[None]:
         raise
 
 
-# Whether a process trains into a directory is asked of its lock, never of process numbers: those
-# are used again.
+# The lock says whether a process trains into a directory. A process number does not: it is reused.
 
 
 def _take(out: Path) -> IO[str]:
@@ -118,31 +122,31 @@ def _take(out: Path) -> IO[str]:
         if files.lock(file) is not False:
             if os.path.samestat(os.fstat(file.fileno()), os.stat(out / LOCK)):
                 break  # else another start has renamed the directory in between
-        elif _earlier_start(who := holder(out)):
+        elif _earlier_start(process := holder(out)):
             return file
         elif time.monotonic() > end:
             raise ConfigError(
-                f"out must not be in use, got {out}, into which process {who.get('pid')} on "
-                f"{who.get('host')} trains; end it (dist-looksam cancel {out}), or name "
+                f"out must not be in use, got {out}, into which process {process.get('pid')} on "
+                f"{process.get('host')} trains; end it (dist-looksam cancel {out}), or name "
                 f"another --out."
             )
         file.close()
         time.sleep(0.1)
     file.truncate(0)
-    mine = {
+    process = {
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "began": _began(os.getpid()),
         "slurm_job_id": slurm_job(),
         "slurm_restarts": _restarts(),
     }
-    file.write(json.dumps(mine) + "\n")
+    file.write(json.dumps(process) + "\n")
     file.flush()
     return file
 
 
 def _began(pid: int) -> str | None:
-    """When a process of this host began, in ticks since the host did; None if there is none."""
+    """When a process of this host began, in clock ticks since boot; None if there is none."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except OSError:
@@ -150,16 +154,14 @@ def _began(pid: int) -> str | None:
 
 
 def holder(out: Path) -> dict[str, Any]:
-    """The process that trains into `out`, or the last that did: host, pid, began; {} if unknown."""
-    try:
-        return json.loads((out / LOCK).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
+    """{host, pid, began, ...} of the process that trains into `out`, or the last that did; {} if
+    unknown."""
+    return files.json_object(out / LOCK) or {}
 
 
 def alive(out: Path) -> bool | None:
-    """Whether a process trains into `out`. None: it was on another host, and this one cannot tell,
-    since a lock need not reach from host to host."""
+    """Whether a process trains into `out`. None if it was on another host, whose locks may not be
+    visible here."""
     try:
         with (out / LOCK).open() as file:
             free = files.lock(file, shared=True)
@@ -174,21 +176,21 @@ def alive(out: Path) -> bool | None:
 
 
 def stop(out: Path) -> int | None:
-    """SIGTERM to the process of this host that trains into `out`: its number; None if it is gone.
+    """SIGTERM to the process of this host that trains into `out`.
 
-    A process that has got its number since is not signalled.
+    Returns its number; None if it has ended. A later process with the same number is not signalled.
     """
-    who = holder(out)
-    if not alive(out) or who.get("host") != socket.gethostname():
+    process = holder(out)
+    if not alive(out) or process.get("host") != socket.gethostname():
         return None
-    if who["began"] is None or _began(who["pid"]) != who["began"]:
+    if process["began"] is None or _began(process["pid"]) != process["began"]:
         return None
-    os.kill(who["pid"], signal.SIGTERM)
-    return int(who["pid"])
+    os.kill(process["pid"], signal.SIGTERM)
+    return int(process["pid"])
 
 
 def to_resume(out: Path, resume: str) -> list[Path]:
-    """The checkpoints that --resume means, the first to be taken if it is whole; [] for none."""
+    """The checkpoints that --resume allows, in the order in which they are tried; [] for none."""
     if resume == "none":
         return []
     if resume != "auto":
@@ -203,9 +205,9 @@ def to_resume(out: Path, resume: str) -> list[Path]:
 
 
 def record(out: Path, world: World, hosts: list[str]) -> None:
-    """Write job.json: who runs this, where, since when, and how often it was started. Rank 0 only.
+    """Write job.json: launcher, ranks, hosts, process, time and number of starts. Rank 0 only.
 
-    The summary of an earlier start goes: a run has one when it is done.
+    Removes the summary of an earlier start: only a finished run has one.
     """
     before = job(out)
     now = {
@@ -222,15 +224,10 @@ def record(out: Path, world: World, hosts: list[str]) -> None:
         "started": time.time(),
     }
     (out / SUMMARY).unlink(missing_ok=True)
-    files.replace_text(out / JOB, json.dumps(now, indent=1) + "\n")
-    (out / SUBMITTED).unlink(missing_ok=True)  # job.json says it all
+    files.replace_json(out / JOB, now)
+    (out / SUBMITTED).unlink(missing_ok=True)  # job.json holds the same
 
 
 def job(out: Path) -> dict[str, Any]:
-    """What job.json says, and of a SLURM job that has not begun to train what its script wrote;
-    nothing where there is neither."""
-    found: dict[str, Any] = {}
-    for name in (JOB, SUBMITTED):
-        with suppress(OSError, ValueError):
-            found |= json.loads((out / name).read_text(encoding="utf-8"))
-    return found
+    """The content of job.json, and of submitted.json where a SLURM job has not begun to train."""
+    return (files.json_object(out / JOB) or {}) | (files.json_object(out / SUBMITTED) or {})

@@ -1,4 +1,4 @@
-"""--track: the lines of metrics.jsonl in TensorBoard or Weights & Biases, too."""
+"""--track: sends the lines of metrics.jsonl to TensorBoard or Weights & Biases as well."""
 
 import importlib.util
 import os
@@ -13,14 +13,14 @@ TRACKERS = ("none", "tensorboard", "wandb")
 
 
 class Tracker(Protocol):
-    """Gets every line of metrics.jsonl once it is read from the device. On rank 0 alone."""
+    """Gets every line of metrics.jsonl after it is read from the device. Rank 0 only."""
 
     def write(self, row: dict[str, Any]) -> None:
-        """One line; of a resumed run first those that the file had kept."""
+        """Send one line. After a resume the earlier lines of the file come first."""
         ...
 
     def close(self) -> None:
-        """All that was written is to be found."""
+        """Flush everything that was written."""
         ...
 
 
@@ -41,7 +41,7 @@ def start(kind: str, out: Path, settings: dict[str, Any]) -> Tracker | None:
 
 
 def _named(row: dict[str, Any]) -> dict[str, float]:
-    """train/loss and the like, without what is null."""
+    """Values under names like train/loss; null is left out."""
     values = {k: v for k, v in row.items() if k != "step" and v is not None}
     return {
         "eval/" + k.removeprefix("eval_") if k.startswith("eval_") else f"train/{k}": float(v)
@@ -50,8 +50,8 @@ def _named(row: dict[str, Any]) -> dict[str, float]:
 
 
 class TensorBoard:
-    """Event files in OUT/tensorboard, written anew at every start from what metrics.jsonl keeps, so
-    that an interrupted run shows no step twice."""
+    """Event files in OUT/tensorboard, rewritten from metrics.jsonl at every start, so that no step
+    is shown twice after a resume."""
 
     def __init__(self, out: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -70,9 +70,9 @@ class TensorBoard:
 
 
 class WandB:
-    """One run of Weights & Biases per run directory, gone on with after a resume.
+    """One run of Weights & Biases per run directory, continued after a resume.
 
-    Entity, project and mode are the user's: WANDB_ENTITY, WANDB_PROJECT, WANDB_MODE=offline.
+    The user sets entity, project and mode: WANDB_ENTITY, WANDB_PROJECT, WANDB_MODE=offline.
     """
 
     def __init__(self, out: Path, settings: dict[str, Any]) -> None:
@@ -97,7 +97,7 @@ class WandB:
             ) from error
 
     def write(self, row: dict[str, Any]) -> None:
-        """See `Tracker.write`. W&B itself passes over steps that it has."""
+        """See `Tracker.write`. W&B ignores steps that it already has."""
         self._run.log(_named(row), step=row["step"])
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""What a run was made with: the package's version, and its commit where it is a git checkout."""
+"""The package's version, and its commit in a git checkout."""
 
 import os
 import subprocess
@@ -11,14 +11,17 @@ _PATIENCE = 5.0  # seconds for git, on a slow file system
 
 
 def made_with(checkout: Path = _CHECKOUT) -> dict[str, str | None]:
-    """{"version": ..., "commit": 40 hexadecimal digits, "-dirty" after them if tracked files were
-    changed; None outside a checkout, or where git is missing, refuses or is too slow}."""
-    found: dict[str, str | None] = {"version": __version__, "commit": None}
-    if not (checkout / ".git").exists():  # else git finds the repository around an installation
-        return found
+    """{"version": ..., "commit": ...} for the records of a run.
+
+    commit: 40 hexadecimal digits, with "-dirty" if tracked files were changed; None outside a
+    checkout, or where git is missing, fails or is too slow.
+    """
+    made: dict[str, str | None] = {"version": __version__, "commit": None}
+    if not (checkout / ".git").exists():  # else git uses a repository around the installation
+        return made
     command = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40"]
     try:
-        said = subprocess.run(
+        done = subprocess.run(
             [*command, "--exclude=*"],
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -28,5 +31,5 @@ def made_with(checkout: Path = _CHECKOUT) -> dict[str, str | None]:
             env=os.environ | {"GIT_OPTIONAL_LOCKS": "0"},
         )
     except (OSError, subprocess.TimeoutExpired):
-        return found
-    return found | {"commit": said.stdout.strip() or None}
+        return made
+    return made | {"commit": done.stdout.strip() or None}

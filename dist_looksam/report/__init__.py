@@ -1,4 +1,4 @@
-"""Pictures and pages of runs. What draws is the package's extra `report`."""
+"""Charts and pages of runs. The drawing packages are this package's extra `report`."""
 
 from dist_looksam.errors import ConfigError
 

@@ -1,4 +1,4 @@
-"""`dist-looksam curves`, `probe` and `report`: pictures of runs, alone and together."""
+"""`dist-looksam curves`, `probe` and `report`: charts of single runs, and of many compared."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -15,8 +15,8 @@ def draw_curves(argv: Sequence[str]) -> int:
 
 
 def draw_probe(argv: Sequence[str]) -> int:
-    """Draw what --probe_every recorded of every run directory in `argv`. Raises ConfigError."""
-    text = "Draw how g_s, g_h and g_v move between looks, from probe.jsonl (--probe_every)."
+    """Draw probe.jsonl of every run directory in `argv`. Raises ConfigError."""
+    text = "Draw the changes and norms of g_s, g_h and g_v from probe.jsonl (--probe_every)."
     return _draw("probe", text, argv, probe_figures)
 
 
@@ -58,21 +58,26 @@ def draw_report(argv: Sequence[str]) -> int:
 def _report_parser() -> Parser:
     parser = Parser(
         prog="dist-looksam report",
-        description="Accuracy, time and cost against batch size of all runs below the folders: "
-        "scaling.png, index.html (works offline), report.md, report.csv.",
+        description="Compare accuracy, time and cost of all runs below the folders by batch size. "
+        "Writes scaling.png, index.html (works offline), report.md and report.csv.",
     )
     parser.add_argument(
-        "folders", metavar="DIR", nargs="+", help="holds runs, or a sweep; or a report.csv"
+        "folders", metavar="DIR", nargs="+", help="folder of runs or of a sweep, or a report.csv"
     )
-    parser.add_argument("--out", type=Path, help="folder of the report (the first DIR's report/)")
     parser.add_argument(
-        "--points", type=float, default=1.0, help="%% below its own best that counts as a fall (1)"
+        "--out", type=Path, help="folder of the report; default report/ in the first DIR"
+    )
+    parser.add_argument(
+        "--points",
+        type=float,
+        default=1.0,
+        help="fall of top-1 in %% at which a method ends; default 1",
     )
     parser.add_argument(
         "--reference", metavar="FILE.yaml", action="append", default=[],
-        help="figures of others to show beside, marked second-hand",
+        help="published figures to show separately, marked second-hand",
     )  # fmt: skip
     parser.add_argument(
-        "--paper", action="store_true", help="the LookSAM paper's figures, second-hand"
+        "--paper", action="store_true", help="show the LookSAM paper's figures, marked second-hand"
     )
     return parser

@@ -1,4 +1,4 @@
-"""`dist-looksam report`: a set of runs compared, as files and on the terminal."""
+"""`dist-looksam report`: compares runs, in files and on the terminal."""
 
 import shlex
 from collections import Counter
@@ -14,6 +14,7 @@ from dist_looksam.record.version import made_with
 from dist_looksam.report import drawing, scaling, tables, trials
 from dist_looksam.report.page import Section, page
 from dist_looksam.report.runs import FINAL, TUNE, Run, RunSet, find, to_csv
+from dist_looksam.report.statistic import many
 from dist_looksam.report.study import Study, study
 from dist_looksam.report.tables import Table
 from dist_looksam.report.tuning import Tuning, tunings, warnings
@@ -21,9 +22,9 @@ from dist_looksam.report.tuning import Tuning, tunings, warnings
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What was written, and its text."""
+    """The written files, and the printed text."""
 
-    text: str  # Markdown: notes, tables
+    text: str  # Markdown: notes and tables
     paths: list[Path]
 
 
@@ -37,27 +38,27 @@ def report(
 ) -> Report:
     """Compare the runs below `folders`; writes pictures, index.html, report.md, report.csv.
 
-    points: how many % below its own best mean counts as a fall. command: what the user typed.
+    points: fall below the best mean, in %, that ends a method's range. command: as it was typed.
     Raises ConfigError where there are no runs, RunError where `out` cannot be written.
     """
-    found = find(folders)
-    results = study(found)
-    tuned = tunings(found, [label.name for label in results.labels])
-    results.notes += _not_begun(found) + warnings(tuned)
+    run_set = find(folders)
+    results = study(run_set)
+    tuned = tunings(run_set, [label.name for label in results.labels])
+    results.notes += _not_begun(run_set) + warnings(tuned)
     out.mkdir(parents=True, exist_ok=True)
     if not results.cells:
         results.notes.insert(0, "No final run has finished yet.")
-    sections = _sections(results, found, tuned, points, references)
-    paths = _pictures(results, found, tuned, out)
-    paths.append(_write(out / "report.csv", to_csv(found.runs)))
+    sections = _sections(results, run_set, tuned, points, references)
+    paths = _pictures(results, run_set, tuned, out)
+    paths.append(_write(out / "report.csv", to_csv(run_set.runs)))
     listed = "".join(f"- {note}\n" for note in results.notes)
     shown = [table.markdown() for section in sections for table in section.tables]
     text = "\n".join([*([listed] if listed else []), *shown])
     paths.append(_write(out / "report.md", text))
     html = page(
         title=_title(results),
-        subtitle=_subtitle(results, found),
-        facts=_facts(command, found),
+        subtitle=_subtitle(results, run_set),
+        facts=_facts(command, run_set),
         notes=results.notes,
         sections=sections,
     )
@@ -70,11 +71,11 @@ def _write(path: Path, text: str) -> Path:
     return path
 
 
-def _pictures(results: Study, found: RunSet, tuned: list[Tuning], out: Path) -> list[Path]:
+def _pictures(results: Study, run_set: RunSet, tuned: list[Tuning], out: Path) -> list[Path]:
     paths = []
     if results.cells:
         chart = scaling.picture(
-            results, _title(results), [_subtitle(results, found), scaling.spread(results)]
+            results, _title(results), [_subtitle(results, run_set), scaling.spread(results)]
         )
         paths.append(drawing.save_png(chart, out / "scaling.png"))
     if lines := scaling.series(results):
@@ -87,7 +88,7 @@ def _pictures(results: Study, found: RunSet, tuned: list[Tuning], out: Path) -> 
 
 def _sections(
     results: Study,
-    found: RunSet,
+    run_set: RunSet,
     tuned: list[Tuning],
     points: float,
     references: Sequence[Table],
@@ -111,8 +112,8 @@ def _sections(
         charts = [] if tried is None else [tried]
         table = tables.tuning(tuned)
         sections.append(Section(title="Tuning", charts=charts, tables=[table]))
-    if found.grids:
-        sections.append(Section(title="What was run", folded=found.grids))
+    if run_set.grids:
+        sections.append(Section(title="What was run", folded=run_set.grids))
     for reference in references:
         sections.append(
             Section(
@@ -131,35 +132,31 @@ def _title(results: Study) -> str:
 
 
 def _common(runs: Sequence[Run], name: str) -> str | None:
-    """A setting that all runs share; None where they differ."""
+    """The value of a setting that all runs share; None where they differ."""
     values = {str(run.setting(name)) for run in runs if run.setting(name) is not None}
     return values.pop() if len(values) == 1 else None
 
 
-def _subtitle(results: Study, found: RunSet) -> str:
+def _subtitle(results: Study, run_set: RunSet) -> str:
     seeds = {run.seed for run in results.finals}
     facts = [
-        _many(len(results.labels), "method"),
-        _many(len(results.batches), "batch size"),
-        _many(len(seeds), "seed"),
-        _many(len(results.finals), "finished run"),
+        many(len(results.labels), "method"),
+        many(len(results.batches), "batch size"),
+        many(len(seeds), "seed"),
+        many(len(results.finals), "finished run"),
     ]
-    trials = sum(run.stage == TUNE for run in found.runs)
-    facts += [_many(trials, "tuning trial")] if trials else []
+    trials = sum(run.stage == TUNE for run in run_set.runs)
+    facts += [many(trials, "tuning trial")] if trials else []
     facts += [f"{len(results.unfinished)} unfinished"] if results.unfinished else []
     model = _common(results.finals, "model")
     return " · ".join([*([model] if model and model != "auto" else []), *facts])
 
 
-def _many(count: int, what: str) -> str:
-    return f"{count:,} {what}{'s' * (count != 1)}"
-
-
-def _not_begun(found: RunSet) -> list[str]:
-    """Final points that a sweep.yaml asks for and that have no folder yet."""
-    there = {(run.label, run.batch, run.seed) for run in found.runs if run.stage == FINAL}
+def _not_begun(run_set: RunSet) -> list[str]:
+    """Notes on final points of a sweep.yaml without a run directory."""
+    there = {(run.label, run.batch, run.seed) for run in run_set.runs if run.stage == FINAL}
     notes = []
-    for path, text in found.grids.items():
+    for path, text in run_set.grids.items():
         try:
             grid = yaml.safe_load(text)
             asked = [
@@ -169,7 +166,7 @@ def _not_begun(found: RunSet) -> list[str]:
                 for seed in _several(grid.get("seeds", 0))
             ]
         except (TypeError, KeyError, ValueError, AttributeError, yaml.YAMLError):
-            continue  # not a sweep's own form: its text is shown, nothing is known of its points
+            continue  # not a valid sweep: its text is shown
         missing = [point for point in asked if point not in there]
         if missing:
             label, batch, seed = missing[0]
@@ -184,17 +181,17 @@ def _several(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _facts(command: Sequence[str], found: RunSet) -> dict[str, str]:
-    """The page's header: what was run, made with which commit, and by what this page was made."""
-    hosts = {run.host for run in found.runs if run.host}
-    commits = Counter(run.commit or "not recorded" for run in found.runs)
-    several = ", ".join(f"{name} ({_many(n, 'run')})" for name, n in commits.items())
+def _facts(command: Sequence[str], run_set: RunSet) -> dict[str, str]:
+    """The page's header: command, runs, their commits and machines, version of this package."""
+    hosts = {run.host for run in run_set.runs if run.host}
+    commits = Counter(run.commit or "not recorded" for run in run_set.runs)
+    several = ", ".join(f"{name} ({many(n, 'run')})" for name, n in commits.items())
     own = made_with()
     return {
         "command": shlex.join(command),
-        "runs": ", ".join(found.grids) or "single runs",
+        "runs": ", ".join(run_set.grids) or "single runs",
         "commit of the runs": next(iter(commits)) if len(commits) == 1 else several,
-        "runs were on": _many(len(hosts), "machine") if hosts else "not known",
+        "runs were on": many(len(hosts), "machine") if hosts else "not known",
         "page made on": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "page made by": f"dist_looksam {own['version']}, commit {own['commit'] or 'not known'}",
     }

@@ -1,30 +1,32 @@
 """curves.png: loss, accuracy, learning rate, gradient norm and the size of g_v over a run."""
 
-import json
 import os
 from pathlib import Path
 
 import altair as alt
 
+from dist_looksam import files
 from dist_looksam.errors import ConfigError
+from dist_looksam.record import rundir
 from dist_looksam.record.metrics import read
+from dist_looksam.record.progress import h_mm_ss
 from dist_looksam.report import drawing
 from dist_looksam.report.drawing import BLUE, GREEN, INK, ORANGE, PURPLE, Rows
+from dist_looksam.report.statistic import many
 
 _LOOK, _BETWEEN, _STEP = "look", "between looks", "step"
 _DOTS = {_LOOK: ORANGE, _BETWEEN: BLUE, _STEP: BLUE}
-_POINT = {"color": GREEN, "size": 30}
-_MOST_DOTS, _MOST_POINTS = 900, 400  # per series: more cannot be told apart at this size
+_MOST_DOTS, _MOST_POINTS = 900, 400  # per series: more would overlap at this size
 
 
 def curves(run_dir: str | os.PathLike[str]) -> Path:
     """Draw `run_dir`/metrics.jsonl as `run_dir`/curves.png; returns its path.
 
-    Works while the run is going on. Raises ConfigError where there are no steps to draw.
+    Works during the run, too. Raises ConfigError where there are no steps to draw.
     """
     folder = Path(run_dir)
     try:
-        steps, evaluations = read(folder / "metrics.jsonl")
+        steps, evaluations = read(folder / rundir.METRICS)
     except FileNotFoundError:
         steps, evaluations = [], []
     if not steps:
@@ -44,32 +46,22 @@ def curves(run_dir: str | os.PathLike[str]) -> Path:
     present = [panel for panel in small if panel is not None]
     upper, lower = drawing.across(*top), drawing.across(*present)
     chart = alt.vconcat(upper, lower, spacing=30) if present else upper
-    title = alt.TitleParams(_title(folder), subtitle=_subtitle(folder, steps), fontSize=18)
+    summary = files.json_object(folder / rundir.SUMMARY) or {}  # of a finished run
+    name = str(summary.get("optimizer") or folder.resolve().name)
+    title = alt.TitleParams(name, subtitle=_subtitle(summary, steps), fontSize=18)
     return drawing.save_png(chart.properties(title=title), folder / "curves.png")
 
 
-def _summary(folder: Path) -> dict:
-    try:
-        return json.loads((folder / "summary.json").read_text())
-    except (OSError, ValueError):  # the run is not over
-        return {}
-
-
-def _title(folder: Path) -> str:
-    return str(_summary(folder).get("optimizer") or folder.resolve().name)
-
-
-def _subtitle(folder: Path, steps: Rows) -> str:
-    end, last = _summary(folder), steps[-1]
+def _subtitle(summary: dict, steps: Rows) -> str:
+    last = steps[-1]
     facts = [f"{last['step'] + 1:,} steps"]
     if last.get("seconds"):
-        seconds = round(last["seconds"])
-        facts.append(f"{seconds // 3600}:{seconds % 3600 // 60:02d}:{seconds % 60:02d} h")
-    if end.get("batch_size"):
-        facts.append(f"batch {end['batch_size']:,}")
-    if end.get("world_size"):
-        ranks = f"{end['world_size']} rank" + "s" * (end["world_size"] > 1)
-        facts.append(f"{ranks}, backend {end.get('backend', 'unknown')}")
+        facts.append(f"{h_mm_ss(round(last['seconds']))} h")
+    if summary.get("batch_size"):
+        facts.append(f"batch {summary['batch_size']:,}")
+    if summary.get("world_size"):
+        ranks = many(summary["world_size"], "rank")
+        facts.append(f"{ranks}, backend {summary.get('backend', 'unknown')}")
     skipped = sum(bool(row["skipped"]) for row in steps)
     if skipped:
         facts.append(f"{skipped} skipped")
@@ -98,7 +90,7 @@ def _series(steps: Rows, field: str) -> tuple[Rows, Rows]:
 
 
 def _y(values: list[float], *, log: bool = False) -> alt.Y:
-    """A quantity has the same kind of axis in every run, so that pictures can be compared."""
+    """The axis of a quantity, of the same kind in every run, so that charts can be compared."""
     scale = alt.Scale(
         type="log" if log else "linear",
         domain=drawing.domain(values, log=log),
@@ -119,11 +111,8 @@ def _loss(steps: Rows, evaluations: Rows, x: alt.X) -> alt.LayerChart:
     kinds = [kind for kind in _DOTS if any(dot["kind"] == kind for dot in dots)]
     names = {kind: _DOTS[kind] for kind in kinds} | {"smoothed": INK}
     names |= {"evaluation": GREEN} if evaluated else {}
-    colour = alt.Color(
-        "kind:N",
-        scale=alt.Scale(domain=list(names), range=list(names.values())),
-        legend=alt.Legend(symbolType="circle", symbolSize=60),
-    )
+    legend = alt.Legend(symbolType="circle", symbolSize=60)
+    colour = drawing.colour("kind", names, legend=legend)
     y = _y([row["value"] for row in dots + line + evaluated])
     layers: list[alt.Chart] = [
         _dots(dots).encode(x=x, y=y, color=colour),
@@ -142,7 +131,9 @@ def _loss(steps: Rows, evaluations: Rows, x: alt.X) -> alt.LayerChart:
 
 
 def _dots(dots: Rows) -> alt.Chart:
-    size, opacity = (48, 0.85) if len(dots) < 150 else (14, 0.3)  # few must show beside the line
+    size, opacity = (
+        (48, 0.85) if len(dots) < 150 else (14, 0.3)
+    )  # few dots must be visible beside the line
     return alt.Chart(drawing.rows(dots)).mark_circle(size=size, opacity=opacity)
 
 
@@ -186,7 +177,7 @@ def _top1(evaluations: Rows, x: alt.X) -> alt.LayerChart:
 def _small(
     steps: Rows, x: alt.X, field: str, title: str, colour: str, *, dots: bool = True
 ) -> alt.LayerChart | None:
-    """A panel of the lower row; None where the run has no such number. Norms have dots, on a
+    """A panel of the lower row; None where no step has the number. Norms have dots and a
     logarithmic axis."""
     if dots:  # a logarithmic axis has no place for 0
         steps = [row for row in steps if (row.get(field) or 0) > 0]
@@ -198,12 +189,7 @@ def _small(
     y = _y([row["value"] for row in (raw if dots else line)], log=dots)
     layers = []
     if dots:
-        colours = alt.Color(
-            "kind:N",
-            scale=alt.Scale(domain=list(_DOTS), range=list(_DOTS.values())),
-            legend=None,
-        )
-        layers.append(_dots(raw).encode(x=x, y=y, color=colours))
+        layers.append(_dots(raw).encode(x=x, y=y, color=drawing.colour("kind", _DOTS)))
     marks = alt.Chart(drawing.rows(line)).mark_line(color=colour, strokeWidth=2)
     layers.append(marks.encode(x=x, y=y))
     return alt.layer(*layers).properties(width=272, height=150, title=title)

@@ -1,4 +1,4 @@
-"""What all charts share: colours, thinning of long series, smoothing, PNG and offline HTML."""
+"""Shared by all charts: colours, thinning of long series, smoothing, PNG and offline HTML."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,7 +58,7 @@ _CONFIG = {
 
 
 def x_step(last: int | None = None) -> alt.X:
-    """The axis of steps, from 0 to `last` where panels shall share it, else as far as the data."""
+    """The axis of steps, from 0 to `last` for panels that share it, else to the end of the data."""
     limits = alt.Undefined if last is None else [0, max(1, last)]
     axis = alt.Axis(format=",d", grid=False, tickMinStep=1, tickCount=6)
     return alt.X("step:Q", title="step", axis=axis, scale=alt.Scale(nice=False, domain=limits))
@@ -75,6 +75,12 @@ def rows(chart_rows: Rows) -> alt.InlineData:
     return alt.InlineData(values=chart_rows)
 
 
+def colour(column: str, colours: dict[str, str], *, legend: Any = None) -> alt.Color:
+    """A column of names as colours, by a table of them."""
+    scale = alt.Scale(domain=list(colours), range=list(colours.values()))
+    return alt.Color(f"{column}:N", scale=scale, legend=legend)
+
+
 def thinned(series: Sequence[Any], most: int) -> list[Any]:
     """At most `most` of the items, evenly spread, with the first and the last."""
     if len(series) <= most:
@@ -83,20 +89,22 @@ def thinned(series: Sequence[Any], most: int) -> list[Any]:
 
 
 def smoothed(values: Sequence[float], *, window: int) -> np.ndarray:
-    """[n] means over a bell of about `window` items around each one, narrower at the ends.
+    """[n] Gaussian-weighted means over about `window` items around each one, fewer at the ends.
 
-    Each item first becomes the median of itself and its four neighbours: one wild step stays a dot.
+    Each item is first replaced by the median of itself and its four neighbours, against outliers.
     """
     y = np.asarray(values, dtype=float)
     if window < 2 or len(y) < 5:
         return y
     y = ndimage.median_filter(y, size=5, mode="nearest")
-    bell = {"sigma": window / 2, "mode": "constant"}
-    return ndimage.gaussian_filter1d(y, **bell) / ndimage.gaussian_filter1d(np.ones_like(y), **bell)
+    gauss = {"sigma": window / 2, "mode": "constant"}
+    return ndimage.gaussian_filter1d(y, **gauss) / ndimage.gaussian_filter1d(
+        np.ones_like(y), **gauss
+    )
 
 
 def domain(values: Sequence[float], *, log: bool = False) -> list[float]:
-    """Limits that hold all but the wildest 1 % of the values, so that one spike hides nothing."""
+    """Limits of the values without the outer 1 %, so that one spike does not flatten the rest."""
     y = np.asarray([v for v in values if not log or v > 0], dtype=float)
     if not len(y):
         return [1.0, 10.0] if log else [0.0, 1.0]
@@ -114,7 +122,7 @@ def save_png(chart: alt.TopLevelMixin, path: Path) -> Path:
 
 
 def save_html(chart: alt.TopLevelMixin, path: Path) -> Path:
-    """Write the chart as one page that needs no network: the scripts are inside."""
+    """Write the chart as one page with its scripts inside, which needs no network."""
     page = vl_convert.vegalite_to_html(spec(chart), vl_version=VERSION, bundle=True)
     path.write_text(page, encoding="utf-8")
     return path

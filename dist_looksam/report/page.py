@@ -1,6 +1,6 @@
-"""index.html: one page with every chart and table, its scripts inside, that asks no network.
+"""index.html: one page with all charts, tables and scripts, which needs no network.
 
-Its content security policy lets the browser load nothing from anywhere, so it stays that way.
+Its content security policy forbids the browser to load anything.
 """
 
 import functools
@@ -15,7 +15,7 @@ import vl_convert
 from dist_looksam.report import drawing
 from dist_looksam.report.tables import Table
 
-# The scripts' own loader is asked for nothing: every chart's data are inside its specification.
+# The scripts load nothing: the data of every chart are in its specification.
 _DRAW = """
 const charts = JSON.parse(document.getElementById("charts").textContent);
 const options = { renderer: "svg", mode: "vega-lite",
@@ -27,13 +27,13 @@ Promise.all(Object.entries(charts).map(([id, spec]) => vegaEmbed("#" + id, spec,
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A heading, a text, charts in a row, tables, and raw text that unfolds."""
+    """A heading, a text, charts in a row, tables, and folded raw text."""
 
     title: str
     text: str = ""
     charts: Sequence[Any] = ()
     tables: Sequence[Table] = ()
-    folded: Mapping[str, str] = field(default_factory=dict)  # what it is -> text
+    folded: Mapping[str, str] = field(default_factory=dict)  # title -> text
     second_hand: bool = False
 
 
@@ -45,7 +45,7 @@ def page(
     notes: Sequence[str],
     sections: Sequence[Section],
 ) -> str:
-    """The page's text. All words are escaped; `facts` is the header: what was run, where, when."""
+    """The HTML of the page. All text is escaped; `facts` is the header."""
     charts: dict[str, Any] = {}
     shown = []
     for section in sections:
@@ -60,6 +60,6 @@ def page(
 
 @functools.cache
 def _scripts() -> str:
-    """Vega, Vega-Lite and what draws with them; nothing in it ends the script element early."""
+    """Vega, Vega-Lite and the drawing code, escaped so that it does not end the script element."""
     bundle = vl_convert.javascript_bundle(_DRAW, vl_version=drawing.VERSION)
     return bundle.replace("</script", "<\\/script").replace("<!--", "\\x3c!--")

@@ -1,8 +1,8 @@
-"""One panel of a report: methods along batch sizes (or ranks), every point at its true place.
+"""One panel of a report: methods by batch size or ranks, every point at its exact value.
 
-Points that coincide show through: markers are small and open, lines thin, and a base alone is
-dashed. A method's colour and marker follow from its place in the table of methods, so that they
-mean the same in every study. Names stand at the ends of the lines.
+Markers are small and open and lines thin, so that coinciding points stay visible; bases are dashed.
+A method's colour and marker follow from its place in the table of methods, so that they are the
+same in every report. Names are at the ends of the lines.
 """
 
 import math
@@ -21,7 +21,7 @@ from dist_looksam.report.statistic import MeanSd
 from dist_looksam.report.study import Label
 
 AMBER, SKY, OLIVE = "#e69f00", "#56b4e9", "#7f7a00"
-# In the order of METHODS; what is left over is for new methods and for variants of one.
+# In the order of METHODS; the rest is for new methods and for variants of one method.
 _COLOURS = [GREY, INK, AMBER, OLIVE, BLUE, SKY, ORANGE, GREEN, PURPLE,
             "#a50f15", "#00a3a3", "#6b4f2a", "#e377c2", "#3f007d", "#4d9221",
             "#b2abd2"]  # fmt: skip
@@ -36,7 +36,7 @@ _NAME_GAP = 17  # pixels from one name at the right to the next
 
 @dataclass(frozen=True)
 class Style:
-    """How one label is drawn."""
+    """Colour, marker and dash of one label."""
 
     colour: str
     shape: str
@@ -47,7 +47,7 @@ def styles(labels: Iterable[Label]) -> dict[str, Style]:
     """A style for each label. The first of a method has the method's own colour and marker; other
     labels of the same method have its marker and a colour that is no method's.
     """
-    order, found = list(METHODS), {}
+    order, made = list(METHODS), {}
     own: dict[str, str] = {}
     for label in labels:
         if label.method not in own or label.name == label.method:
@@ -61,13 +61,13 @@ def styles(labels: Iterable[Label]) -> dict[str, Style]:
         else:
             colour = _COLOURS[place % len(_COLOURS)]
         dash = [5, 3] if label.base_label == label.name else [1, 0]
-        found[label.name] = Style(colour, _SHAPES[place % len(_SHAPES)], dash)
-    return found
+        made[label.name] = Style(colour, _SHAPES[place % len(_SHAPES)], dash)
+    return made
 
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """A mean of one label at x, in the unit that is drawn; `tip` is what hovering says.
+    """A mean of one label at x, in the drawn unit; `tip` is its tooltip.
 
     low and high: the lowest and the highest run.
     """
@@ -91,7 +91,7 @@ def point(
 
 @dataclass(kw_only=True)
 class Panel:
-    """A chart to be: points, scales, what is written where."""
+    """The points, scales and texts of a chart."""
 
     title: str
     points: list[Point]
@@ -101,10 +101,10 @@ class Panel:
     height: int = 200
     y_scale: dict[str, Any] = field(default_factory=dict)  # type, domain, reverse
     y_axis: dict[str, Any] = field(default_factory=dict)
-    names: bool = False  # at the ends of the lines
+    names: bool = False  # shown at the ends of the lines
     rule: float | None = None  # a horizontal line of reference
     diagonals: Rows = field(default_factory=list)  # x, y, line: dotted ideals
-    hover: bool = False  # a hovered label stands out; for pages, once a chart
+    hover: bool = False  # highlight a hovered label; on pages, once a chart
 
     def chart(self) -> alt.LayerChart:
         """The Altair chart."""
@@ -179,7 +179,7 @@ class Panel:
         bars = base.mark_rule(strokeWidth=1.2, strokeOpacity=0.5)
         bars = bars.encode(y=self._y("low"), y2="high:Q")
         bars = bars.transform_filter("datum.high > datum.low")
-        # Filled with nothing that shows, so that hovering meets more than the stroke.
+        # An almost transparent filling, so that hovering works inside the marker, too.
         marks = base.mark_point(size=52, strokeWidth=1.7, fill="white", fillOpacity=0.01).encode(
             y=y,
             shape=self._by_label(alt.Shape, "shape"),
@@ -198,7 +198,7 @@ class Panel:
         return [bars, lines, marks, *seeds]  # a seed within a mean's marker can be hovered over
 
     def _seeds(self, singles: Rows, x: alt.X, y: alt.Y) -> list[alt.Chart]:
-        """A dot for a seed, a cross for one in trouble."""
+        """A dot for each seed, a cross for a seed in trouble."""
         tooltip = _tooltip([tip for p in self.points for _, tip, _ in p.seeds])
         layers = []
         for trouble in (False, True):
@@ -208,7 +208,7 @@ class Panel:
                     chart = chart.mark_point(shape=_CROSS, size=60, strokeWidth=2, opacity=1)
                 else:
                     chart = chart.mark_point(shape="circle", filled=True, size=9, opacity=0.6)
-                if self.hover:  # its name in the page; names must differ within one picture
+                if self.hover:  # for the page's scripts; names must differ within a chart
                     chart = chart.properties(name="troubled" if trouble else "seeds")
                 layers.append(chart.encode(x=x, y=y, color=self._colour(), tooltip=tooltip))
         return layers
@@ -221,7 +221,7 @@ class Panel:
         return self.height * (share if self.y_scale.get("reverse") else 1 - share)
 
     def _names(self, x: alt.X) -> list[alt.Chart]:
-        """Markers and names right of the plot, moved apart, tied to their last points."""
+        """Markers and names right of the plot, moved apart, connected to their last points."""
         last = {p.label: p for p in sorted(self.points, key=lambda p: p.x)}
         wanted = sorted((self._pixel(p.y), name) for name, p in last.items())
         places = apart([pixel for pixel, _ in wanted], gap=_NAME_GAP, end=self.height)
@@ -265,5 +265,5 @@ def _tooltip(tips: Sequence[dict[str, str]]) -> list[alt.Tooltip]:
 
 
 def _faint(chart: alt.Chart, pick: alt.Parameter) -> alt.Chart:
-    """All but the hovered label stand back."""
+    """Fade all but the hovered label."""
     return chart.encode(opacity=alt.condition(pick, alt.value(1), alt.value(0.12)))

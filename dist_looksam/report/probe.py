@@ -1,11 +1,10 @@
-"""How far g_s, g_h and g_v move between looks: figures 1 and 2 of the LookSAM paper.
+"""Changes of g_s, g_h and g_v between looks: figures 1 and 2 of the LookSAM paper.
 
-g_h is the part of g_s along g, g_v the part orthogonal to it. The method rests on g_v moving
-slowly: these pictures show whether it does in one's own run.
+g_h is the part of g_s along g, g_v the part orthogonal to it. LookSAM assumes that g_v changes
+slowly: these charts show whether it does in a run.
 Source: Liu et al., arXiv:2203.02714, figures 1 and 2.
 """
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,32 +12,31 @@ from typing import Any
 
 import altair as alt
 
+from dist_looksam import files
 from dist_looksam.errors import ConfigError
+from dist_looksam.record.rundir import PROBE
 from dist_looksam.report import drawing
 from dist_looksam.report.drawing import BLUE, GREEN, INK, ORANGE, Rows
 
-FILE = "probe.jsonl"
 _PARTS = {"g_s": ("gs", INK), "g_h": ("gh", BLUE), "g_v": ("gv", ORANGE)}
 _MOST_POINTS = 400
 _SMOOTH_FROM = 60  # looks; fewer are drawn as they are
 
 
-def probe_figures(run_dir: str | os.PathLike[str], *, missing_ok: bool = False) -> list[Path]:
+def probe_figures(run_dir: str | os.PathLike[str]) -> list[Path]:
     """Draw `run_dir`/probe.jsonl; returns the paths of two PNG and two HTML files.
 
-    `probe_change` is how far each part moved since the previous probed look, absolute and divided
-    by its norm; `probe_norms` is the norms, the angle between g_s and g, and, where recorded, the
-    cosine between the perturbation that was applied and the one intended. The pages need no
-    network. `missing_ok` returns [] where there is nothing to draw, else that is a ConfigError.
+    `probe_change` shows the change of each part since the previous probed look, absolute and
+    divided by its norm; `probe_norms` the norms, the angle between g_s and g, and, where recorded,
+    the cosine between the applied and the intended perturbation. The pages need no network. Raises
+    ConfigError where there are fewer than two looks.
     """
     folder = Path(run_dir)
-    looks = _read(folder / FILE)
+    looks = files.json_lines(folder / PROBE)
     if len(looks) < 2:
-        if missing_ok:
-            return []
         raise ConfigError(
-            f"{FILE} must hold at least two looks, got {len(looks)} in {folder}: let the run go on "
-            f"with probing switched on."
+            f"{PROBE} must hold at least two looks, got {len(looks)} in {folder}: let the run go "
+            f"on with probing switched on."
         )
     paths = []
     for name, chart in (("probe_change", _change(looks)), ("probe_norms", _norms(looks))):
@@ -47,29 +45,17 @@ def probe_figures(run_dir: str | os.PathLike[str], *, missing_ok: bool = False) 
     return paths
 
 
-def _read(path: Path) -> Rows:
-    if not path.exists():
-        return []
-    found: Rows = []
-    for line in path.read_text().splitlines():
-        try:
-            found.append(json.loads(line))
-        except ValueError:  # the last line of a run that was killed or is still writing
-            continue
-    return found
-
-
 def _lines(looks: Rows, series: Mapping[str, tuple[str, str | None]]) -> Rows:
     """Long rows (step, value, part) of columns; `part: (column, its divisor or None)`."""
-    found: Rows = []
+    long: Rows = []
     for part, (column, under) in series.items():
         known = [
             {"step": row["step"], "value": row[column] / (row[under] if under else 1), "part": part}
             for row in looks
             if row.get(column) is not None and (under is None or row.get(under))
         ]
-        found += _with_means(known)
-    return found
+        long += _with_means(known)
+    return long
 
 
 def _with_means(known: Rows) -> Rows:
@@ -88,15 +74,12 @@ def _panel(
     legend: bool = False,
     limits: list[float] | None = None,
 ) -> Any:
-    """One panel: the looks as dots, their running means as lines, a colour a part."""
+    """One panel: looks as dots, their running means as lines, one colour per part."""
     values = [row["value"] for row in rows]
     if limits is None:
         limits = [0.0, drawing.domain(values)[1]]
-    colour = alt.Color(
-        "part:N",
-        scale=alt.Scale(domain=list(colours), range=list(colours.values())),
-        legend=alt.Legend(symbolType="stroke", symbolSize=250) if legend else None,
-    )
+    shown = alt.Legend(symbolType="stroke", symbolSize=250) if legend else None
+    colour = drawing.colour("part", colours, legend=shown)
     scale = alt.Scale(domain=limits, nice=False, clamp=True)
     tip = [
         alt.Tooltip(f, format=form)

@@ -1,4 +1,4 @@
-"""Figures of others that may stand beside a report: checked, and always marked second-hand."""
+"""Published figures of others for a report: checked, and always marked second-hand."""
 
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,7 @@ PAPER = Path(__file__).with_name("paper_figures.yaml")
 
 
 def read(path: str | Path) -> Table:
-    """A YAML file with title, source and figures, as a table of its own, never mixed with what was
-    run. Raises ConfigError, in one sentence."""
+    """A YAML file with title, source and figures as a separate table. Raises ConfigError."""
     try:
         text = yaml.safe_load(Path(path).read_bytes())
     except OSError as error:

@@ -1,7 +1,7 @@
-"""Runs as a report sees them: found in folders, read from what they and a sweep left there.
+"""Finds the runs and sweeps in folders, and reads their files.
 
 A run is a folder with config.yaml (or a sweep's point.json), metrics.jsonl and, when it is done,
-summary.json. A sweep's own folder has sweep.yaml, its grid, and choices.json, what tuning chose.
+summary.json. A sweep's folder has sweep.yaml, and choices.json with the settings that tuning chose.
 """
 
 import csv
@@ -23,14 +23,13 @@ from dist_looksam.record import metrics, rundir
 
 FINISHED, UNFINISHED, DIVERGED = "finished", "unfinished", "diverged"
 FINAL, TUNE, SUPERSEDED = "final", "tune", "superseded"  # the last: of settings a sweep dropped
-_SKIPPED_SHARE = 0.1  # of a run's steps; more is told
-_TAKEN = ("trials", "score")  # of choices.json: what is not a setting
-_TEXTS = ("folder", "label", "method", "base", "stage", "state", "host", "commit")
-_NUMBERS = ("batch", "seed", "world_size", "top1", "steps", "seconds", "images_per_s", "passes",
-            "gv_ratio", "skipped")  # fmt: skip
-_SETTING_NUMBERS = ("lr", "rho", "k", "alpha", "weight_decay", "warmup_steps", "holdout")
-_TUNABLE = _SETTING_NUMBERS[:4]
-_SETTING_TEXTS = ("reuse", "data", "model")
+_SKIPPED_SHARE = 0.1  # of a run's steps; more is reported
+_NO_SETTINGS = ("trials", "score")  # of choices.json
+_TUNABLE = ("lr", "rho", "k", "alpha")
+_TEXTS = (  # columns that are no numbers
+    "folder", "label", "method", "base", "stage", "state", "reuse", "data", "model", "host",
+    "commit",
+)  # fmt: skip
 _COLUMNS = (
     "folder", "label", "method", "base", "stage", "batch", "seed", "state", "world_size", "top1",
     "steps", "seconds", "images_per_s", "passes", "gv_ratio", "skipped", "holdout", "lr", "rho",
@@ -41,7 +40,7 @@ _COLUMNS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One run directory. What it does not say is None."""
+    """One run directory. Unknown values are None."""
 
     folder: str  # as the user would type it
     label: str
@@ -66,7 +65,7 @@ class Run:
     commit: str | None = None  # of the checkout it was made with, else the package's version
 
     def setting(self, name: str) -> Any:
-        """What was tuned, else what config.yaml resolved; None where the method has no such."""
+        """The tuned value, else that of config.yaml; None if the method does not use it."""
         row = METHODS[self.method]
         has = {
             "rho": row.ascent,
@@ -80,22 +79,22 @@ class Run:
 
     @property
     def final(self) -> bool:
-        """Neither a trial nor of settings that a sweep has dropped."""
+        """Whether it is neither a trial nor superseded."""
         return self.stage == FINAL
 
     @property
     def holdout(self) -> int:
-        """Training images that accuracy was taken on; 0: the test images."""
+        """Number of training images that it was evaluated on; 0: the test images."""
         return int(self.config.get("holdout") or 0)
 
     @property
     def counts(self) -> bool:
-        """Whether it has an accuracy that a mean can be taken over."""
+        """Whether its accuracy counts in a mean."""
         return self.state != UNFINISHED and self.top1 is not None
 
     @property
     def trouble(self) -> str:
-        """What a reader of this run's accuracy must know; empty where all went well."""
+        """A warning about this run's accuracy; empty where all went well."""
         if self.state == DIVERGED:
             return "its last loss was not finite" if self.top1 is not None else "has no accuracy"
         if self.steps and self.skipped > _SKIPPED_SHARE * self.steps:
@@ -105,7 +104,7 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """What a sweep chose for one (label, batch), from how many trials, with which score."""
+    """The settings that a sweep chose for one (label, batch), the number of trials, the score."""
 
     flags: dict[str, Any]
     trials: int | None
@@ -115,7 +114,7 @@ class Choice:
 
 @dataclass(kw_only=True)
 class RunSet:
-    """All that was found below the folders of a report."""
+    """All runs and sweeps below the folders of a report."""
 
     runs: list[Run] = field(default_factory=list)
     choices: dict[tuple[str, int], Choice] = field(default_factory=dict)
@@ -124,56 +123,56 @@ class RunSet:
 
 
 def find(folders: Sequence[str]) -> RunSet:
-    """Every run and sweep below `folders`, and the runs of report.csv files among them.
+    """Every run and sweep below `folders`, and the runs of report.csv files among `folders`.
 
-    Raises ConfigError where there is no run at all.
+    Raises ConfigError where there is no run.
     """
-    found = RunSet()
-    seen: set[str] = set()
+    run_set = RunSet()
+    visited: set[str] = set()
     for root in folders:
         if Path(root).suffix == ".csv" and Path(root).is_file():
-            found.runs += read_csv(Path(root))
-            _take(Path(root).parent, found)
+            run_set.runs += read_csv(Path(root))
+            _take(Path(root).parent, run_set)
             continue
         if not Path(root).is_dir():
             raise ConfigError(f"a report needs folders that hold runs, got {root}: no such folder.")
-        for folder in _walk(root, seen):
-            _take(folder, found)
-    if not found.runs:
+        for folder in _walk(root, visited):
+            _take(folder, run_set)
+    if not run_set.runs:
         raise ConfigError(
             f"a report needs folders that hold runs (config.yaml, metrics.jsonl, summary.json), "
             f"got {', '.join(map(str, folders))} with none in it; give what train.py --out or "
             f"dist-looksam sweep wrote."
         )
-    return found
+    return run_set
 
 
-def _walk(root: str, seen: set[str]) -> Iterator[Path]:
-    """Folders that hold a run or a sweep, each once, also through links."""
-    for folder, below, files in os.walk(root, followlinks=True):
+def _walk(root: str, visited: set[str]) -> Iterator[Path]:
+    """Folders with a run or a sweep, each once, also through links."""
+    for folder, below, names in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)
-        is_run = "config.yaml" in files or "point.json" in files
+        is_run = rundir.CONFIG in names or rundir.POINT in names
         hidden = {name for name in below if name.startswith(".")}
-        below[:] = [] if is_run or real in seen else sorted(set(below) - hidden)
-        if real not in seen and (is_run or {"sweep.yaml", "choices.json"} & set(files)):
+        below[:] = [] if is_run or real in visited else sorted(set(below) - hidden)
+        if real not in visited and (is_run or {"sweep.yaml", "choices.json"} & set(names)):
             yield Path(folder)
-        seen.add(real)
+        visited.add(real)
 
 
-def _take(folder: Path, found: RunSet) -> None:
-    if (folder / "config.yaml").exists() or (folder / "point.json").exists():
+def _take(folder: Path, run_set: RunSet) -> None:
+    if (folder / rundir.CONFIG).exists() or (folder / rundir.POINT).exists():
         try:
-            found.runs.append(_read(folder))
+            run_set.runs.append(_read(folder))
         except (ValueError, TypeError, KeyError, OSError, yaml.YAMLError, RunError) as error:
             text = " ".join(str(error).split())
-            found.notes.append(f"{folder} could not be read and is left out: {text}")
+            run_set.notes.append(f"{folder} could not be read and is left out: {text}")
         return
     if (folder / "sweep.yaml").exists():
-        found.grids[str(folder / "sweep.yaml")] = (folder / "sweep.yaml").read_text()
+        run_set.grids[str(folder / "sweep.yaml")] = (folder / "sweep.yaml").read_text()
     if (folder / "choices.json").exists():
-        chosen = _choices(folder / "choices.json", found.notes)
-        found.notes += _chosen_twice(found.choices, chosen)
-        found.choices |= chosen
+        chosen = _choices(folder / "choices.json", run_set.notes)
+        run_set.notes += _chosen_twice(run_set.choices, chosen)
+        run_set.choices |= chosen
 
 
 def _chosen_twice(
@@ -200,7 +199,7 @@ def _choices(path: Path, notes: list[str]) -> dict[tuple[str, int], Choice]:
     try:
         for label, batches in json.loads(path.read_text()).items():
             for batch, row in batches.items():
-                flags = {name: value for name, value in row.items() if name not in _TAKEN}
+                flags = {name: value for name, value in row.items() if name not in _NO_SETTINGS}
                 chosen[label, int(batch)] = Choice(
                     flags=flags,
                     trials=row.get("trials"),
@@ -222,14 +221,14 @@ def _yaml(path: Path) -> dict[str, Any]:
 
 
 def _read(folder: Path) -> Run:
-    config, point = _yaml(folder / "config.yaml"), _json(folder / "point.json")
-    end, job = _json(folder / "summary.json"), rundir.job(folder)
+    config, point = _yaml(folder / rundir.CONFIG), _json(folder / rundir.POINT)
+    end, job = _json(folder / rundir.SUMMARY), rundir.job(folder)
     method = point.get("method") or end.get("optimizer") or config["optimizer"]
     if method not in METHODS:
         raise ValueError(f"optimizer must be one of {', '.join(METHODS)}, got {method!r}")
     base = config.get("base") or METHODS[method].base
     own = method if base == METHODS[method].base else f"{method} on {base}"
-    steps = metrics.read(folder / "metrics.jsonl")[0] if end else []
+    steps = metrics.read(folder / rundir.METRICS)[0] if end else []
     top1 = _finite(end.get("top1"))
     lost = bool(end) and (top1 is None or bool(steps and steps[-1]["loss"] is None))
     looks = [row["gv_ratio"] for row in steps if row["look"] and row["gv_ratio"] is not None]
@@ -264,7 +263,7 @@ def _finite(value: Any) -> float | None:
 
 
 def to_csv(runs: Sequence[Run]) -> str:
-    """Every run found, trials and unfinished ones too, a line each; what is not known is empty."""
+    """All runs, trials and unfinished ones too, a line each; unknown values are empty."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(_COLUMNS)
@@ -276,7 +275,7 @@ def to_csv(runs: Sequence[Run]) -> str:
 
 
 def read_csv(path: Path) -> list[Run]:
-    """The runs of a report.csv. Raises ConfigError where it is none."""
+    """The runs of a report.csv. Raises ConfigError if it is not one."""
     try:
         with open(path, encoding="utf-8", newline="") as file:
             runs = [_of_line(line) for line in csv.DictReader(file)]
@@ -296,11 +295,11 @@ def read_csv(path: Path) -> list[Run]:
 
 
 def _of_line(line: dict[str, str]) -> Run:
-    known = {name: text for name, text in line.items() if text}
-    values: dict[str, Any] = {name: known[name] for name in _TEXTS if name in known}
-    values |= {name: json.loads(known[name]) for name in _NUMBERS if name in known}
-    config = {name: json.loads(known[name]) for name in _SETTING_NUMBERS if name in known}
-    config |= {name: known[name] for name in _SETTING_TEXTS if name in known}
+    known = {n: line[n] for n in _COLUMNS if n != "trouble" and line.get(n)}
+    values: dict[str, Any] = {
+        n: text if n in _TEXTS else json.loads(text) for n, text in known.items()
+    }
     if values["method"] not in METHODS:
         raise ValueError(f"method {values['method']}")
-    return Run(**values, config=config)
+    own = {n: values.pop(n) for n in Run.__dataclass_fields__ if n in values}
+    return Run(**own, config=values)

@@ -1,4 +1,4 @@
-"""What is drawn of a study: accuracy, cost, time, g_v, ranks."""
+"""The charts of a study: accuracy, cost, time, g_v, ranks."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -56,20 +56,20 @@ def accuracy(study: Study, *, width: int, height: int, hover: bool = False) -> P
 
 
 def spread(study: Study) -> str:
-    """What bars and dots are."""
+    """A legend of markers, dots and bars."""
     if all(cell.top1.n == 1 for cell in study.cells.values()):
         return "One seed, so no spread is known"
     return "Markers: means; small dots: single seeds; bars: from the lowest to the highest run"
 
 
 def _apart_on_log(ticks: list[float], limits: list[float]) -> list[float]:
-    """Ticks of a logarithmic axis, without those that would touch a neighbour."""
-    kept: list[float] = []
+    """Ticks of a logarithmic axis, without those too near to a neighbour."""
+    chosen: list[float] = []
     ratio = (limits[1] / limits[0]) ** (1 / 14)
     for tick in sorted(ticks):
-        if not kept or tick / kept[-1] >= ratio:
-            kept.append(tick)
-    return kept
+        if not chosen or tick / chosen[-1] >= ratio:
+            chosen.append(tick)
+    return chosen
 
 
 def _accuracy_point(study: Study, label: str, batch: int, by_error: bool) -> Point:
@@ -80,12 +80,12 @@ def _accuracy_point(study: Study, label: str, batch: int, by_error: bool) -> Poi
         return 1 - top1 if by_error else top1
 
     def tip(runs: Sequence[Run], seed: str, top1: str) -> dict[str, str]:
-        said = {"method": label, "batch": f"{batch:,}", "seed": seed, "top1": top1}
+        facts = {"method": label, "batch": f"{batch:,}", "seed": seed, "top1": top1}
         taken = Cell(runs=tuple(runs)).numbers("seconds")
         time = mean_sd(taken, 1) if taken else "not known"
-        return said | _settings(runs) | ({"seconds": time} if study.quiet else {})
+        return facts | _settings(runs) | ({"seconds": time} if study.quiet else {})
 
-    # A single seed is its own mean, and needs a mark of its own only where it is in trouble.
+    # A single seed equals its mean and gets its own mark only where it is in trouble.
     seeds = [
         (at(run.top1), tip([run], str(run.seed), _run_top1(run)), bool(run.trouble))
         for run in cell.runs
@@ -108,7 +108,7 @@ def _settings(runs: Sequence[Run]) -> dict[str, str]:
         words = [f"{v:g}" if isinstance(v, int | float) else str(v) for v in values]
         tip[name] = ", ".join(words) or "none"
     scaling = {run.setting("lr_scaling") for run in runs} - {None, "none"}
-    if scaling:  # lr is of the batch that it was found at
+    if scaling:  # lr is meant for that batch size
         batches = {run.setting("lr_base_batch") for run in runs}
         tip["lr"] += f" at batch {', '.join(map(str, batches))}, {', '.join(map(str, scaling))}"
     return tip
@@ -119,10 +119,10 @@ def _by_batch(study: Study, value: Any, unit: str, digits: int) -> list[Point]:
     points = []
     for label in study.labels:
         for batch, cell in study.along(label.name):
-            found = value(label, batch, cell)
-            if found is not None and min(found.values) > 0:  # an axis may be logarithmic
-                tip = {"method": label.name, "batch": f"{batch:,}", unit: mean_sd(found, digits)}
-                points.append(panels.point(label.name, batch, found, tip | {"n": str(found.n)}))
+            mean = value(label, batch, cell)
+            if mean is not None and min(mean.values) > 0:  # an axis may be logarithmic
+                tip = {"method": label.name, "batch": f"{batch:,}", unit: mean_sd(mean, digits)}
+                points.append(panels.point(label.name, batch, mean, tip | {"n": str(mean.n)}))
     return points
 
 
@@ -131,7 +131,7 @@ def _over_base(study: Study, label: Label, batch: int, name: str) -> MeanSd | No
 
 
 def lesser(study: Study, *, width: int, height: int, hover: bool = False) -> list[Panel]:
-    """Time over the base's and seconds, of a quiet machine, and g_v, each where it is known."""
+    """Panels of time over the base's, seconds (both of a quiet machine) and g_v, where known."""
     common: dict[str, Any] = {
         "styles": panels.styles(study.labels),
         "x_title": "global batch size",
@@ -153,7 +153,7 @@ def lesser(study: Study, *, width: int, height: int, hover: bool = False) -> lis
     new = _by_batch(study, lambda _label, _b, c: c.numbers("gv_ratio"), "gv_ratio", 3)
     log = {"type": "log"}
     plain = {"format": "~g", "tickCount": 5}
-    found = [
+    every = [
         Panel(
             title="Time over the base's (dotted: passes)",
             points=ratio,
@@ -164,11 +164,11 @@ def lesser(study: Study, *, width: int, height: int, hover: bool = False) -> lis
         Panel(title="Seconds to train", points=seconds, y_scale=log, y_axis=plain, **common),
         Panel(title="‖g_v‖ / ‖g‖ at looks", points=new, y_scale=log, y_axis=plain, **common),
     ]
-    return [panel for panel in found[0 if study.quiet else 2 :] if panel.points]
+    return [panel for panel in every[0 if study.quiet else 2 :] if panel.points]
 
 
 def picture(study: Study, title: str, subtitle: list[str]) -> alt.VConcatChart:
-    """scaling.png: accuracy above, a panel for each base and what is built on it; costs below."""
+    """scaling.png: accuracy above, a panel for each base and its methods; costs below."""
     every = accuracy(study, width=0, height=330)
     bases = list(dict.fromkeys(label.base for label in study.labels))
     width = max(300, (840 - 130 * len(bases)) // len(bases))
@@ -192,10 +192,9 @@ def picture(study: Study, title: str, subtitle: list[str]) -> alt.VConcatChart:
 
 
 def series(study: Study) -> dict[str, list[tuple[int, MeanSd]]]:
-    """Images a second by ranks: lines of one method and batch, or of one share a rank.
+    """Images a second by ranks: one line per method and batch, or per method and batch / ranks.
 
-    None of a machine that was not quiet. A line needs two numbers of ranks. Weak scaling (the same
-    batch / ranks) is its own line.
+    A line needs two numbers of ranks. {} if the machine was not quiet.
     """
     lines: dict[str, dict[int, list[float]]] = {}
     for run in study.finals if study.quiet else ():

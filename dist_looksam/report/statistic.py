@@ -1,4 +1,4 @@
-"""A mean over runs with its spread, and a difference seed by seed with its interval."""
+"""Means over runs with their spread, and differences by seed with their intervals."""
 
 import statistics
 from collections.abc import Sequence
@@ -25,16 +25,21 @@ class MeanSd:
 
     @property
     def n(self) -> int:
-        """How many runs."""
+        """The number of runs."""
         return len(self.values)
+
+
+def many(count: int, what: str) -> str:
+    """A number with its noun: 1 run, 2 runs."""
+    return f"{count:,} {what}{'s' * (count != 1)}"
 
 
 @dataclass(frozen=True)
 class Difference:
     """The mean over n seeds of one cell's accuracy minus another's, a fraction, and its interval.
 
-    low and high: the 95 % interval, None where n or the differences do not allow one. n is 0 where
-    the two share no seed; the mean is then the difference of their means.
+    low and high: the 95 % interval; None where n is 1 or all differences are equal. n is 0 where
+    the cells share no seed; the mean is then the difference of their means.
     """
 
     mean: float
@@ -44,14 +49,14 @@ class Difference:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Difference":
-        """Of the difference at each seed, at least one."""
+        """From the differences at each seed, at least one."""
         mean, n = statistics.fmean(values), len(values)
         if max(values) - min(values) < 1e-12:  # equal but for rounding
             return cls(mean, None, None, n)
-        found = ttest_1samp(values, 0.0).confidence_interval(0.95)
-        return cls(mean, float(found.low), float(found.high), n)
+        interval = ttest_1samp(values, 0.0).confidence_interval(0.95)
+        return cls(mean, float(interval.low), float(interval.high), n)
 
     @property
     def clear(self) -> bool:
-        """Whether the interval leaves out 0."""
+        """Whether the interval excludes 0."""
         return self.low is not None and self.high is not None and self.low * self.high > 0

@@ -1,4 +1,4 @@
-"""What a set of runs says: means per method and batch, differences, costs, where accuracy falls.
+"""Statistics of a set of runs: means per method and batch, differences, costs, batch ranges.
 
 A *cell* is one label at one batch, each seed once. Two cells are compared seed by seed, because
 runs of one seed share their first weights and the order of their samples: the mean of the
@@ -12,23 +12,23 @@ from dataclasses import dataclass, field
 
 from dist_looksam.optim.table import METHODS
 from dist_looksam.report.runs import SUPERSEDED, UNFINISHED, Run, RunSet
-from dist_looksam.report.statistic import Difference, MeanSd
+from dist_looksam.report.statistic import Difference, MeanSd, many
 
-# Settings that say where and how a run goes, not what it computes; the seed is what runs of a cell
-# differ by. Ranks, backend and ZeRO stage give the same weights.
+# Settings that do not change a run's weights (ranks, backend and ZeRO stage give the same weights),
+# and the seed, by which the runs of a cell differ.
 _LOCAL = {
     "seed", "out", "resume", "save_every", "keep", "requeue", "eval_every", "probe_every", "device",
     "timeout", "dry_run", "ranks", "local_rank", "workers", "data_dir", "micro_batch", "backend",
     "zero_stage", "offload",
 }  # fmt: skip
-# Runs that differ in the seed alone take equally long on a machine that does nothing else; on one
-# that others kept busy they were seen to differ by a factor of 10.
+# Runs that differ in the seed alone take equally long on a machine without other load; with other
+# load they differed by up to a factor of 10.
 _QUIET = 1.25
 
 
 @dataclass(frozen=True, kw_only=True)
 class Label:
-    """One line of the report: what it runs, and what it is compared with."""
+    """One line of the report: its method, and the lines that it is compared with."""
 
     name: str
     method: str
@@ -56,8 +56,8 @@ class Cell:
 
     def minus(self, other: "Cell") -> Difference:
         """Accuracy minus that of `other`, seed by seed."""
-        mine, others = self.by_seed, other.by_seed
-        shared = [mine[seed] - others[seed] for seed in mine.keys() & others.keys()]
+        own, others = self.by_seed, other.by_seed
+        shared = [own[seed] - others[seed] for seed in own.keys() & others.keys()]
         if not shared:
             return Difference(self.top1.mean - other.top1.mean, None, None, 0)
         return Difference.of(shared)
@@ -68,20 +68,20 @@ class Cell:
         return any(run.trouble for run in self.runs)
 
     def numbers(self, name: str, *, per_step: bool = False) -> MeanSd | None:
-        """Of a number that runs report; None where none does."""
+        """A number of the runs; None where no run has it."""
         values = tuple(per_seed(self.runs, name, per_step=per_step).values())
         return MeanSd(values) if values else None
 
 
 def per_seed(runs: Sequence[Run], name: str, *, per_step: bool = True) -> dict[int, float]:
-    """A number that runs report, by seed, without runs that do not know it."""
+    """A number of the runs by seed, without runs that do not have it."""
     known = {run.seed: (getattr(run, name), run.steps or 1) for run in runs}
     return {s: x / n if per_step else x for s, (x, n) in known.items() if x is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchRange:
-    """How far one label keeps within `points` of its own best mean as the batch grows."""
+    """The batch sizes at which one label stays within `points` % of its own best mean."""
 
     best_at: int
     best: MeanSd
@@ -101,12 +101,12 @@ class Study:
     finals: list[Run]  # finished final runs, also those that means leave out
     lost: set[tuple[str, int]]  # cells with a finished run that has no accuracy at all
     unfinished: list[Run]
-    quiet: bool  # whether times say something: runs that differ in their seed alone took as long
+    quiet: bool  # whether times can be compared: runs that differ in the seed alone took as long
     notes: list[str] = field(default_factory=list)
 
     @property
     def tried(self) -> list[int]:
-        """Batches of any final run, also where none counts, rising."""
+        """Batches of all final runs, also of those that do not count, rising."""
         lost = {batch for _, batch in self.lost}
         return sorted({*self.batches, *lost, *(r.batch for r in self.unfinished if r.final)})
 
@@ -124,7 +124,7 @@ class Study:
         return {b: self.cells[label, b].minus(self.cells[other, b]) for b in both}
 
     def over_batches(self, label: str, other: str) -> Difference | None:
-        """The same in the mean over these batches, of seeds that both were run with at each."""
+        """The mean of these differences over the batches, of seeds that both have at each batch."""
         batches = self.differences(label, other)
         cells = [(self.cells[label, b].by_seed, self.cells[other, b].by_seed) for b in batches]
         seeds = set.intersection(*(x.keys() & y.keys() for x, y in cells)) if cells else ()
@@ -136,14 +136,14 @@ class Study:
 
         Where they share no seed it is the ratio of their means.
         """
-        mine, base = self.of(label.name, batch), self.of(label.base_label, batch)
-        if not mine or not base:
+        own, base = self.of(label.name, batch), self.of(label.base_label, batch)
+        if not own or not base:
             return None
-        shared = {r.world_size for r in mine.runs} & {r.world_size for r in base.runs}
+        shared = {r.world_size for r in own.runs} & {r.world_size for r in base.runs}
         for ranks in sorted(shared, key=lambda n: n or 0):
             over, under = (
                 per_seed([r for r in cell.runs if r.world_size == ranks], name)
-                for cell in (mine, base)
+                for cell in (own, base)
             )
             if over and under and min(under.values()) > 0:
                 means = statistics.fmean(over.values()) / statistics.fmean(under.values())
@@ -157,9 +157,9 @@ class Study:
         return sorted(here, key=lambda name: -self.cells[name, batch].top1.mean)
 
     def leader(self, batch: int) -> str | None:
-        """The best label, where the interval of its lead over the second leaves out 0.
+        """The best label, where the interval of its lead over the second excludes 0.
 
-        None where a run of it was lost: the mean of those that are left is too good.
+        None where one of its runs was lost: the mean of the others is too good.
         """
         order = self.best(batch)
         if len(order) < 2 or (order[0], batch) in self.lost:
@@ -170,8 +170,8 @@ class Study:
     def batch_range(self, label: str, points: float) -> BatchRange | None:
         """From its best batch upwards, until the mean is more than `points` % below the best.
 
-        A batch at which all its runs ended without an accuracy is a fall; one that others were run
-        at and it was not, or not to the end, is `missing`.
+        A batch at which all its runs ended without an accuracy is a fall; a batch of others
+        at which it has no finished run is `missing`.
         """
         line = self.along(label)
         if not line:
@@ -199,22 +199,21 @@ class Study:
         )
 
 
-def study(found: RunSet) -> Study:
-    """Group what was found; `notes` tells of everything that a reader must know."""
-    notes = list(found.notes)
-    finals = _of_one_kind([run for run in found.runs if run.final], notes)
+def study(run_set: RunSet) -> Study:
+    """Group the runs; `notes` are sentences that a reader must know."""
+    notes = list(run_set.notes)
+    finals = _of_one_kind([run for run in run_set.runs if run.final], notes)
     cells = _cells([run for run in finals if run.counts], notes)
     labels = _labels([run for cell in cells.values() for run in cell.runs])
-    unfinished = [r for r in found.runs if r.state == UNFINISHED and r.stage != SUPERSEDED]
-    if dropped := sum(run.stage == SUPERSEDED for run in found.runs):
-        what = "run" if dropped == 1 else "runs"
-        notes.append(f"Left out: {dropped} {what} of settings that the sweep has dropped.")
+    unfinished = [r for r in run_set.runs if r.state == UNFINISHED and r.stage != SUPERSEDED]
+    if dropped := sum(run.stage == SUPERSEDED for run in run_set.runs):
+        notes.append(f"Left out: {many(dropped, 'run')} of settings that the sweep has dropped.")
     if unfinished:
         which = ", ".join(_named(run) for run in unfinished[:6])
         more = f" and {len(unfinished) - 6} more" if len(unfinished) > 6 else ""
         one = len(unfinished) == 1
         notes.append(
-            f"{len(unfinished)} run{'' if one else 's'} of {len(found.runs)} "
+            f"{many(len(unfinished), 'run')} of {len(run_set.runs)} "
             f"{'is' if one else 'are'} not finished and {'does' if one else 'do'} not count: "
             f"{which}{more}."
         )
@@ -239,9 +238,9 @@ def study(found: RunSet) -> Study:
 
 
 def _of_one_kind(finals: list[Run], notes: list[str]) -> list[Run]:
-    """Without runs that were evaluated on held-out training images, if others saw the test images.
+    """Without runs evaluated on held-out training images, if others were on the test images.
 
-    Those have the looks of trials: the two accuracies are of different images.
+    The two accuracies are of different images.
     """
     held = [run for run in finals if run.holdout]
     if not held:
@@ -249,7 +248,7 @@ def _of_one_kind(finals: list[Run], notes: list[str]) -> list[Run]:
     if any(run.counts and not run.holdout for run in finals):
         one = len(held) == 1
         notes.append(
-            f"Left out: {len(held)} final {'run' if one else 'runs'} evaluated on held-out "
+            f"Left out: {many(len(held), 'final run')} evaluated on held-out "
             f"training images, where others saw the test images: "
             f"{_named(held[0])}{'' if one else f' and {len(held) - 1} more'}."
         )
@@ -292,13 +291,13 @@ def _labels(runs: list[Run]) -> list[Label]:
         same = [n for n in names if first[n].method == method and first[n].base == base]
         return method if method in same else same[0] if len(same) == 1 else None
 
-    found = []
+    labels = []
     for name in names:
         run = first[name]
         row = METHODS[run.method]
         sams = [m for m, r in METHODS.items() if r.ascent == row.ascent and not r.settable_k]
         is_base = run.method == run.base
-        found.append(
+        labels.append(
             Label(
                 name=name,
                 method=run.method,
@@ -308,7 +307,7 @@ def _labels(runs: list[Run]) -> list[Label]:
                 sam_label=line(sams[0], run.base) if row.settable_k and sams else None,
             )
         )
-    return found
+    return labels
 
 
 def _slowest(runs: list[Run]) -> float:

@@ -1,4 +1,4 @@
-"""The report's tables, once, for report.md and for the page."""
+"""The report's tables, for report.md and for the page."""
 
 import statistics
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ class Table:
     rows: Sequence[Sequence[str]]
 
     def markdown(self) -> str:
-        """GitHub's form of a table, its columns aligned for the terminal too."""
+        """The table in GitHub's Markdown, its columns aligned for the terminal, too."""
         cells = [[f"**{c}**" if isinstance(c, Bold) else c for c in row] for row in self.rows]
         grid = [list(self.head), *([text.replace("|", "\\|") for text in row] for row in cells)]
         widths = [max(3, *map(len, column)) for column in zip(*grid)]
@@ -42,7 +42,7 @@ class Table:
 
 
 def mean_sd(value: MeanSd, digits: int, factor: float = 1.0) -> str:
-    """1.23 ± 0.04; without the spread where it is not known."""
+    """1.23 ± 0.04; without the spread where it is unknown."""
     spread = "" if value.sd is None else f" ± {factor * value.sd:.{digits}f}"
     return f"{factor * value.mean:.{digits}f}{spread}"
 
@@ -53,7 +53,7 @@ def percent(value: MeanSd) -> str:
 
 
 def interval(value: Difference | None, digits: int = 2) -> str:
-    """+0.51 (-0.20 to +1.22) in points, of a fraction; bold where 0 is outside."""
+    """+0.51 (-0.20 to +1.22) in points, of a fraction; bold where the interval excludes 0."""
     if value is None:
         return NONE
     text = _points(value.mean, digits)
@@ -67,7 +67,7 @@ def _points(value: float, digits: int) -> str:
 
 
 def accuracy(study: Study) -> Table:
-    """Methods by batches. Bold where the best leads the second beyond chance."""
+    """Methods by batches. Bold where the interval of the best's lead excludes 0."""
     counts = [cell.top1.n for cell in study.cells.values()]
     usual = statistics.mode(counts)
     leaders = {batch: study.leader(batch) for batch in study.batches}
@@ -109,8 +109,8 @@ def differences(study: Study) -> Table | None:
     pairs += [(name, bases[0]) for name in bases[1:]]
     rows = []
     for name, other in pairs:
-        if other and other != name and (found := study.differences(name, other)):
-            cells = [interval(found.get(batch)) for batch in study.batches]
+        if other and other != name and (by_batch := study.differences(name, other)):
+            cells = [interval(by_batch.get(batch)) for batch in study.batches]
             rows.append([f"{name} - {other}", *cells])
             if len(study.batches) > 1:
                 rows[-1].append(interval(study.over_batches(name, other)))
@@ -128,7 +128,7 @@ def differences(study: Study) -> Table | None:
 
 
 def seconds(study: Study) -> Table:
-    """Methods by batches: how long training took."""
+    """Methods by batches: the training time."""
 
     def text(label: str, batch: int) -> str:
         cell = study.of(label, batch)
@@ -151,7 +151,7 @@ def seconds(study: Study) -> Table:
 
 
 def cost(study: Study, points: float) -> Table:
-    """What each method takes, and how far it holds."""
+    """The cost of each method, and its batch range."""
     head = ["", "passes", *["time / base"] * study.quiet, "‖g_v‖/‖g‖ at looks", "best at"]
     time = (
         "Time: seconds a step over those of the base method on as many ranks, the median over "
@@ -201,7 +201,7 @@ def _range(values: Sequence[float], form: str) -> str:
 
 
 def ranks(series: dict[str, list[tuple[int, MeanSd]]]) -> Table:
-    """Images a second by ranks, and over the fewest."""
+    """Images a second by ranks, and the speed-up over the fewest ranks."""
     rows = []
     for name, line in series.items():
         fewest, first = line[0]
@@ -221,7 +221,7 @@ def ranks(series: dict[str, list[tuple[int, MeanSd]]]) -> Table:
 
 
 def tuning(tuned: Sequence[Tuning]) -> Table:
-    """A row for what was tried for a method, a column for each batch with what was taken."""
+    """A row for the tried settings of a method, a column of chosen settings for each batch."""
     batches = sorted({t.batch for t in tuned})
     rows: dict[tuple[str, str, str], dict[int, str]] = {}
     for t in tuned:

@@ -1,4 +1,4 @@
-"""tuning.png: every trial, a small chart for each method and batch, so that budgets can be seen."""
+"""tuning.png: all trials, in a small chart for each method and batch."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from dist_looksam.report.drawing import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, 
 from dist_looksam.report.panels import AMBER, OLIVE, SKY
 from dist_looksam.report.tuning import Tuning
 
-_DEEPEST = 20.0  # points below the best trial; what is worse is drawn there
+_DEEPEST = 20.0  # points below the best trial; worse trials are drawn there
 _NO_RHO = "no rho"
 _COLOURS = [SKY, BLUE, GREEN, OLIVE, AMBER, ORANGE, PURPLE, INK]  # of rho, rising
 _WIDTH = 760  # pixels, of all columns
@@ -54,7 +54,7 @@ def chart(tuned: Sequence[Tuning]) -> alt.FacetChart | None:
 
 
 def _rows(tuned: Sequence[Tuning]) -> Rows:
-    found: Rows = []
+    long: Rows = []
     for t in tuned:
         scores = {run.folder: run.top1 for run in t.trials if run.top1 is not None}
         best = max(scores.values(), default=0.0)
@@ -65,12 +65,12 @@ def _rows(tuned: Sequence[Tuning]) -> Rows:
                 row["below"] = 100 * (scores[run.folder] - best)
                 row["top1"] = f"{100 * scores[run.folder]:.2f} %"
                 row["chosen"] = "yes" if t.took(run) else "no"
-                found.append(row)
-    return found
+                long.append(row)
+    return long
 
 
 def _layers(rows: Rows) -> list[alt.Chart]:
-    """Lines, trials, and a ring around what was chosen."""
+    """Lines, trials, and a ring around the chosen trial."""
     floor = min(-1.0, max(-_DEEPEST, 1.08 * min(row["below"] for row in rows)))
     lrs = sorted({row["lr"] for row in rows})
     base = alt.Chart().encode(
@@ -112,5 +112,4 @@ def _colour(rows: Rows) -> alt.Color:
     legend: Any = None
     if rhos:
         legend = alt.Legend(title="rho", orient="right", symbolType="circle", symbolSize=60)
-    scale = alt.Scale(domain=list(colours), range=list(colours.values()))
-    return alt.Color("rho:N", scale=scale, legend=legend)
+    return drawing.colour("rho", colours, legend=legend)

@@ -1,4 +1,4 @@
-"""What tuning tried and chose: the same budget for each method, and choices at a grid's edge."""
+"""The tried and chosen settings: number of trials of each method, choices at a grid's edge."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from dist_looksam.report.runs import TUNE, Choice, Run, RunSet
 
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
-    """The trials of one label at one batch, and which of them was taken."""
+    """The trials of one label at one batch, and the chosen one."""
 
     label: str
     batch: int
@@ -25,23 +25,23 @@ class Tuning:
     def tried(self) -> dict[str, list[float]]:
         """Values of every setting that was tried, rising."""
         names = sorted({name for run in self.trials for name in run.tuned})
-        found = {n: {r.tuned[n] for r in self.trials if n in r.tuned} for n in names}
-        return {name: sorted(values) for name, values in found.items() if _numbers(values)}
+        sets = {n: {r.tuned[n] for r in self.trials if n in r.tuned} for n in names}
+        return {name: sorted(values) for name, values in sets.items() if _numbers(values)}
 
     @property
     def chosen(self) -> Mapping[str, Any]:
-        """What choices.json says; {} without one."""
+        """The settings in choices.json; {} without one."""
         return self.choice.flags if self.choice else {}
 
     @property
     def edges(self) -> dict[str, str]:
         """Settings whose chosen value is the smallest or the largest of at least two tried."""
-        found = {}
+        edges = {}
         for name, values in self.tried.items():
             value = self.chosen.get(name)
             if len(values) > 1 and value in (values[0], values[-1]):
-                found[name] = "smallest" if value == values[0] else "largest"
-        return found
+                edges[name] = "smallest" if value == values[0] else "largest"
+        return edges
 
     def took(self, run: Run) -> bool:
         """Whether `run` is the trial that was chosen."""
@@ -52,15 +52,15 @@ def _numbers(values: Iterable[Any]) -> bool:
     return all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
 
 
-def tunings(found: RunSet, order: list[str]) -> list[Tuning]:
+def tunings(run_set: RunSet, order: list[str]) -> list[Tuning]:
     """Every (label, batch) that was tuned or has a choice, labels in `order`, batches rising."""
-    groups: dict[tuple[str, int], list[Run]] = {at: [] for at in found.choices}
-    for run in found.runs:
+    groups: dict[tuple[str, int], list[Run]] = {at: [] for at in run_set.choices}
+    for run in run_set.runs:
         if run.stage == TUNE:
             groups.setdefault((run.label, run.batch), []).append(run)
     rank = {label: i for i, label in enumerate(order)}
     return [
-        Tuning(label=at[0], batch=at[1], trials=tuple(runs), choice=found.choices.get(at))
+        Tuning(label=at[0], batch=at[1], trials=tuple(runs), choice=run_set.choices.get(at))
         for at, runs in sorted(
             groups.items(), key=lambda item: (rank.get(item[0][0], len(rank)), item[0])
         )
@@ -68,7 +68,7 @@ def tunings(found: RunSet, order: list[str]) -> list[Tuning]:
 
 
 def warnings(tuned: list[Tuning]) -> list[str]:
-    """One sentence a budget that differs, a choice at an edge of its grid."""
+    """A sentence for each difference in budgets, and for each choice at the edge of its grid."""
     notes = []
     budgets: dict[int, dict[int, list[str]]] = {}
     for t in tuned:
@@ -84,7 +84,7 @@ def warnings(tuned: list[Tuning]) -> list[str]:
 
 
 def _edge_notes(tuned: list[Tuning]) -> list[str]:
-    """Choices of one label at an edge; of only two values, both are."""
+    """Notes on choices of one label at an edge of their grid; of two values, both are edges."""
     notes: list[str] = []
     pairs: dict[tuple[str, float, float], list[int]] = {}
     ends: dict[tuple[str, str, float], list[int]] = {}

@@ -1,4 +1,4 @@
-"""What a user is told once: settings without an effect, and settings that steps saw to hurt."""
+"""Notes and warnings for the user: settings without an effect, and signs of harmful settings."""
 
 from collections.abc import Callable
 
@@ -9,18 +9,18 @@ from ..settings.config import DEFAULTS, Settings
 
 FAITHFUL = 0.9  # cosine of applied and intended perturbation; under it the ascent is mostly noise
 EVERY = 50  # looks between readings from the device
-# Skipped steps in a row that are told. fp16 begins with up to 16: its loss scale, 2^16, is halved.
+# Skipped steps in a row that are reported. fp16 begins with up to 16, from a loss scale of 2^16.
 MANY_SKIPS = 20
 
 
 def without_effect(settings: Settings) -> list[str]:
-    """The settings that were given but that the method or its base does not have, in a sentence.
+    """A sentence about given settings that the method or its base does not use; [] for none.
 
     Args:
         settings: resolved.
     """
     assert settings.base is not None
-    nothing = {"rho": 0.0}  # what `resolved` makes of None where nothing climbs
+    nothing = {"rho": 0.0}  # the value after `resolved` for methods without an ascent
     names = unused(settings.optimizer, settings.base)
     given = [n for n in names if getattr(settings, n) not in (DEFAULTS[n], nothing.get(n))]
     if not given:
@@ -30,8 +30,7 @@ def without_effect(settings: Settings) -> list[str]:
 
 
 def nothing_learnt(skips: int, done: int, settings: Settings) -> str | None:
-    """The sentence that ends a run whose last `skips` of `done` steps were skipped, if they were
-    many or all."""
+    """The error of a run whose last `skips` of `done` steps were skipped; None if they are few."""
     if not skips or skips < min(MANY_SKIPS, settings.max_skips or MANY_SKIPS, done):
         return None
     if skips >= done:
@@ -46,20 +45,20 @@ def nothing_learnt(skips: int, done: int, settings: Settings) -> str | None:
 
 
 class Advice:
-    """Watches a run on every rank, speaks through `say`, each sentence at most once."""
+    """Checks the steps of a run, and passes each warning at most once to `note`."""
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self._say = say
+    def __init__(self, note: Callable[[str], None]) -> None:
+        self._note = note
         self._looks = 0
-        self._said: set[str] = set()
+        self._topics: set[str] = set()  # already warned about
 
     def _once(self, topic: str, text: str) -> None:
-        if topic not in self._said:
-            self._said.add(topic)
-            self._say(f"warning: {text}")
+        if topic not in self._topics:
+            self._topics.add(topic)
+            self._note(f"warning: {text}")
 
     def look(self, step: int, seen: Seen) -> None:
-        """After a look: in 16 bits, whether forward saw the perturbation. Reads one number."""
+        """After a look in 16 bits: warn if rounding changed the perturbation. Reads one number."""
         if seen.eps_cosine is None:
             return
         self._looks += 1
@@ -75,9 +74,9 @@ class Advice:
             )
 
     def skips(self, count: int, step: int) -> None:
-        """After a training line was read: how many steps in a row were skipped."""
+        """After a training line was read: warn of many skipped steps in a row."""
         if count >= MANY_SKIPS:
-            size = count.bit_length()  # told again each time that their number has doubled
+            size = count.bit_length()  # warn again each time their number has doubled
             self._once(
                 f"skips {size} {step - count}",
                 f"the last {count} steps, to step {step}, were skipped: their gradients were not "
@@ -85,7 +84,7 @@ class Advice:
             )
 
     def line(self, row: Row | None) -> None:
-        """After a training line was read: whether g_v is out of proportion."""
+        """After a training line was read: warn if g_v is larger than g."""
         ratio = (row or {}).get("gv_ratio")
         if ratio is not None and ratio > 1:
             self._once(

@@ -1,4 +1,4 @@
-"""Whether all ranks were given the same data and settings; each opens its own files."""
+"""Checks that all ranks have the same data and settings; each opens its own files."""
 
 import hashlib
 import socket
@@ -10,21 +10,21 @@ from ..data.fingerprint import fingerprint
 from ..errors import ConfigError
 from ..settings.config import Settings
 
-# Paths may differ between hosts, where what they name does not.
+# Paths may differ between hosts, as long as the files are the same.
 _OWN = {"data_dir", "deepspeed_config", "local_rank", "workers"}
 
 
 def check(settings: Settings, data: Data, ranks: int) -> None:
-    """ConfigError on every rank where two ranks differ. One small gather, two where they do.
+    """ConfigError on every rank if two ranks differ. One small gather, and a second if they do.
 
-    Call it when the ranks have met, before a model is made: other data make another model.
+    Call it once the ranks are connected, before the model is made, whose shape depends on the data.
     """
     if ranks == 1:
         return
     gather = settings.backend_row.gather
-    mine = _inputs(settings, data)
-    if len({*gather(hashlib.sha256(repr(mine).encode()).hexdigest())}) > 1:
-        raise ConfigError(_difference(gather((socket.gethostname(), mine))))
+    inputs = _inputs(settings, data)
+    if len({*gather(hashlib.sha256(repr(inputs).encode()).hexdigest())}) > 1:
+        raise ConfigError(_difference(gather((socket.gethostname(), inputs))))
 
 
 def _inputs(settings: Settings, data: Data) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def _inputs(settings: Settings, data: Data) -> dict[str, Any]:
 
 
 def _difference(all_ranks: list[tuple[str, dict[str, Any]]]) -> str:
-    """The first that differs, and the ranks and hosts where it is not as on rank 0."""
+    """A sentence about the first difference: its values, and the ranks that differ from rank 0."""
     host, first = all_ranks[0]
     name = next(n for n in first if any(inputs[n] != first[n] for _, inputs in all_ranks))
     others = [(r, h, i[name]) for r, (h, i) in enumerate(all_ranks) if i[name] != first[name]]

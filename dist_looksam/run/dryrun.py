@@ -1,7 +1,7 @@
-"""`train.py --dry_run`: what settings mean, checked without data, GPUs or other ranks.
+"""`train.py --dry_run`: checks settings and prints their effect, without data, GPUs or other ranks.
 
-Everything is checked that a start checks before it trains, in the same places, on a model without
-memory. Nothing is written. Hours and memory are `dist-looksam plan`'s: computed, not measured.
+Makes the same checks as a start, on a model without memory. Writes nothing. Hours and memory are
+the estimates of `dist-looksam plan`.
 """
 
 from dataclasses import dataclass
@@ -21,17 +21,17 @@ from . import resume
 from .advice import without_effect
 
 GPU = "h200"
-LOW, SHARE, HIGH = 0.2, MFU, 0.4  # of its peak that ViT-B may reach; an H100: 0.2 to 0.26
-LEAST_RHO = {"model": 1.0, "layer": 0.005}  # that bf16 weights of a ViT-S or B show to 90 %
+LOW, SHARE, HIGH = 0.2, MFU, 0.4  # of the peak that ViT-B may reach; an H100: 0.2 to 0.26
+LEAST_RHO = {"model": 1.0, "layer": 0.005}  # at which bf16 weights of a ViT-S or B keep 90 %
 LARGE = 4096  # samples per step
-SMALL = 1e9  # operations of one image, under which a GPU is not kept busy
+SMALL = 1e9  # operations an image; with fewer a GPU waits for kernel launches
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What good settings come to. `settings` are resolved.
+    """The effect of valid settings. `settings` are resolved.
 
-    `plans` are by share of an H200's peak; where none can be made, `unplanned` says why.
+    `plans` are by share of an H200's peak; where there are none, `unplanned` is the reason.
     """
 
     settings: Settings
@@ -69,18 +69,18 @@ class Outcome:
 
     @property
     def plan(self) -> Plan | None:
-        """The middle one."""
+        """The plan at the middle share."""
         return self.plans.get(SHARE)
 
 
 def check(settings: Settings, *, ranks: int, launcher: str = "", opened: bool = True) -> Outcome:
-    """Everything that can be wrong before a start.
+    """Check everything that can be wrong before a start.
 
     Args:
-        ranks, launcher: as of `World`. opened: look into the image folder, where it is here.
+        ranks, launcher: as in `World`. opened: read the image folder, if it is on this machine.
 
     Raises:
-        ConfigError: the first thing found, in one sentence.
+        ConfigError: the first mistake, in one sentence.
     """
     assemble.check(settings.for_ranks(ranks=ranks, launcher=launcher))
     data = assemble.extent_of(settings, opened=opened)
@@ -110,7 +110,7 @@ def check(settings: Settings, *, ranks: int, launcher: str = "", opened: bool = 
 def _plans(
     settings: Settings, data: Extent, ranks: int, launcher: str
 ) -> tuple[dict[float, Plan], str]:
-    """By share of the peak, on nodes of up to 8 H200; or none, and why."""
+    """Plans by share of the peak, on nodes of up to 8 H200; or none, and the reason."""
     per_node = next(n for n in range(8, 0, -1) if ranks % n == 0)
     try:
         return {
@@ -125,55 +125,55 @@ def _plans(
             )
             for share in (LOW, SHARE, HIGH)
         }, ""
-    except ConfigError as error:  # what plan does not count, or an H200 does not hold
+    except ConfigError as error:  # not covered by plan, or too large for an H200
         return {}, str(error)
 
 
 def notes(outcome: Outcome) -> list[str]:
-    """What is allowed, but seldom meant."""
+    """Notes on settings that are allowed but seldom wanted."""
     s = outcome.settings
-    found = without_effect(s)
+    lines = without_effect(s)
     ascent = s.rule.ascent
     assert s.rho is not None
     if ascent and s.precision == "bf16" and s.rho < LEAST_RHO[ascent]:
-        found.append(
+        lines.append(
             f"bf16 weights round much of a perturbation of rho {s.rho:g} ({ascent} scope) away; "
             f"fp16 keeps more, fp32 all"
         )
     if s.clip is None and s.batch_size >= LARGE:
-        found.append(f"no clip at batch {s.batch_size:,}; 1.0 is usual for ViTs")
+        lines.append(f"no clip at batch {s.batch_size:,}; 1.0 is usual for ViTs")
     if outcome.unplanned:
-        found.append(f"hours and memory are not planned: {outcome.unplanned}")
+        lines.append(f"hours and memory are not planned: {outcome.unplanned}")
     if missing := s.backend_row.lacking(s):
-        found.append(f"here, {missing}")
-    return found
+        lines.append(f"here, {missing}")
+    return lines
 
 
 def cost(outcome: Outcome) -> str:
     """The planned cost in one line."""
-    found = outcome.plan
-    if found is None:
+    planned = outcome.plan
+    if planned is None:
         return "not planned"
     if outcome.flops < SMALL:
         return "no hours: a model this small waits for kernels to be launched"
     low, high = outcome.plans[HIGH].hours, outcome.plans[LOW].hours
-    host = "; the host sets this time, use a larger micro_batch" if found.host_seconds else ""
+    host = "; the host sets this time, use a larger micro_batch" if planned.host_seconds else ""
     return (
         f"{outcome.ranks} H200 at {SHARE:.0%} ({LOW:.0%}-{HIGH:.0%}) of their peak: "
-        f"{found.hours:.2g} h ({low:.2g}-{high:.2g}), {found.gpu_hours:.3g} GPU-hours, "
-        f"{found.images_per_s:,.0f} images/s{host}"
+        f"{planned.hours:.2g} h ({low:.2g}-{high:.2g}), {planned.gpu_hours:.3g} GPU-hours, "
+        f"{planned.images_per_s:,.0f} images/s{host}"
     )
 
 
 def memory(outcome: Outcome) -> str:
-    """The most that a rank holds, as planned."""
-    found = outcome.plan
-    if found is None:
+    """The planned peak memory of a rank in one line."""
+    planned = outcome.plan
+    if planned is None:
         return "not planned"
-    room = found.machine.device.memory or 0
+    room = planned.machine.device.memory or 0
     return (
-        f"{found.memory.peak / 1e9:.2g} GB of an H200's {room / 1e9:.0f} at most; "
-        f"micro_batch {found.largest_micro_batch} fits"
+        f"{planned.memory.peak / 1e9:.2g} GB of an H200's {room / 1e9:.0f} at most; "
+        f"micro_batch {planned.largest_micro_batch} fits"
     )
 
 
@@ -188,14 +188,14 @@ def _method(s: Settings) -> str:
 
 
 def summary(outcome: Outcome) -> str:
-    """A few lines for a reader, without a line feed at the end."""
+    """The printed lines, without a line feed at the end."""
     s, data = outcome.settings, outcome.data
     assert s.micro_batch is not None and s.warmup_steps is not None
     accumulation = s.batch_size // (s.micro_batch * outcome.ranks)
     stage = "" if s.zero_stage is None else f" stage {s.zero_stage}"
     size = "x".join(map(str, data.shape))
-    falls = "stays" if s.schedule == "constant" else f"{s.schedule} to 0"
-    begins, told = resume.outlook(s, data)
+    decay = "constant" if s.schedule == "constant" else f"{s.schedule} to 0"
+    begins, start_notes = resume.outlook(s, data)
     rows = {
         "method": _method(s),
         "model": f"{outcome.model}, {outcome.parameters:,} parameters, "
@@ -204,7 +204,7 @@ def summary(outcome: Outcome) -> str:
         "batch": f"{s.batch_size:,} = {s.micro_batch} x {outcome.ranks} ranks x {accumulation}",
         "length": f"{outcome.steps:,} steps, {outcome.epochs:.4g} epochs",
         "begins": begins,
-        "lr": f"{outcome.lr:.3g} after {s.warmup_steps:,} steps of warm-up, then {falls}",
+        "lr": f"{outcome.lr:.3g} after {s.warmup_steps:,} steps of warm-up, then {decay}",
         "decay, clip": f"weight decay {s.weight_decay:g}, clip {s.clip or 'none'}",
         "passes": f"{outcome.passes:,}, {outcome.looks:,} of them for looks",
         "backend": f"{s.backend}{stage}, {s.precision}",
@@ -212,12 +212,12 @@ def summary(outcome: Outcome) -> str:
         "planned": cost(outcome),
     }
     lines = [f"  {name:<12}{text}" for name, text in rows.items()]
-    lines += [f"note: {note}" for note in [*told, *notes(outcome)]]
+    lines += [f"note: {note}" for note in [*start_notes, *notes(outcome)]]
     return "\n".join(["the settings are good; nothing was trained", *lines])
 
 
 def main(settings: Settings, world: World) -> None:
-    """Check for settings.ranks, or else for those that were started; rank 0 tells."""
+    """Check for settings.ranks, by default for the started ranks; rank 0 prints the result."""
     ranks = settings.ranks or world.size
     outcome = check(settings, ranks=ranks, launcher=world.launcher)
     if world.rank == 0:

@@ -1,6 +1,5 @@
 """The training loop of one rank."""
 
-import json
 import math
 import shutil
 import signal
@@ -14,8 +13,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .. import checkpoint, models
-from ..data import Data, EvalLoader, TrainLoader
+from .. import checkpoint, files, models
+from ..data import Data, EvalLoader
 from ..data.fingerprint import fingerprint
 from ..data.source import UNREADABLE
 from ..engine import Report
@@ -58,24 +57,19 @@ class Fit:
         self.backend = self.engine.backend
         self.first = self.backend.rank == 0
         self.peaks = [group["lr"] for group in self.engine.optimizer.param_groups]
-        rank, ranks, workers = self.backend.rank, self.backend.size, settings.workers
-        self.train = TrainLoader(
-            data.train,
-            seed=settings.seed,
-            batch_size=settings.batch_size,
-            micro_batch=settings.micro_batch,
-            rank=rank,
-            ranks=ranks,
-            workers=workers,
-        )
+        self.train = assemble.train_loader(settings, data, self.backend)
         self.test = EvalLoader(
-            data.test, micro_batch=settings.micro_batch, rank=rank, ranks=ranks, workers=workers
+            data.test,
+            micro_batch=settings.micro_batch,
+            rank=self.backend.rank,
+            ranks=self.backend.size,
+            workers=settings.workers,
         )
         self.unused = Unused(data)
         self.start, self.saved = 0, 0
         self.top1: float | None = None
         self.evaluated: int | None = None  # steps done at the newest evaluation; on every rank
-        self._asked: tuple[int | None, Tensor] | None = None
+        self._shared: tuple[int | None, Tensor] | None = None
         self.caught: list[signal.Signals] = []  # by any rank
         reader, self.notes = resume.prepare(self.backend, settings, data)
         if self.first:
@@ -86,7 +80,7 @@ class Fit:
             resume.shared(self.backend, self._track)
         self.probe = None
         if settings.probe_every:
-            path = self.out / "probe.jsonl" if self.first else None
+            path = self.out / rundir.PROBE if self.first else None
             start = 0 if reader is None else reader.step
             self.probe = ProbeLog(path, every=settings.probe_every, resume_step=start)
             self.engine.optimizer.probe = self.probe
@@ -98,7 +92,7 @@ class Fit:
         self.tracker = trackers.start(self.settings.track, self.out, asdict(self.settings))
 
     def _load(self, reader: checkpoint.Reader) -> None:
-        # Groups keep what the flags say, which may have changed.
+        # The optimizer's param groups keep the settings of the flags, which may have changed.
         checkpoint.take(self.engine, reader, settings=False)
         self.start = self.saved = reader.step
         self.top1, self.evaluated = reader.extra.get("top1"), reader.extra.get("evaluated")
@@ -108,11 +102,11 @@ class Fit:
     # The loop.
 
     def run(self) -> dict[str, Any] | None:
-        """Train to the end. Returns what summary.json says; None if a signal ended it before.
+        """Train to the end. Returns the content of summary.json; None if a signal ended the run.
 
         Raises Interrupted after Ctrl-C, RunError if nothing was learnt.
         """
-        path = self.out / "metrics.jsonl" if self.first else None
+        path = self.out / rundir.METRICS if self.first else None
         try:
             with (
                 MetricsLog(
@@ -147,7 +141,7 @@ class Fit:
             self.test.close()
 
     def _end(self, done: int) -> dict[str, Any]:
-        """All that a run leaves, after `done` steps. RunError, then, if it has learnt nothing."""
+        """Evaluate and write the results; then RunError if nothing was learnt."""
         if self.evaluated != done or self.top1 is None:
             self._evaluate(done)
         self.writer.wait()
@@ -169,7 +163,7 @@ class Fit:
 
     def _step(self, step: int) -> None:
         lr = self._set_lr(step)
-        # Seeded by step and rank, so that random numbers need no place in a checkpoint.
+        # Seeded by step and rank, so that a checkpoint needs no state of random numbers.
         words = np.random.SeedSequence([self.settings.seed, step, self.backend.rank])
         torch.manual_seed(int(words.generate_state(1, np.uint64)[0]))
         done = self.engine.step(self.train.step(step))
@@ -214,39 +208,39 @@ class Fit:
         )
 
     def _after(self, done: int) -> bool:
-        """What is due after `done` steps. True, on every rank, if the run is to stop here."""
+        """Evaluate and save where due after `done` steps. True, on every rank, to stop here."""
         s = self.settings
-        stop = self._heard()
+        stop = self._read_flags()
         every = s.eval_every or max(1, round(self.train.steps_per_epoch))
         if done % every == 0 or done == self.steps:
             self._evaluate(done)
         if (s.save_every and done % s.save_every == 0) or done == self.steps:
             self._save(done)
-        self._tell()
+        self._share_flags()
         return stop and done < self.steps
 
-    # Flags that all ranks must see alike: one small all-reduce a step, read after the next one, so
-    # that no step waits for it. The mean is above 0 where any rank has raised the flag.
+    # Flags that must be the same on all ranks: one small all-reduce a step, read after the next
+    # step, so that no step waits for it. The mean is above 0 if any rank has raised the flag.
 
-    def _tell(self) -> None:
+    def _share_flags(self) -> None:
         writer = self.writer
         signals = (self.interrupt.caught == s for s in WATCHED)
         most = self.settings.max_skips
         hopeless = bool(most) and self.log.skips >= most
         flags = (*signals, hopeless, self.unused.new(), writer.failed, not writer.written)
-        mine = torch.tensor(flags, dtype=torch.float32, device=self.device)
-        self._asked = (writer.pending, self.backend.mean(mine))
+        raised = torch.tensor(flags, dtype=torch.float32, device=self.device)
+        self._shared = (writer.pending, self.backend.mean(raised))
 
-    def _heard(self) -> bool:
-        if self._asked is None:
+    def _read_flags(self) -> bool:
+        if self._shared is None:
             return False
-        (pending, flags), self._asked = self._asked, None
+        (pending, flags), self._shared = self._shared, None
         *signals, hopeless, unreadable, failed, writing = (flags > 0).tolist()
         self.caught = [s for s, raised in zip(WATCHED, signals, strict=True) if raised]
         if unreadable:
             self._note_unreadable()
         if failed:
-            self.writer.wait()  # raises what went wrong
+            self.writer.wait()  # raises the error
         elif pending is not None and not writing:
             self.writer.commit(pending)
         return bool(self.caught) or hopeless
@@ -256,14 +250,15 @@ class Fit:
             self.progress.note(note)
 
     def _stop(self, done: int) -> None:
-        """All ranks have finished the same step: one checkpoint, and out."""
+        """Save a checkpoint and end the run; all ranks have finished the same step."""
         if self.saved != done:
             self._save(done)
         self.writer.wait()
         if self.first:
             names = " and ".join(s.name for s in self.caught)
-            said = f"{names} after step {done}: saved step-{done}; --resume auto goes on"
-            self.progress.note(said)
+            self.progress.note(
+                f"{names} after step {done}: saved step-{done}; --resume auto goes on"
+            )
         if self.caught == [signal.SIGINT]:
             raise Interrupted
         if {*self.caught} & {*REQUEUES} and resume.requeue_asked(self.settings):
@@ -298,7 +293,7 @@ class Fit:
 
     def _save(self, done: int) -> None:
         with self.log.paused():
-            self.log.flush()  # so that metrics reach as far as the checkpoint
+            self.log.flush()  # so that the metrics reach the step of the checkpoint
             extra = {
                 "settings": resume.saved_settings(self.settings, self.data),
                 "top1": self.top1,
@@ -332,15 +327,14 @@ class Fit:
         if self.first:
             assert weights is not None
             save_file(weights, self.out / "model.safetensors")
-            shutil.copymode(self.out / rundir.CONFIG, self.out / "model.safetensors")  # was 0600
+            shutil.copymode(self.out / rundir.CONFIG, self.out / "model.safetensors")  # else 0600
             drawn = self._draw()
-            text = json.dumps({**summary, **self.made_with}, indent=1)
-            (self.out / rundir.SUMMARY).write_text(text + "\n")
+            files.replace_json(self.out / rundir.SUMMARY, {**summary, **self.made_with})
             self.progress.note(f"top1 {self.top1:.2%}; {drawn}")
         return summary
 
     def _draw(self) -> str:
-        """Draw curves.png, or say why not: what draws is an extra of the package."""
+        """Draw curves.png; returns a note. The drawing packages are an extra of this package."""
         try:
             from ..report import curves  # not loaded on every rank
         except ConfigError as error:

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: noted at once, obeyed by all ranks after the same step."""
+"""Signals that stop a run: stored at once, acted on by all ranks after the same step."""
 
 import os
 import signal
@@ -6,27 +6,27 @@ import subprocess
 import sys
 import threading
 import time
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 from ..errors import RunError
 from ..world import slurm_job
 
 WATCHED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
-REQUEUES = (signal.SIGUSR1, signal.SIGUSR2)  # a scheduler's, ahead of a time limit
+REQUEUES = (signal.SIGUSR1, signal.SIGUSR2)  # sent by schedulers before a time limit
 INTERRUPTED = 128 + signal.SIGINT  # exit code
-_AGAIN = 1.0  # seconds; a launcher may pass on the Ctrl-C that its ranks have got, too
+_AGAIN = 1.0  # seconds; a launcher may repeat the Ctrl-C that its ranks have already received
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C, after the checkpoint was written and the user was told."""
+    """Ctrl-C, after the checkpoint was written and a note was printed."""
 
 
 class Interrupt:
-    """Inside the context, SIGTERM, SIGUSR1/2 and Ctrl-C end nothing; `caught` is the first that
-    came. A second Ctrl-C, a second or more later, ends the process at once.
+    """Inside the context, SIGTERM, SIGUSR1/2 and Ctrl-C do not end the process; `caught` is the
+    first of them. A second Ctrl-C, at least a second later, ends the process at once.
 
-    Where Ctrl-C was ignored before, as a sweep makes its points do, it stays ignored.
+    Where Ctrl-C was ignored before, as in the points of a sweep, it stays ignored.
     """
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class Interrupt:
 
     def __enter__(self) -> "Interrupt":
         if threading.current_thread() is not threading.main_thread():
-            return self  # Python allows it nowhere else
+            return self  # Python allows signal handlers in the main thread only
         ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
         watched = WATCHED[:-1] if ignored else WATCHED
         self._before = {s: signal.signal(s, self._note) for s in watched}
@@ -45,12 +45,7 @@ class Interrupt:
         threading.Thread(target=_end_at_second, args=(arrived,), daemon=True).start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if not self._before:
             return
         signal.set_wakeup_fd(self._woken)
@@ -63,8 +58,8 @@ class Interrupt:
 
 
 def _end_at_second(arrived: int) -> None:
-    """In a thread: a handler would wait until the main thread is back from what it has called,
-    which may be a collective that waits for a lost rank. `arrived` gets a byte for each signal."""
+    """Runs in a thread, because Python calls handlers only when the main thread is back in Python,
+    and a collective may wait for a lost rank. `arrived` gets a byte for each signal."""
     first = 0.0
     while number := os.read(arrived, 1):
         now = time.monotonic()
@@ -79,7 +74,7 @@ def _end_at_second(arrived: int) -> None:
 
 
 def requeue() -> str | None:
-    """Put this SLURM job back into the queue. Rank 0 only. A sentence if it was; None outside jobs.
+    """Requeue this SLURM job. Rank 0 only. Returns a note; None outside of SLURM jobs.
 
     Raises:
         RunError: SLURM refuses.

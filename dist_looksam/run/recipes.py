@@ -1,4 +1,4 @@
-"""`dist-looksam recipes`: the settings in launch/recipes/, listed and checked in one process."""
+"""List the recipes of launch/recipes/, or check them or other files of settings."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ _COLUMNS = ("recipe", "steps", "warm-up", "lr", "rho", "precision", "passes", "G
 
 
 def found() -> list[Path]:
-    """Every recipe, by model, method and batch. ConfigError where there is none."""
+    """All recipes, sorted by model, method and batch size. ConfigError where there are none."""
     paths = sorted(FOLDER.glob("*.yaml"), key=_order)
     if not paths:
         raise ConfigError(
@@ -30,7 +30,7 @@ def _order(path: Path) -> tuple[str, int]:
 
 
 def checked(path: Path, ranks: int | None = None) -> dryrun.Outcome:
-    """What a file comes to, at `ranks` or its own number of ranks. ConfigError if it is wrong."""
+    """The result of --dry_run for a file, by default at its own ranks. Raises ConfigError."""
     settings = config.parse(["--config", str(path)])
     return dryrun.check(settings, ranks=ranks or settings.ranks or 1, opened=False)
 
@@ -54,18 +54,20 @@ def _check(paths: Sequence[Path], ranks: int | None) -> int:
             wrong += 1
             lines.append(f"wrong  {path.name}: {error}")
         else:
-            told = f"{outcome.steps:,} steps at lr {outcome.lr:.2g}, {outcome.passes:,} passes"
-            lines.append(f"good   {path.name}: {told}")
+            effect = f"{outcome.steps:,} steps at lr {outcome.lr:.2g}, {outcome.passes:,} passes"
+            lines.append(f"good   {path.name}: {effect}")
     print("\n".join([*lines, f"{len(paths)} recipes, {wrong} wrong"]))
     return 2 if wrong else 0
 
 
 def main(argv: Sequence[str]) -> int:
-    """List the recipes, or check them or other files. 2 if one is wrong."""
+    """List the recipes, or check them or other files. Exit code 2 if one is wrong."""
     parser = Parser(prog="dist-looksam recipes", description=__doc__)
     parser.add_argument("action", nargs="?", choices=("list", "check"), default="list")
-    parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="default: all recipes")
-    parser.add_argument("--ranks", type=int, help="GPUs to check for; default: as the file says")
+    parser.add_argument(
+        "files", nargs="*", type=Path, metavar="FILE", help="YAML files; default: all recipes"
+    )
+    parser.add_argument("--ranks", type=int, help="ranks to check for; default: the file's")
     asked = parser.parse_intermixed_args(list(argv))  # for check --ranks 8 FILE
     if asked.ranks is not None and asked.ranks < 1:
         raise ConfigError(f"ranks must be >= 1, got {asked.ranks}.")

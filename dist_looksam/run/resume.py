@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from, and whether it fits the run's settings."""
+"""Chooses the checkpoint to resume from, and compares it with the run's settings."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from ..record import rundir
 from ..settings.config import Settings
 
 Result = TypeVar("Result")
-# With another value, the rest of a run would not be the rest of the run that wrote the checkpoint.
+# A resumed run must have the same values, else it would not continue the run of the checkpoint.
 MUST_AGREE = (
     "model", "optimizer", "base", "batch_size", "data", "image_size", "train_images", "holdout",
     "seed",
@@ -27,7 +27,7 @@ NOT_OF_THE_RUN = ("out", "resume", "requeue", "dry_run", "ranks", "local_rank")
 
 
 def shared(backend: Backend, work: Callable[[], Result]) -> Result:
-    """work() on rank 0, its result or its error on every rank. One collective."""
+    """Call work() on rank 0; return its result or raise its error on every rank. One collective."""
     outcome: tuple[str, Any] = ("", None)
     if backend.rank == 0:
         try:
@@ -41,7 +41,7 @@ def shared(backend: Backend, work: Callable[[], Result]) -> Result:
 
 
 def saved_settings(settings: Settings, data: Data | Extent) -> dict[str, Any]:
-    """What a checkpoint holds of the settings: JSON, with the model's real name."""
+    """The settings as a checkpoint stores them: JSON, with the resolved name of the model."""
     values = {name: getattr(settings, name) for name in settings.__dataclass_fields__}
     values["betas"] = list(settings.betas)
     return {**values, "model": models.resolve(settings.model, data.shape)}
@@ -50,7 +50,7 @@ def saved_settings(settings: Settings, data: Data | Extent) -> dict[str, Any]:
 def prepare(
     backend: Backend, settings: Settings, data: Data
 ) -> tuple[checkpoint.Reader | None, list[str]]:
-    """Choose the checkpoint, check it, make the run directory; and what the user should be told.
+    """Choose and check the checkpoint, make the run directory; returns (reader, notes).
 
     Collective. Raises:
         ConfigError: no such checkpoint, it is of other settings, or `out` cannot be written.
@@ -77,10 +77,10 @@ def prepare(
 
 
 def outlook(settings: Settings, data: Data | Extent) -> tuple[str, list[str]]:
-    """Where a start would begin, and what it would tell, from manifests alone: nothing is written.
+    """(where a start would begin, its notes), from manifests alone. Writes nothing.
 
     Raises:
-        ConfigError, RunError: as `prepare`, but for what only writing or reading it all shows.
+        ConfigError, RunError: as `prepare`, except for errors that only reading or writing shows.
     """
     out = Path(settings.out)
     candidates = rundir.to_resume(out, settings.resume)
@@ -96,17 +96,18 @@ def outlook(settings: Settings, data: Data | Extent) -> tuple[str, list[str]]:
         return begins, notes
     if candidates:
         raise _none_whole(settings, damaged)
-    if (out / "config.yaml").exists():
+    if (out / rundir.CONFIG).exists():
         return f"anew in {out}; the run that is there gets another name", []
     return f"anew in {out}", []
 
 
 def _none_whole(settings: Settings, damaged: list[str]) -> RunError:
-    kept = f" Remove {Path(settings.out) / 'checkpoints'}, or start anew with --resume none."
-    return RunError(" ".join(damaged) + (kept if settings.resume == "auto" else ""))
+    advice = f" Remove {Path(settings.out) / 'checkpoints'}, or start anew with --resume none."
+    return RunError(" ".join(damaged) + (advice if settings.resume == "auto" else ""))
 
 
 def _compare(reader: checkpoint.Reader, now: dict[str, Any]) -> list[str]:
+    """Notes on settings that changed since the checkpoint. ConfigError for those that must not."""
     then, now = reader.extra.get("settings"), json.loads(json.dumps(now))
     if then is None:
         raise ConfigError(
@@ -139,7 +140,7 @@ def _compare(reader: checkpoint.Reader, now: dict[str, Any]) -> list[str]:
 
 
 def _changed_data(reader: checkpoint.Reader, data: Data) -> list[str]:
-    """What tells the data from those that the checkpoint's run had."""
+    """Warnings about data that changed since the checkpoint."""
     then, now = reader.manifest["extra"].get("data", {}), fingerprint(data)
     return [
         f"warning: the data have changed: {name} is {now[name]}, was {then[name]} when the "

@@ -1,4 +1,4 @@
-"""The program: settings in, a run directory out."""
+"""The program train.py: trains as the settings say, and writes the run directory."""
 
 import errno
 import os
@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
         else:
             run(settings, world)
     except LostRank as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)  # on every rank that can
+        print(f"error: {error}", file=sys.stderr, flush=True)  # on every rank that still runs
         os._exit(1)  # a destructor of the transport may wait for the lost rank
     except (ConfigError, RunError) as error:
         _complain(world, error)
@@ -60,8 +60,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _complain(world: World | None, error: Exception | str) -> None:
-    """One line by rank 0. Once the world is known, by the first rank of every other node, too:
-    files or devices may be missing there alone."""
+    """Print one line on rank 0 and, once the world is known, on the first rank of every other node,
+    where alone files or devices may be missing."""
     if world is not None and world.rank and world.local_rank == 0:
         print(f"error on {socket.gethostname()}: {error}", file=sys.stderr, flush=True)
     elif (world or _likely_world()).rank == 0:
@@ -69,7 +69,7 @@ def _complain(world: World | None, error: Exception | str) -> None:
 
 
 def _likely_world() -> World:
-    """For a mistake in the flags or in the launcher's variables themselves."""
+    """The world, for an error in the flags or in the launcher's variables."""
     try:
         return World.from_env()
     except ConfigError:
@@ -79,22 +79,18 @@ def _likely_world() -> World:
 def run(
     settings: Settings, world: World, *, commit: Callable[[], None] | None = None
 ) -> dict[str, Any] | None:
-    """One training run on this rank. Returns what summary.json says; None if a signal ended it.
+    """Train on this rank. Returns the content of summary.json; None if a signal ended the run.
 
     `commit` is called on every rank after every checkpoint, and may raise to end the run there.
 
     Raises:
         ConfigError: before anything is trained. RunError: the run cannot go on.
     """
-    # Else MKL rounds a product by where in memory its tensors lie, and a resumed run would differ.
+    # Without it MKL's rounding depends on the addresses of tensors, and a resumed run would differ.
     os.environ.setdefault("MKL_CBWR", "AUTO")
-    assemble.check_here(settings.for_ranks(ranks=world.size, launcher=world.launcher))
-    device = assemble.device_of(settings, world)
-    data = assemble.data_of(settings)
-    settings = settings.resolved(ranks=world.size, launcher=world.launcher, samples=len(data.train))
-    roster = assemble.join(settings, world, device)
+    settings, device, data, roster = assemble.start(settings, world)
     hosts = roster.hosts if roster else [socket.gethostname()]
-    with rundir.told(Path(settings.out), world.rank), roster or nullcontext():
+    with rundir.log_failure(Path(settings.out), world.rank), roster or nullcontext():
         try:
             agree.check(settings, data, world.size)
             fit = Fit(settings, data, device, commit)

@@ -1,4 +1,4 @@
-"""Files of the data that are not used: passed over at the start, or unreadable later."""
+"""Data files that are not used: passed over at the start, or unreadable during training."""
 
 from collections import Counter
 from typing import Any
@@ -7,18 +7,18 @@ from ..backends.backend import Backend
 from ..data import Data
 from ..data.source import Source
 
-_NAMED = 5  # unreadable files of one note
+_NAMED = 5  # files that one note names
 
 
 class Unused:
-    """Counts them over all ranks. A file is unreadable once, whichever ranks met it."""
+    """Counts these files over all ranks. A file that several ranks cannot read counts once."""
 
     def __init__(self, data: Data) -> None:
         self.sources: list[Source] = [data.train, data.test]
         self.unreadable: dict[str, str] = {}
 
     def notes(self) -> list[str]:
-        """What was passed over when the data were opened, a sentence for each reason."""
+        """A warning for each reason for which files were passed over when the data were opened."""
         passed_over = {**self.sources[1].passed_over, **self.sources[0].passed_over}
         counts = self._passed_over()
         return [
@@ -34,15 +34,15 @@ class Unused:
         return counts
 
     def new(self) -> bool:
-        """Whether this rank has met an unreadable file that `collect` has not."""
+        """Whether this rank has an unreadable file that `collect` has not reported."""
         return any(
             name not in self.unreadable for s in self.sources for name in s.unreadable.copy()
         )
 
     def collect(self, backend: Backend) -> str | None:
-        """A note on what is newly unreadable on any rank. One object gather."""
-        mine = self.sources[0].unreadable.copy() | self.sources[1].unreadable.copy()
-        new = {name: why for name, why in mine.items() if name not in self.unreadable}
+        """A note on newly unreadable files of any rank. One object gather."""
+        unreadable = self.sources[0].unreadable.copy() | self.sources[1].unreadable.copy()
+        new = {name: why for name, why in unreadable.items() if name not in self.unreadable}
         fresh: dict[str, str] = {}
         for theirs in backend.gather(new):
             fresh |= theirs
@@ -57,6 +57,6 @@ class Unused:
         )
 
     def summary(self) -> dict[str, Any]:
-        """Fields of summary.json; none where all files were used."""
+        """Fields of summary.json; {} where all files were used."""
         counts = {"passed_over": dict(self._passed_over()), "unreadable": len(self.unreadable)}
         return {name: count for name, count in counts.items() if count}

@@ -1,4 +1,4 @@
-"""From settings to what trains: device, process group, model, optimizer, engine."""
+"""Makes device, process group, model, optimizer and engine from settings."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from .. import models
+from ..backends.backend import Backend
 from ..backends.rows import BACKENDS
-from ..data import Batch, Data, cross_entropy, load
+from ..data import Batch, Data, TrainLoader, cross_entropy, load
 from ..data.augment import parse
 from ..data.extent import Extent, extent
 from ..data.loader import check_pairs
@@ -26,21 +27,21 @@ from .config import Settings
 
 
 def check(settings: Settings) -> None:
-    """ConfigError for what is wrong on any machine, as far as no data needs to be read.
+    """ConfigError for settings that are wrong on any machine. Reads no data.
 
     Args:
-        settings: as of `for_ranks` or `resolved`, which have checked backend and ranks.
+        settings: the result of `for_ranks` or `resolved`, which check backend and ranks.
     """
     own = data_set(settings.data)
     own.check_dir(settings.data_dir)
     assert settings.micro_batch is not None
     check_pairs(parse(settings.augment, auto=own.augment), settings.micro_batch)
-    sure = own.stands_for or not settings.data_dir  # else the files say it
-    models.check(settings.model, own.size(settings.image_size).shape if sure else None)
+    known = own.stands_for or not settings.data_dir  # else the shape is read from the files
+    models.check(settings.model, own.size(settings.image_size).shape if known else None)
 
 
 def check_here(settings: Settings) -> None:
-    """`check`, and ConfigError for what this machine lacks."""
+    """`check`, and ConfigError for a package or device that this machine lacks."""
     trackers.check(settings.track)
     if missing := settings.backend_row.lacking(settings):
         raise ConfigError(missing)
@@ -49,7 +50,7 @@ def check_here(settings: Settings) -> None:
 
 
 def restarting(settings: Settings) -> Callable[..., Any] | None:
-    """run(train, settings, world) where workers may come and go; None elsewhere.
+    """run(train, settings, world) where workers may join and leave; None elsewhere.
 
     ConfigError if the backend's library cannot be loaded then.
     """
@@ -65,7 +66,7 @@ def data_of(settings: Settings) -> Data:
 
 
 def extent_of(settings: Settings, *, opened: bool) -> Extent:
-    """How large the data is; see `data.extent.extent`."""
+    """The size of the data; see `data.extent.extent`."""
     return extent(settings.data, settings.data_dir, **_wanted(settings), opened=opened)
 
 
@@ -82,8 +83,10 @@ def device_of(settings: Settings, world: World) -> torch.device:
     if settings.device == "cpu" or not available:
         return torch.device("cpu")
     count = torch.cuda.device_count()
-    index = world.local_rank if count > 1 else 0  # launchers may show each rank one device
-    if count > 1 and world.local_size > count:  # on all ranks of the node, so that one of them says
+    index = (
+        world.local_rank if count > 1 else 0
+    )  # a launcher may make one device visible to each rank
+    if count > 1 and world.local_size > count:  # on all ranks of the node, one of which prints it
         raise ConfigError(
             f"ranks per node must be <= its {count} CUDA devices, got {world.local_size}; "
             f"start fewer ranks per node."
@@ -93,8 +96,34 @@ def device_of(settings: Settings, world: World) -> torch.device:
 
 
 def join(settings: Settings, world: World, device: torch.device) -> Roster | None:
-    """Meet the other ranks as the backend does; None where nothing watches for lost ones."""
+    """Connect this rank to the others; None where lost ranks are not detected."""
     return settings.backend_row.join(world, device, settings.timeout)
+
+
+def start(settings: Settings, world: World) -> tuple[Settings, torch.device, Data, Roster | None]:
+    """Check the settings on this machine, open the data, resolve the settings, connect the ranks.
+
+    Returns (resolved settings, this rank's device, data, as `join`). Raises ConfigError.
+    """
+    check_here(settings.for_ranks(ranks=world.size, launcher=world.launcher))
+    device = device_of(settings, world)
+    data = data_of(settings)
+    settings = settings.resolved(ranks=world.size, launcher=world.launcher, samples=len(data.train))
+    return settings, device, data, join(settings, world, device)
+
+
+def train_loader(settings: Settings, data: Data, backend: Backend) -> TrainLoader:
+    """The training images of this rank. `settings` are resolved."""
+    assert settings.micro_batch is not None
+    return TrainLoader(
+        data.train,
+        seed=settings.seed,
+        batch_size=settings.batch_size,
+        micro_batch=settings.micro_batch,
+        rank=backend.rank,
+        ranks=backend.size,
+        workers=settings.workers,
+    )
 
 
 def loss_of(settings: Settings, device: torch.device) -> Any:
@@ -120,7 +149,7 @@ def model_of(settings: Settings, data: Data) -> nn.Module:
 
 
 def base_settings(settings: Settings) -> dict[str, Any]:
-    """What `table.build_base` needs besides parameters."""
+    """The arguments of `table.build_base` besides parameters."""
     assert settings.lr is not None and settings.eps is not None
     lr = scaled_lr(
         settings.lr,
@@ -146,7 +175,7 @@ def optimizer_of(settings: Settings, model: nn.Module) -> Sharpness:
 
 
 def engine_of(settings: Settings, data: Data, device: torch.device) -> Engine:
-    """Everything put together on the chosen backend. `settings` are resolved."""
+    """The engine on the chosen backend. `settings` are resolved."""
     backend = settings.backend_row.make(
         settings, model_of(settings, data), lambda model: optimizer_of(settings, model), device
     )

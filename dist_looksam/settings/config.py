@@ -1,6 +1,6 @@
-"""Every setting once: one dataclass makes flags, YAML file and help, and checks itself.
+"""Every setting once: a dataclass that defines flags, YAML file and help, and checks itself.
 
-`--config FILE.yaml` comes first, flags override it, `--print_config` shows the outcome.
+Flags override `--config FILE.yaml`; `--print_config` prints the result.
 """
 
 import sys
@@ -29,20 +29,20 @@ DEVICES = ("auto", "cpu", "cuda")
 
 
 def flag(default: Any, text: str, choices: Iterable[str] = (), *aliases: str) -> Any:
-    """One setting: its default, its line of help, the values it can have, other flags for it."""
+    """One setting: its default, its line of help, its allowed values, other flags for it."""
     choices = tuple(choices)
-    told = f"{text}: {', '.join(choices)}" if choices else text
-    return field(default=default, metadata={"help": told, "choices": choices, "aliases": aliases})
+    text += f": {', '.join(choices)}" if choices else ""
+    return field(default=default, metadata={"help": text, "choices": choices, "aliases": aliases})
 
 
 def _users(name: str) -> str:
-    """The base optimizers that take a flag."""
+    """The base optimizers that use a setting."""
     return " and ".join(base for base, row in BASES.items() if name in row.uses)
 
 
-def _havers(name: str) -> str:
-    """The backends that have a flag."""
-    return "backend " + " and ".join(_homes(name))
+def _only(name: str) -> str:
+    """The backends that have a setting."""
+    return "only with backend " + " and ".join(_homes(name))
 
 
 def of_backends() -> list[str]:
@@ -56,15 +56,15 @@ def _homes(name: str) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What a run is asked to do. None means: chosen from the other settings by `resolved`."""
+    """The settings of a run. `resolved` replaces each None by a value that the others imply."""
 
     optimizer: str = flag("look_layer_sam", "training method", METHODS)
-    base: str | None = flag(None, "base optimizer; default by method", BASES)
+    base: str | None = flag(None, "base optimizer, by default the method's own", BASES)
     lr: float | None = flag(None, "peak learning rate; default by base optimizer")
-    lr_scaling: str = flag("none", "how lr grows with batch_size / lr_base_batch", SCALINGS)
-    lr_base_batch: int = flag(256, "batch size in samples at which lr was found, for lr_scaling")
+    lr_scaling: str = flag("none", "growth of lr with batch_size / lr_base_batch", SCALINGS)
+    lr_base_batch: int = flag(256, "batch size in samples that lr is meant for, used by lr_scaling")
     weight_decay: float | None = flag(
-        None, "weight decay of matrices, none on biases and norms; default by base optimizer"
+        None, "weight decay of matrices; biases and norms have none; default by base optimizer"
     )
     momentum: float = flag(0.9, f"momentum of {_users('momentum')}")
     betas: tuple[float, float] = flag(
@@ -72,12 +72,12 @@ class Settings:
     )
     eps: float | None = flag(None, f"eps of {_users('eps')}; default by base optimizer")
     rho: float | None = flag(
-        None, "radius of the ascent, per layer relative to ||w_i||; default by method"
+        None, "radius of the ascent; of layer-wise methods relative to ||w_i||; default by method"
     )
     alpha: float = flag(0.7, "weight of the reused g_v")
-    k: int = flag(5, "steps from one look to the next")
+    k: int = flag(5, "steps from one look (step with a second gradient) to the next")
     p: float = flag(2.0, "p of the p-norm of the model-wide ascent, in (1, inf]")
-    ascent: str = flag("global", "whose gradient gives the ascent's direction", ASCENTS)
+    ascent: str = flag("global", "ranks whose gradient gives the ascent's direction", ASCENTS)
     layer_ascent: str = flag("scaled", "formula of the layer-wise ascent", LAYER_ASCENTS)
     decompose: str = flag("model", "scope of the decomposition into g_h and g_v", SCOPES)
     reuse: str = flag("natural", "size of the reused g_v", REUSES)
@@ -86,7 +86,7 @@ class Settings:
     )
     batch_size: int = flag(128, "samples per step, over all ranks")
     micro_batch: int | None = flag(
-        None, "samples per rank and forward; default the largest up to 256 that divides the batch"
+        None, "samples per rank and forward; default: the largest divisor of the batch up to 256"
     )
     epochs: float | None = flag(None, "training length in epochs; default by data set")
     steps: int | None = flag(None, "training length in optimizer steps, instead of epochs")
@@ -111,42 +111,38 @@ class Settings:
     holdout: int = flag(
         0, "training images held out for evaluation; 0: evaluation on the test images"
     )
-    augment: str = flag("auto", "auto, none, or of crop,flip,randaugment,mixup,cutmix")
+    augment: str = flag("auto", "auto, none, or some of crop,flip,randaugment,mixup,cutmix")
     workers: int | None = flag(None, "threads per rank that decode images; default one per core")
     backend: str = flag("auto", "data-parallel backend", ("auto", *BACKENDS))
     zero_stage: int | None = flag(
-        None, f"what is sharded, 0-3, of {_havers('zero_stage')}; default 2 with zero"
+        None, f"ZeRO stage, 0 to 3, {_only('zero_stage')}; default 2 with zero"
     )
     deepspeed_config: str | None = flag(
-        None, f"JSON file, merged with the flags, of {_havers('deepspeed_config')}; default none"
+        None, f"JSON file of DeepSpeed's settings, {_only('deepspeed_config')}; default none"
     )
     compression: str = flag(
-        "none", f"of gradients that are sent, of {_havers('compression')}", COMPRESSIONS
+        "none", f"compression of sent gradients, {_only('compression')}", COMPRESSIONS
     )
     offload: bool = flag(
-        False, f"keep the optimizer state in host memory, of {_havers('offload')}; default off"
+        False, f"keep the optimizer state in host memory, {_only('offload')}; default off"
     )
-    precision: str = flag("fp32", "arithmetic of forward and backward", PRECISIONS)
+    precision: str = flag("fp32", "number format of forward and backward", PRECISIONS)
     seed: int = flag(0, "seed of weights, sample order, augmentation and dropout")
     out: str = flag("runs/latest", "run directory")
-    resume: str = flag("none", "checkpoint to start from: auto (newest of --out), none, or a path")
-    save_every: int = flag(0, "steps between checkpoints; 0: at the end only")
-    keep: int = flag(0, "newest checkpoints to keep; 0: all")
-    requeue: bool = flag(
-        False, "queue the job again on SIGUSR1 or SIGUSR2 under SLURM; default off"
-    )
+    resume: str = flag("none", "checkpoint to resume from: auto (newest in --out), none, or a path")
+    save_every: int = flag(0, "steps between checkpoints; 0: one at the end")
+    keep: int = flag(0, "number of checkpoints to keep, the newest; 0: all")
+    requeue: bool = flag(False, "requeue the SLURM job after SIGUSR1 or SIGUSR2; default off")
     eval_every: int = flag(0, "steps between evaluations; 0: one epoch")
-    max_skips: int = flag(100, "steps skipped in a row that end the run; 0: none do")
-    track: str = flag("none", "tracker that gets the metrics, too", TRACKERS)
-    probe_every: int = flag(0, "looks between probes of g_s, g_h and g_v; 0: no probes")
-    device: str = flag("auto", "device of the weights", DEVICES)
+    max_skips: int = flag(100, "skipped steps in a row after which the run ends; 0: it never does")
+    track: str = flag("none", "experiment tracker that also gets the metrics", TRACKERS)
+    probe_every: int = flag(0, "looks between lines of probe.jsonl (norms of g_s, g_v); 0: none")
+    device: str = flag("auto", "device to train on", DEVICES)
     timeout: float = flag(600.0, "seconds to wait for a silent rank before the run ends")
-    dry_run: bool = flag(False, "check the settings and say what they mean; train nothing")
-    ranks: int | None = flag(
-        None, "ranks that --dry_run checks for; default those that were started"
-    )
+    dry_run: bool = flag(False, "check the settings and print what they mean; train nothing")
+    ranks: int | None = flag(None, "number of ranks for --dry_run; default: those started")
     local_rank: int | None = flag(
-        None, "rank on this node, given by launchers; default by environment", (), "--local-rank"
+        None, "rank on this node, set by launchers; default by environment", (), "--local-rank"
     )
 
     def __post_init__(self) -> None:
@@ -175,7 +171,7 @@ class Settings:
             data_set(self.data).check_dir(self.data_dir)
 
     def _check_backend(self) -> None:
-        """ConfigError for a setting of other backends."""
+        """ConfigError for a setting that the backend does not have."""
         for f in fields(self) if self.backend in BACKENDS else ():
             homes, value = _homes(f.name), getattr(self, f.name)
             if homes and self.backend not in homes and value != f.default:
@@ -225,11 +221,11 @@ class Settings:
 
     @property
     def backend_row(self) -> BackendRow:
-        """Of resolved settings."""
+        """The backend of resolved settings."""
         return BACKENDS[self.backend]
 
     def for_ranks(self, *, ranks: int, launcher: str) -> "Settings":
-        """Every None filled in that needs no data, and checked against the backend.
+        """Fill in every None that needs no data, and check against the backend.
 
         Args:
             ranks: processes that train together. launcher: as in `World`.
@@ -237,7 +233,7 @@ class Settings:
         base = base_row(base_of(self.optimizer, self.base))
         row = chosen(self, ranks=ranks, launcher=launcher)
         own = data_set(self.data)
-        found = replace(
+        filled = replace(
             self,
             base=base.name,
             lr=base.lr if self.lr is None else self.lr,
@@ -251,12 +247,12 @@ class Settings:
             ranks=None,
             local_rank=None,
         )
-        found = replace(found, **row.resolve(found))
-        row.check(found, ranks)
-        return found
+        filled = replace(filled, **row.resolve(filled))
+        row.check(filled, ranks)
+        return filled
 
     def resolved(self, *, ranks: int, launcher: str, samples: int) -> "Settings":
-        """`for_ranks`, and the length of the training. samples: in training."""
+        """`for_ranks`, and the training length in steps. samples: number of training samples."""
         epochs = data_set(self.data).epochs if self.epochs is None else self.epochs
         steps = self.steps or max(1, round(epochs * samples / self.batch_size))
         return replace(
@@ -291,11 +287,11 @@ DEFAULTS = {f.name: f.default for f in fields(Settings)}
 
 
 def _flags_first(values: dict[str, Any], argv: Sequence[str]) -> dict[str, Any]:
-    """`values` without what the file of --config says against a flag: the flag wins.
+    """`values` without settings of the --config file that contradict a flag: the flag wins.
 
-    Two settings of which a run can have one: --steps 5 ends a recipe of 300 epochs after 5 steps,
-    --backend ddp takes it off ZeRO, --zero_stage 2 a file of ddp to it. Where both are flags, or
-    both in the file, `Settings` objects.
+    For example --steps 5 replaces the 300 epochs of a recipe, --backend ddp its ZeRO stage, and
+    --zero_stage 2 its backend ddp. Two flags, or two lines of the file, that contradict each other
+    are refused by `Settings`.
     """
     given = {a.split("=")[0].removeprefix("--") for a in argv if a.startswith("--")}
     if "ranks" in given and not values["dry_run"]:
@@ -335,6 +331,6 @@ def parse(argv: Sequence[str]) -> Settings:
 
 
 def write(settings: Settings, path: Path, made_with: dict[str, str | None]) -> None:
-    """Write config.yaml, which begins with a comment of what it was made with."""
+    """Write config.yaml; its first line is a comment with the package's version and commit."""
     by = ", ".join(f"{name} {value}" for name, value in made_with.items() if value)
     path.write_text(f"# dist_looksam {by}\n{settings.to_yaml()}", encoding="utf-8")

@@ -1,7 +1,7 @@
-"""The fields of a dataclass as flags and as a YAML file: both read, and each value converted.
+"""Reads the fields of a dataclass from flags and YAML files, each value converted to its type.
 
-A field's annotation is its type, and its metadata "help" its line of `--help`. Files and flags
-count in the order in which they are given.
+A field's annotation is its type, and its metadata "help" its line of `--help`. Of several files
+and flags that set a field, the last one counts.
 """
 
 import argparse
@@ -25,7 +25,7 @@ _NONE = ("null", "none")
 
 
 def read(kind: Any, argv: Sequence[str], *, prog: str, description: str) -> dict[str, Any]:
-    """The value of every field: its default, unless --config files or flags say otherwise.
+    """The value of every field, from its default, --config files and flags.
 
     A boolean x is set by --x and --no_x, and "_" in a flag of launchers may be "-".
 
@@ -45,7 +45,12 @@ def read(kind: Any, argv: Sequence[str], *, prog: str, description: str) -> dict
 def _parser(known: dict[str, Any], prog: str, description: str) -> Parser:
     parser = Parser(prog=prog, description=description, allow_abbrev=False)
     add = parser.add_argument
-    add("--config", action=_File, known=known, help="YAML file of settings; later flags override")
+    add(
+        "--config",
+        action=_File,
+        known=known,
+        help="YAML file of settings; flags after it override its values",
+    )
     for name, f in known.items():
         text = f.metadata["help"]
         if f.default is not None and f.type is not bool:
@@ -66,7 +71,7 @@ def _shown(default: Any) -> str:
 
 
 class _File(argparse.Action):
-    """Reads a YAML file into the values where --config stands."""
+    """Reads a YAML file into the values at the place of --config."""
 
     def __init__(self, *, known: dict[str, Any], **how: Any) -> None:
         super().__init__(metavar="FILE", default=None, **how)
@@ -82,23 +87,23 @@ class _File(argparse.Action):
 
 
 def _content(path: str) -> dict[Any, Any]:
-    """The lines of a YAML file by their names."""
+    """The values of a YAML file by their names."""
     try:
-        found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        what = "not found" if isinstance(error, FileNotFoundError) else error.strerror
+        what = "not content" if isinstance(error, FileNotFoundError) else error.strerror
         raise ConfigError(f"config must be a YAML file, got '{path}', {what}.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(
             f"config must be YAML with lines like `rho: 0.02`, got {path}: {reason}."
         ) from None
-    if not isinstance(found, dict):
-        got = "nothing in it" if found is None else f"{found!r:.50}"
+    if not isinstance(content, dict):
+        got = "nothing in it" if content is None else f"{content!r:.50}"
         raise ConfigError(
             f"config must be YAML with lines like `rho: 0.02`, got {path} with {got}."
         )
-    return found
+    return content
 
 
 def kind_of(f: Any) -> Any:
@@ -137,15 +142,15 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
 
 
 def _numbers(f: Any, values: Any) -> tuple[float, ...]:
-    """Numbers in words, separated by commas, or in a list."""
+    """Numbers from separate words, one word with commas, or a list."""
     values = list(values) if isinstance(values, list | tuple) else [values]
     default = _shown(f.default)
     try:
-        found = [float(v) for text in values for v in str(text).strip("[]()").split(",") if v]
+        numbers = [float(v) for text in values for v in str(text).strip("[]()").split(",") if v]
     except ValueError:
-        found = []
-    if len(found) != len(get_args(f.type)):
+        numbers = []
+    if len(numbers) != len(get_args(f.type)):
         raise ConfigError(
             f"{f.name} must be two numbers, got {values}; write --{f.name} {default}."
         )
-    return tuple(found)
+    return tuple(numbers)

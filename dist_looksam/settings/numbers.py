@@ -1,11 +1,11 @@
-"""Numbers of settings: read exactly, kept to what can be trained with, divided over ranks."""
+"""Numbers of settings: parsed exactly, checked against upper limits, divided over ranks."""
 
 from typing import Any
 
 from ..errors import ConfigError
 
-# What torch, the operating system or the clock can take. Kernels compute with numbers of fp32,
-# lr x weight decay x lr_scaling for one.
+# Limits of torch, the operating system and the clock. Kernels compute in fp32, for example
+# lr x weight decay x lr_scaling.
 _LARGEST = {int: 2**31 - 1, float: 10**9}
 _MOST = {
     "seed": 2**63 - 1, "image_size": 2**14, "workers": 1024, "timeout": 10**7, "epochs": 10**6,
@@ -14,7 +14,7 @@ _MOST = {
 
 
 def check_most(name: str, value: Any, kind: Any) -> None:
-    """ConfigError for a number that nothing could be trained with."""
+    """ConfigError for a number above the limit of its setting."""
     most = _MOST.get(name, _LARGEST.get(kind))
     if most is not None and (value or 0) > most:
         raise ConfigError(f"{name} must be <= {most:,}, got {value}.")
@@ -34,7 +34,7 @@ def whole(value: Any) -> int:
 
 
 def micro_batch(batch: int, *, ranks: int, asked: int | None) -> int:
-    """What was asked for, checked; else the largest divisor of a rank's share up to 256."""
+    """`asked`, checked; by default the largest divisor of a rank's share of the batch up to 256."""
     unit = ranks * (asked or 1)
     if batch % unit:
         nearest = [n for n in (batch // unit * unit, (batch // unit + 1) * unit) if n]
@@ -42,7 +42,7 @@ def micro_batch(batch: int, *, ranks: int, asked: int | None) -> int:
         use = " or ".join(map(str, nearest))
         if asked and batch % ranks == 0:
             fits = _largest_divisor(batch // ranks, asked)
-            if batch < unit:  # a batch that is much larger is hardly meant
+            if batch < unit:  # a much larger batch is hardly meant
                 use = f"--micro_batch {fits}, or batch_size {use}"
             else:
                 use += f", or --micro_batch {fits}"

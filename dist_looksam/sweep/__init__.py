@@ -1,1 +1,1 @@
-"""Many runs from one file: a grid of methods, batch sizes and seeds, tuned alike, resumable."""
+"""Many runs from one file: methods, batch sizes and seeds, each method tuned by as many trials."""

@@ -1,4 +1,4 @@
-"""Points as a SLURM job array: one element a point, and a small job after it that goes on."""
+"""Points as a SLURM job array, one element each, and a small job after it that sends the rest."""
 
 import json
 import os
@@ -21,10 +21,10 @@ MOST_TRIES = 3  # a point that failed so often is not sent again
 
 
 def submit(ledger: Ledger, *, again: Sequence[str], at_once: int, options: Sequence[str]) -> str:
-    """Send every point that is due and not yet in the queue; returns what was done, in words.
+    """Send every point that is due and not yet in the queue; returns a sentence for the user.
 
-    Where trials must end before others are known, a job that depends on the array runs `again`,
-    the same command, so that the sweep goes on by itself. `options` are sbatch's.
+    Where trials must end before other points are known, a job that depends on the array runs
+    `again`, the same command. `options` are sbatch's.
     Raises ConfigError without sbatch; RunError where points failed again and again.
     """
     if not shutil.which("sbatch") or not SCRIPT.is_file():
@@ -46,12 +46,12 @@ def submit(ledger: Ledger, *, again: Sequence[str], at_once: int, options: Seque
                 f"{ledger.out / 'logs'}, then remove {_file(ledger)} to try again."
             )
         return f"all {len(done)} points are done"
-    said = f"{len(done)} points are done, {len(queued)} are in the queue"
+    report = f"{len(done)} points are done, {len(queued)} are in the queue"
     if new:
         live.append(_send(ledger, new, at_once, options))
-        said += f", {len(new)} were sent as array {live[-1]}"
+        report += f", {len(new)} were sent as array {live[-1]}"
     follow = _follow(ledger, live, again, options, anew=bool(new))
-    return f"{said}; job {follow} goes on when they have ended"
+    return f"{report}; job {follow} goes on when they have ended"
 
 
 def _send(ledger: Ledger, points: list[Point], at_once: int, options: Sequence[str]) -> str:
@@ -75,14 +75,14 @@ def _send(ledger: Ledger, points: list[Point], at_once: int, options: Sequence[s
 def _follow(
     ledger: Ledger, jobs: list[str], again: Sequence[str], options: Sequence[str], *, anew: bool
 ) -> str:
-    """The small job that runs `again` after `jobs`: the one that waits already, or a new one.
+    """The job that runs `again` after `jobs`: the one that waits already, or a new one.
 
     It gets the user's options (account, partition, ...), and one task.
     """
     file = ledger.out / "slurm" / "follow.txt"
     waits = file.read_text().strip() if file.exists() else ""
-    mine = os.environ.get("SLURM_JOB_ID")  # this may be that job
-    if not anew and waits and waits != mine and _in_queue(waits):
+    own = os.environ.get("SLURM_JOB_ID")  # this may be that job
+    if not anew and waits and waits != own and _in_queue(waits):
         return waits
     line = shlex.join([sys.executable, "-m", "dist_looksam.cli.main", "sweep", *again])
     command = ["sbatch", "--parsable", *options, "--job-name=sweep-goes-on"]
@@ -97,15 +97,15 @@ def _number(command: list[str], **env: str) -> str:
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, env={**os.environ, **env}
     )
-    found = re.match(r"(\d+)", done.stdout)
-    if done.returncode or not found:
+    match = re.match(r"(\d+)", done.stdout)
+    if done.returncode or not match:
         raise RunError(f"sbatch refused: {' '.join((done.stderr or done.stdout).split())}")
-    return found[1]
+    return match[1]
 
 
 def _in_queue(job: str) -> bool:
-    """Whether any element of an array waits or runs. RunError where SLURM does not say: what is
-    taken for gone is sent again, and its folder cleared."""
+    """Whether any element of an array waits or runs. RunError if SLURM does not answer, because
+    points that are not in the queue are sent again, and their folders cleared."""
     done = subprocess.run(
         ["squeue", "-h", "-j", job, "-o", "%T"], capture_output=True, text=True, check=False
     )

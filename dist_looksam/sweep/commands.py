@@ -1,10 +1,10 @@
-"""`dist-looksam sweep FILE.yaml`: runs a grid of methods, batch sizes and seeds; goes on if killed.
+"""Run every method, batch size and seed that a YAML file asks for, here or as a SLURM job array.
 
     dist-looksam sweep launch/sweeps/fashion_mnist.yaml --jobs 2
     dist-looksam sweep FILE.yaml --devices 0,1,2,3 --jobs 4      one GPU each
     dist-looksam sweep FILE.yaml --slurm -- --nodes 2 --time 60  as a job array; sbatch's options
 
-Call it again and it goes on; points that are done are not run again.
+A point is one run. The same command again runs the points that are not done yet.
 """
 
 import shutil
@@ -53,23 +53,24 @@ def main(argv: Sequence[str]) -> int:
             again = [str(out / "sweep.yaml"), "--out", str(out), "--slurm"]
             again += ["--at_once", str(flags.at_once), "--", *argv[at + 1 :]]
             options = argv[at + 1 :]
-            said = array.submit(ledger, again=again, at_once=flags.at_once, options=options)
-            print(said, ledger.table(), sep="\n\n")
+            report = array.submit(ledger, again=again, at_once=flags.at_once, options=options)
+            print(report, ledger.table(), sep="\n\n")
             return 0
-        return _run(ledger, local.Place(jobs=flags.jobs, ranks=flags.ranks, devices=devices))
+        return _run(ledger, local.LocalSlots(jobs=flags.jobs, ranks=flags.ranks, devices=devices))
 
 
 def _parser() -> Parser:
     raw = RawDescriptionHelpFormatter
     parser = Parser(prog="dist-looksam sweep", description=__doc__, formatter_class=raw)
-    parser.add_argument("file", type=Path, help="YAML file; see launch/sweeps/")
-    parser.add_argument("--out", type=Path, help="folder of the sweep (runs/ and the file's name)")
-    parser.add_argument("--jobs", type=int, default=1, help="points at a time on this machine (1)")
-    parser.add_argument("--ranks", type=int, default=1, help="ranks of each point here (1)")
-    parser.add_argument("--devices", default="", help="GPUs to share among the jobs, like 0,1,2,3")
-    parser.add_argument("--slurm", action="store_true", help="as a SLURM job array")
-    parser.add_argument("--at_once", type=int, default=0, help="elements at a time; 0: all")
-    parser.add_argument("--dry_run", action="store_true", help="list the points and leave")
+    parser.add_argument("file", type=Path, help="YAML file; examples are in launch/sweeps/")
+    add = parser.add_argument
+    add("--out", type=Path, help="folder of the sweep; default runs/ and the file's name")
+    add("--jobs", type=int, default=1, help="points at once on this machine; default 1")
+    add("--ranks", type=int, default=1, help="ranks of each point on this machine; default 1")
+    add("--devices", default="", help="GPUs, one for each rank of each job, like 0,1,2,3")
+    add("--slurm", action="store_true", help="submit the points as a SLURM job array")
+    add("--at_once", type=int, default=0, help="array elements at once; default 0: all")
+    add("--dry_run", action="store_true", help="list the points; run nothing")
     return parser
 
 
@@ -92,12 +93,15 @@ def _list(ledger: Ledger) -> int:
     return 0
 
 
-class _Told:
-    """A line per ended point, with what is left and for how long."""
+class ProgressPrinter:
+    """Prints a line for each ended point: its result, and the time that the others will take."""
 
     def __init__(self, ledger: Ledger, jobs: int) -> None:
         self.ledger, self.jobs = ledger, jobs
         self.spent = self.work = 0.0
+
+    def note(self, text: str) -> None:
+        print(text, flush=True)
 
     def ended(self, point: Point, seconds: float, code: int) -> None:
         summary = self.ledger.summary(point)
@@ -110,10 +114,9 @@ class _Told:
         tuned = "".join(f" {k}={v:g}" for k, v in point.tuned.items())
         total = self.ledger.grid.total
         left = self.spent / self.work * self._left() / self.jobs
-        print(
+        self.note(
             f"[{done}/{total}] {point.name}{tuned if point.stage == 'final' else ''}: {result}, "
-            f"{seconds:.0f} s, ETA {h_mm_ss(left)}",
-            flush=True,
+            f"{seconds:.0f} s, ETA {h_mm_ss(left)}"
         )
 
     def _left(self) -> float:
@@ -124,12 +127,12 @@ class _Told:
         return sum(p.weight for p in due) + unknown * sum(known) / len(known)
 
 
-def _run(ledger: Ledger, place: local.Place) -> int:
+def _run(ledger: Ledger, slots: local.LocalSlots) -> int:
     due, done = ledger.due()
     print(f"{ledger.grid.total} points, {len(done)} done before; {ledger.out}", flush=True)
-    told, began = _Told(ledger, place.jobs), time.monotonic()
+    printer, began = ProgressPrinter(ledger, slots.jobs), time.monotonic()
     try:
-        failed = local.run(ledger, place, lambda note: print(note, flush=True), told.ended)
+        failed = local.LocalSweep(ledger, slots, printer.note, printer.ended).run()
     except local.Stopped:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130

@@ -1,4 +1,4 @@
-"""What a sweep's YAML file says, and the points it means.
+"""The YAML file of a sweep, and the points that it asks for.
 
 A *point* is one run. A *trial* is a point that scores a candidate setting on held-out training
 images; a *final* point trains with the chosen setting and is scored on the test images.
@@ -20,7 +20,7 @@ from ..settings.config import Settings, parse
 
 KEYS = ("settings", "methods", "batch_size", "seeds", "tune")
 TUNE_KEYS = ("batch_size", "seed", "holdout")
-_OWN = (  # what the sweep itself sets
+_OWN = (  # set by the sweep itself
     "out", "resume", "batch_size", "seed", "holdout", "config", "dry_run", "ranks", "local_rank",
 )  # fmt: skip
 Flags = dict[str, Any]
@@ -28,7 +28,7 @@ Flags = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One run: `flags` are train.py's without --out, `tuned` those of them a trial has chosen."""
+    """One run: `flags` are train.py's without --out; `tuned` are those that trials try or chose."""
 
     label: str
     stage: str
@@ -39,13 +39,13 @@ class Point:
 
     @property
     def name(self) -> str:
-        """The run directory, relative to the sweep's. A trial's names what it tries."""
+        """The run directory, relative to the sweep's; a trial's name holds the values it tries."""
         tuned = self.tuned if self.stage == "tune" else {}
         tried = "".join(f"-{k}{v!r}" for k, v in tuned.items())
         return f"{self.stage}/{self.label}-b{self.batch_size}-s{self.seed}{tried}"
 
     def argv(self) -> list[str]:
-        """train.py's flags, but for --out."""
+        """train.py's flags without --out."""
         words: list[str] = []
         for name, value in self.flags.items():
             if isinstance(value, bool):
@@ -56,7 +56,7 @@ class Point:
         return words
 
     def record(self) -> dict[str, Any]:
-        """point.json: what this run is in its sweep."""
+        """The content of point.json: this run's place in its sweep."""
         return {
             "method": self.flags["optimizer"],
             "label": self.label,
@@ -69,7 +69,7 @@ class Point:
 
     @property
     def weight(self) -> float:
-        """Forward+backward passes per image: what points cost relative to one another."""
+        """Forward and backward passes per image: the relative cost of a point."""
         row = method(self.flags["optimizer"])
         if row.ascent is None:
             return 1.0
@@ -110,7 +110,8 @@ class Grid:
         return min(self.tuned_at, key=lambda b: (abs(log(b / batch_size)), b))
 
     def finals(self, chosen: Mapping[tuple[str, int], Flags]) -> Iterator[Point]:
-        """The final points whose choice is known; seed by seed, so that a half is a whole."""
+        """The final points whose choice is known; seed by seed, so that each seed is complete
+        before the next."""
         for seed, batch_size, label in product(self.seeds, self.batch_sizes, self.methods):
             if not self.candidates:
                 yield self._point(label, "final", batch_size, seed, {})
@@ -135,7 +136,7 @@ class Grid:
 
 
 def read(path: Path) -> Grid:
-    """The sweep that a YAML file describes. ConfigError, in one sentence, for what is wrong."""
+    """The sweep that a YAML file describes. ConfigError, in one sentence, for a mistake in it."""
     try:
         text = path.read_bytes()
     except OSError as error:
@@ -197,10 +198,10 @@ def _grid(file: Flags) -> Grid:
 def _tuned(plain: dict[str, Any], tried: dict[str, list[Flags]], tune: Flags) -> Grid:
     budgets = {label: len(candidates) for label, candidates in tried.items()}
     if len(set(budgets.values())) > 1 or not all(budgets.values()):
-        told = ", ".join(f"{label} {n}" for label, n in budgets.items())
+        counts = ", ".join(f"{label} {n}" for label, n in budgets.items())
         raise ConfigError(
             f"every method must have the same number of trials, at least one, or the comparison "
-            f"is not fair, got {told}; lengthen or shorten the lists under `tune:`."
+            f"is not fair, got {counts}; lengthen or shorten the lists under `tune:`."
         )
     return Grid(
         **plain,
@@ -215,14 +216,14 @@ def _candidates(lists: Any, label: str) -> list[Flags]:
     """Every combination of the lists, in the order of the file."""
     if lists is None:
         return []
-    found = _flags(_mapping(lists, f"methods.{label}.tune"), f"methods.{label}.tune")
-    for name, values in found.items():
+    tried = _flags(_mapping(lists, f"methods.{label}.tune"), f"methods.{label}.tune")
+    for name, values in tried.items():
         numbers = isinstance(values, list) and all(type(v) in (int, float) for v in values)
         if not numbers or not values or len(set(values)) < len(values):
             raise ConfigError(
                 f"methods.{label}.tune.{name} must be a list of different numbers, got {values!r}."
             )
-    return [dict(zip(found, values)) for values in product(*found.values())]
+    return [dict(zip(tried, values)) for values in product(*tried.values())]
 
 
 def _mapping(value: Any, where: str, allowed: tuple[str, ...] = ()) -> dict[Any, Any]:

@@ -1,15 +1,14 @@
-"""What of a sweep is done: the files of its folder, and nothing kept elsewhere.
+"""Which points of a sweep are done, as the files of its folder say.
 
 OUT/sweep.yaml      the file as it was last read
 OUT/tune/NAME/      a trial's run directory, with point.json
 OUT/final/NAME/     a final point's
 OUT/choices.json    {label: {batch size: the chosen settings, "trials", "score"}}
 OUT/table.md        mean top1 by method and batch size
-OUT/logs/           what runs printed
+OUT/logs/           output of the runs
 OUT/superseded/     runs of settings that the file no longer asks for
 """
 
-import json
 import os
 import shutil
 from math import isfinite
@@ -18,6 +17,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from .. import checkpoint, files
+from ..record import rundir
 from .grid import Flags, Grid, Point
 
 
@@ -32,34 +32,33 @@ class Ledger:
         return self.out / point.name
 
     def log(self, point: Point) -> Path:
-        """The file of what it printed."""
+        """The file of its output."""
         return self.out / "logs" / f"{point.name.replace('/', '-')}.txt"
 
     def summary(self, point: Point) -> dict[str, Any] | None:
         """summary.json of a point that is done with just these settings; else None."""
-        told = _json(self.path(point) / "point.json")
-        return _json(self.path(point) / "summary.json") if told == point.record() else None
+        if files.json_object(self.path(point) / rundir.POINT) != point.record():
+            return None
+        return files.json_object(self.path(point) / rundir.SUMMARY)
 
     def prepare(self, point: Point) -> str | None:
-        """Make the run directory ready for a start; returns what the user should be told.
+        """Make the run directory ready for a start; returns a note for the user.
 
         A run of other settings is moved to superseded/. One without a checkpoint starts anew.
         """
         path, note = self.path(point), None
-        told = _json(path / "point.json")
-        if told is not None and told != point.record():
+        before = files.json_object(path / rundir.POINT)
+        if before is not None and before != point.record():
             aside = self.out / "superseded" / point.name
             aside.parent.mkdir(parents=True, exist_ok=True)
             aside = files.first_free(f"{aside}.")
             os.rename(path, aside)
-            (aside / "point.json").write_text(
-                json.dumps({**told, "stage": "superseded"}, indent=1) + "\n"
-            )
+            files.replace_json(aside / rundir.POINT, {**before, "stage": "superseded"})
             note = f"{point.name} was of other settings; it is now in superseded/"
         elif path.exists() and not checkpoint.found(path / "checkpoints"):
             shutil.rmtree(path)
         path.mkdir(parents=True, exist_ok=True)
-        (path / "point.json").write_text(json.dumps(point.record(), indent=1) + "\n")
+        files.replace_json(path / rundir.POINT, point.record())
         return note
 
     def chosen(self) -> dict[tuple[str, int], Flags]:
@@ -67,8 +66,8 @@ class Ledger:
 
         The first in the file's order where several are equally good. Writes choices.json.
         """
-        found: dict[tuple[str, int], Flags] = {}
-        told: dict[str, dict[str, Any]] = {}
+        chosen: dict[tuple[str, int], Flags] = {}
+        rows: dict[str, dict[str, Any]] = {}
         for label in self.grid.methods:
             for batch_size in self.grid.tuned_at if self.grid.candidates else []:
                 trials = self.grid.trials(label, batch_size)
@@ -76,15 +75,15 @@ class Ledger:
                 if None in scores:
                     continue
                 best = max(range(len(trials)), key=lambda i: (scores[i], -i))
-                found[label, batch_size] = trials[best].tuned
-                told.setdefault(label, {})[str(batch_size)] = {
+                chosen[label, batch_size] = trials[best].tuned
+                rows.setdefault(label, {})[str(batch_size)] = {
                     **trials[best].tuned,
                     "trials": len(trials),
                     "score": scores[best],
                 }
-        if told:
-            files.replace_text(self.out / "choices.json", json.dumps(told, indent=1) + "\n")
-        return found
+        if rows:
+            files.replace_json(self.out / "choices.json", rows)
+        return chosen
 
     def _score(self, trial: Point) -> float | None:
         summary = self.summary(trial)
@@ -112,18 +111,11 @@ class Ledger:
         for label in self.grid.methods:
             cells = []
             for size in sizes:
-                mine = [p for p in finals if p.label == label and p.batch_size == size]
-                top1 = [s["top1"] for p in mine if (s := self.summary(p)) is not None]
+                points = [p for p in finals if p.label == label and p.batch_size == size]
+                top1 = [s["top1"] for p in points if (s := self.summary(p)) is not None]
                 spread = f" ± {100 * stdev(top1):.2f}" if len(top1) > 1 else ""
                 cells.append(f"{100 * mean(top1):.2f}{spread} ({len(top1)})" if top1 else "-")
             lines.append(f"| {label} | " + " | ".join(cells) + " |")
         text = "\n".join(lines) + "\n"
         files.replace_text(self.out / "table.md", text)
         return text
-
-
-def _json(path: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None

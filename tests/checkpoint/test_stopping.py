@@ -93,7 +93,7 @@ def test_ctrl_c_saves_and_leaves_with_130_and_one_line(tmp_path, at_step, capsys
     def early(*arguments, **settings):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dist_looksam.run.train.load", early)
+    monkeypatch.setattr("dist_looksam.settings.assemble.load", early)
     assert train(out) == 130
     assert capsys.readouterr().err == "error: interrupted; nothing was trained\n"
 

@@ -1,16 +1,16 @@
-"""What ranks hold and send, by how a backend lays weights, gradients and state over them.
+"""Memory and communication by layout: how a backend distributes weights, gradients and state.
 
-One file here is one layout, found by its place in this folder; a backend's row names its own.
+Each file of this folder is one layout; a backend's row names its own.
 """
 
 from typing import Any
 
 from ...rows import found
-from ..run import Run
+from ..run import PlannedRun
 
 
 class Layout:
-    """Everything whole on one rank, nothing sent; others say where they differ.
+    """Everything whole on one rank, no communication; subclasses override what differs.
 
     A module of this folder binds an instance to the name ROW. Bytes and entries are of one rank.
 
@@ -18,7 +18,7 @@ class Layout:
         name: as in a backend's row.
         split: norms of layers are added up over ranks.
         silent_alone: one rank sends nothing, not even to itself.
-        needs_streams: what `hides` says is so on devices that compute and send at once only.
+        needs_streams: `hides` is true only on devices that compute and send at the same time.
     """
 
     name: str
@@ -27,44 +27,44 @@ class Layout:
     silent_alone = True
     needs_streams = False
 
-    def shard(self, run: Run) -> int:
+    def shard(self, run: PlannedRun) -> int:
         """Entries of this rank's part of masters and state, padding included."""
         return run.work.parameters
 
-    def autocast(self, run: Run) -> bool:
-        """16-bit arithmetic over fp32 weights."""
+    def autocast(self, run: PlannedRun) -> bool:
+        """Whether 16-bit arithmetic uses fp32 weights."""
         return run.sixteen
 
-    def weights(self, run: Run) -> int:
-        """Bytes between steps of what forward sees."""
+    def weights(self, run: PlannedRun) -> int:
+        """Bytes of forward's weights between steps."""
         return run.weight_bytes * run.work.parameters
 
-    def masters(self, run: Run) -> int:
-        """Bytes of fp32 weights beside them."""
+    def masters(self, run: PlannedRun) -> int:
+        """Bytes of additional fp32 weights."""
         return 0
 
-    def counters(self, run: Run) -> int:
-        """Tensors that count their steps in the base optimizer's state."""
+    def counters(self, run: PlannedRun) -> int:
+        """Number of step counters in the base optimizer's state."""
         return run.work.layers
 
-    def in_backward(self, run: Run) -> tuple[int, int]:
-        """Bytes of (gradients, buckets) beside activations at their most."""
+    def in_backward(self, run: PlannedRun) -> tuple[int, int]:
+        """Bytes of (gradients, buckets) at the time of most activations."""
         return 4 * run.work.parameters if run.accumulation > 1 else 0, 0
 
-    def in_step(self, run: Run) -> int:
-        """Bytes of gradients as the optimizer gets them, and of what waits beside them."""
+    def in_step(self, run: PlannedRun) -> int:
+        """Bytes of gradients and buffers in the optimizer's step."""
         return 4 * run.work.parameters
 
-    def norms(self, run: Run, look: bool) -> int:
-        """Small all-reduces of a step: sums over layers that are split."""
+    def norms(self, run: PlannedRun, look: bool) -> int:
+        """Number of small all-reduces of a step: sums over split layers."""
         return 0
 
-    def sent(self, run: Run) -> dict[str, Any]:
+    def sent(self, run: PlannedRun) -> dict[str, Any]:
         """The large collectives: fields of `sent.Sent`."""
         return {}
 
-    def hides(self, run: Run) -> bool:
-        """Communication goes on while a pass computes."""
+    def hides(self, run: PlannedRun) -> bool:
+        """Whether communication overlaps with computing."""
         return True
 
 

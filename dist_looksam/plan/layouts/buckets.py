@@ -3,7 +3,7 @@
 from typing import Any
 
 from ..network import Call
-from ..run import Run
+from ..run import PlannedRun
 from . import Layout
 
 _FIRST_BUCKET, _BUCKET = 2**20, 25 * 2**20  # bytes
@@ -14,12 +14,12 @@ class Buckets(Layout):
 
     name = "buckets"
 
-    def in_backward(self, run: Run) -> tuple[int, int]:
-        """The buckets are the gradients, but not those of earlier micro-batches."""
+    def in_backward(self, run: PlannedRun) -> tuple[int, int]:
+        """The buckets are the gradients; those of earlier micro-batches come on top."""
         count = run.work.parameters
         return 4 * count, 4 * count if run.accumulation > 1 else 0
 
-    def sent(self, run: Run) -> dict[str, Any]:
+    def sent(self, run: PlannedRun) -> dict[str, Any]:
         """DDP's buckets, in the order in which backward fills them."""
         sizes, bucket, limit = [], 0, _FIRST_BUCKET
         for layer in reversed(run.work.order):

@@ -3,7 +3,7 @@
 from typing import Any
 
 from ..network import Call
-from ..run import Run
+from ..run import PlannedRun
 from . import Layout
 
 
@@ -14,26 +14,26 @@ class FSDP2(Layout):
     split = True
     needs_streams = True
 
-    def shard(self, run: Run) -> int:
+    def shard(self, run: PlannedRun) -> int:
         return sum(_units(run))
 
-    def autocast(self, run: Run) -> bool:
+    def autocast(self, run: PlannedRun) -> bool:
         return False
 
-    def weights(self, run: Run) -> int:
+    def weights(self, run: PlannedRun) -> int:
         return 4 * run.shard
 
-    def in_backward(self, run: Run) -> tuple[int, int]:
+    def in_backward(self, run: PlannedRun) -> tuple[int, int]:
         return 4 * run.shard if run.accumulation > 1 else 0, _gathered(run)
 
-    def in_step(self, run: Run) -> int:
+    def in_step(self, run: PlannedRun) -> int:
         return 4 * run.shard
 
-    def norms(self, run: Run, look: bool) -> int:
-        """g's or the rule's, and the base's; eps's, g_v's, and in 16 bits what is seen of eps."""
+    def norms(self, run: PlannedRun, look: bool) -> int:
+        """Norms of g, of the base; of a look also of eps, g_v and, in 16 bits, of rounded eps."""
         return 1 + run.base.trusted + (2 + run.sixteen if look else 0)
 
-    def sent(self, run: Run) -> dict[str, Any]:
+    def sent(self, run: PlannedRun) -> dict[str, Any]:
         """The rest of the network stays gathered until the end of backward, the last block until
         its own."""
         *blocks, rest = _units(run)
@@ -53,15 +53,15 @@ class FSDP2(Layout):
         }
 
 
-def _units(run: Run) -> tuple[int, ...]:
+def _units(run: PlannedRun) -> tuple[int, ...]:
     """Entries that each rank puts into the gather of each unit: rows are padded."""
     ranks = run.ranks.total
     return tuple(sum(-(-r // ranks) * width for r, width in u) for u in run.work.units)
 
 
-def _gathered(run: Run) -> int:
-    """Units while the last block's backward runs, when activations are at their most: the rest and
-    that block, gathered, with their gradients; the one before it, twice while it comes."""
+def _gathered(run: PlannedRun) -> int:
+    """Bytes of units during the last block's backward, the time of most activations: the rest and
+    that block, gathered, with their gradients; the block before it, twice while it is gathered."""
     ranks, size = run.ranks.total, run.weight_bytes
     *blocks, rest = (ranks * n for n in _units(run))
     block = max(blocks, default=0)

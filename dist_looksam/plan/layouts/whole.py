@@ -4,7 +4,7 @@ from . import Layout
 
 
 class Whole(Layout):
-    """As `Layout` says."""
+    """`Layout` unchanged."""
 
     name = "whole"
 

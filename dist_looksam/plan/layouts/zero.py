@@ -4,10 +4,10 @@ from typing import Any
 
 from ...backends.zero import config
 from ..network import Call
-from ..run import Run
+from ..run import PlannedRun
 from . import Layout
 
-# DeepSpeed 0.19's own, where a file says nothing; numbers are elements.
+# Defaults of DeepSpeed 0.19; numbers are elements.
 _DEFAULTS = {
     "reduce_bucket_size": 5e8,
     "allgather_bucket_size": 5e8,
@@ -17,13 +17,13 @@ _DEFAULTS = {
 
 
 class Zero(Layout):
-    """What is split grows with the stage: nothing, state, gradients, weights."""
+    """Split by stage: nothing, state, also gradients, also weights."""
 
     name = "zero"
     silent_alone = False
     needs_streams = True
 
-    def shard(self, run: Run) -> int:
+    def shard(self, run: PlannedRun) -> int:
         work, ranks = run.work, run.ranks.total
         if _stage(run) == 0:
             return work.parameters
@@ -31,21 +31,21 @@ class Zero(Layout):
             return sum(-(-size // ranks) for size in work.order)
         return sum(-(-sum(group) // ranks) for group in work.groups)
 
-    def autocast(self, run: Run) -> bool:
+    def autocast(self, run: PlannedRun) -> bool:
         return run.sixteen and _stage(run) == 0
 
-    def weights(self, run: Run) -> int:
+    def weights(self, run: PlannedRun) -> int:
         return run.weight_bytes * (run.shard if _stage(run) == 3 else run.work.parameters)
 
-    def masters(self, run: Run) -> int:
+    def masters(self, run: PlannedRun) -> int:
         if _stage(run) == 0 or (_stage(run) == 3 and not run.sixteen):
             return 0
         return 4 * run.shard
 
-    def counters(self, run: Run) -> int:
+    def counters(self, run: PlannedRun) -> int:
         return len(run.work.groups) if _stage(run) else run.work.layers
 
-    def in_backward(self, run: Run) -> tuple[int, int]:
+    def in_backward(self, run: PlannedRun) -> tuple[int, int]:
         if _stage(run) == 0:
             return super().in_backward(run)
         count, shard, size = run.work.parameters, run.shard, run.weight_bytes
@@ -60,55 +60,55 @@ class Zero(Layout):
             return (4 + size) * count, 0
         return 4 * count if earlier else 0, buckets
 
-    def in_step(self, run: Run) -> int:
+    def in_step(self, run: PlannedRun) -> int:
         count, shard, size = run.work.parameters, run.shard, run.weight_bytes
         if _stage(run) == 0:
             return 4 * count
         if _stage(run) == 3:
-            kept = sum(_persistent(run)) + _large(run) + shard
-            return 4 * shard + size * (_setting(run, "reduce_bucket_size") + kept)
+            whole = sum(_persistent(run)) + _large(run) + shard
+            return 4 * shard + size * (_setting(run, "reduce_bucket_size") + whole)
         if run.sixteen and _stage(run) == 1:
             return (4 + size) * count
-        return 8 * shard  # averaged, and flat again
+        return 8 * shard  # averaged, and once more flattened
 
-    def norms(self, run: Run, look: bool) -> int:
+    def norms(self, run: PlannedRun, look: bool) -> int:
         """DeepSpeed's overflow and norm, the rule's, the base's."""
         if _stage(run) == 0:
             return 0
         return 3 + run.base.trusted + (5 if look else 0)
 
-    def sent(self, run: Run) -> dict[str, Any]:
+    def sent(self, run: PlannedRun) -> dict[str, Any]:
         if _stage(run) == 0:
             bucket = _setting(run, "allgather_bucket_size")
             return {"gradients": _cut("all_reduce", run.work.parameters, bucket)}
         return _shards(run) if _stage(run) == 3 else _partitions(run)
 
-    def hides(self, run: Run) -> bool:
-        """By default DeepSpeed sends gradients while backward goes on at stage 3 alone."""
+    def hides(self, run: PlannedRun) -> bool:
+        """By default DeepSpeed overlaps gradients with backward at stage 3 only."""
         asked = _setting(run, "overlap_comm")
         return _stage(run) == 3 if asked is None else bool(asked)
 
 
-def _stage(run: Run) -> int:
+def _stage(run: PlannedRun) -> int:
     assert run.settings.zero_stage is not None
     return run.settings.zero_stage
 
 
-def _setting(run: Run, name: str) -> Any:
-    """A setting of DeepSpeed's section zero_optimization, its default where nothing is said."""
+def _setting(run: PlannedRun, name: str) -> Any:
+    """A setting of DeepSpeed's section zero_optimization, or its default."""
     file = config.read(run.settings.deepspeed_config).get("zero_optimization", {})
-    found = file.get(name, file.get(name.removeprefix("stage3_"), _DEFAULTS.get(name)))
-    return int(found) if name in _DEFAULTS and found is not None else found
+    value = file.get(name, file.get(name.removeprefix("stage3_"), _DEFAULTS.get(name)))
+    return int(value) if name in _DEFAULTS and value is not None else value
 
 
-def _persistent(run: Run) -> tuple[int, ...]:
-    """Stage 3's layers that are too small to be given away after use."""
+def _persistent(run: PlannedRun) -> tuple[int, ...]:
+    """Sizes of stage 3's layers that are too small to be freed after use."""
     limit = _setting(run, "stage3_param_persistence_threshold")
     return tuple(size for size in run.work.order if size <= limit)
 
 
-def _large(run: Run) -> int:
-    """Entries of this rank's part of stage 3's layers that are given away after use."""
+def _large(run: PlannedRun) -> int:
+    """Entries of this rank's part of stage 3's layers that are freed after use."""
     return run.shard - sum(_persistent(run)) // run.ranks.total
 
 
@@ -118,7 +118,7 @@ def _cut(kind: str, elements: int, bucket: int, size: int = 4) -> tuple[Call, ..
     return (Call(kind=kind, elements=-(-elements // times), size=size, times=times),)
 
 
-def _partitions(run: Run) -> dict[str, Any]:
+def _partitions(run: PlannedRun) -> dict[str, Any]:
     ranks, size = run.ranks.total, run.weight_bytes
     groups = [-(-sum(group) // ranks) for group in run.work.groups]
     bucket = _setting(run, "reduce_bucket_size")
@@ -129,10 +129,10 @@ def _partitions(run: Run) -> dict[str, Any]:
     }
 
 
-def _shards(run: Run) -> dict[str, Any]:
+def _shards(run: PlannedRun) -> dict[str, Any]:
     ranks, size = run.ranks.total, run.weight_bytes
-    kept, every = _persistent(run), run.shard
-    small = sum(-(-layer // ranks) for layer in kept)
+    persistent, every = _persistent(run), run.shard
+    small = sum(-(-layer // ranks) for layer in persistent)
     large = every - small
     gathers: tuple[Call, ...] = ()
     if large:  # the setting counts whole layers
@@ -144,7 +144,7 @@ def _shards(run: Run) -> dict[str, Any]:
         "gradients": _cut("reduce_scatter", every * ranks, bucket, size),
         "reduces": run.accumulation,
         "publish": tuple(
-            Call(kind="all_gather", elements=-(-layer // ranks), size=size) for layer in kept
+            Call(kind="all_gather", elements=-(-layer // ranks), size=size) for layer in persistent
         ),
     }
 
