@@ -14,7 +14,7 @@ from torch import nn
 
 from ...errors import ConfigError
 from ...optim.sharpness import Sharpness
-from ...rows import found
+from ...rows import load_rows
 from ...world import World
 from ...world.roster import Roster
 from ..backend import Backend
@@ -102,7 +102,7 @@ def refuse_rank_ascent(settings: Any, got: str, instead: str) -> None:
         )
 
 
-BACKENDS: dict[str, BackendRow] = found(__name__, __path__)
+BACKENDS: dict[str, BackendRow] = load_rows(__name__, __path__)
 
 
 def chosen(settings: Any, *, ranks: int, launcher: str) -> BackendRow:

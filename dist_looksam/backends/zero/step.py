@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ...maths.shards import copies
+from ...maths.shards import clones
 from ...optim.seen import Seen
 from ...optim.sharpness import Sharpness
 from ..backend import Loss
@@ -134,7 +134,7 @@ class Zero(ZeroState):
             return False
 
         def work(params: list[Tensor]) -> None:
-            self.optimizer.perturb_(params, copies([_grad(p) for p in params]), perturbation)
+            self.optimizer.perturb_(params, clones([_grad(p) for p in params]), perturbation)
 
         frozen = self.layout.freeze_scale()
         try:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ...errors import ConfigError
-from ...rows import found
+from ...rows import load_rows
 from ..source import Source
 
 
@@ -54,7 +54,7 @@ class DataSet:
             )
 
 
-SETS: dict[str, DataSet] = found(__name__, __path__)
+SETS: dict[str, DataSet] = load_rows(__name__, __path__)
 
 
 def data_set(name: str) -> DataSet:

@@ -5,7 +5,7 @@ One file here is one layout, found by its place in this folder; a backend's row 
 
 from typing import Any
 
-from ...rows import found
+from ...rows import load_rows
 from ..run import Run
 
 
@@ -68,4 +68,4 @@ class Layout:
         return True
 
 
-LAYOUTS: dict[str, Layout] = found(__name__, __path__)
+LAYOUTS: dict[str, Layout] = load_rows(__name__, __path__)
