@@ -327,7 +327,7 @@ def slices(backend: Backend) -> list[tuple[str, str, int, Tensor]]:
 
     Ranks that hold the same piece share it out, so that every entry is written once.
     """
-    parts, part = backend.copies
+    parts, part = backend.replicas
     written = []
     for piece, slots in zip(backend.pieces(), backend.slots(), strict=True):
         length = piece.stop - piece.start

@@ -150,7 +150,7 @@ class Sharpness(TwoGradients):
                 loss = with_cleared_gradients(closure, self._layers())
             if self.looks():
                 self.perturb()
-                self.zero_grad()  # the closure's first call, without old gradients, tested nothing
+                self.zero_grad()  # if the closure does not: unseen where its first call found none
                 with torch.enable_grad(), replay.again():
                     closure()
             seen = self.update()

@@ -303,10 +303,8 @@ class TwoGradients(StepCounters):
 
     def _gv(self, params: Shards) -> list[Tensor]:
         """g_v of every parameter; zero where there is none yet."""
-        stored = [self.state[p].get("g_v") if p in self.state else None for p in params]
-        return [
-            torch.zeros_like(p) if v is None else v for p, v in zip(params, stored, strict=True)
-        ]
+        old = [self.state[p].get("g_v") if p in self.state else None for p in params]
+        return [torch.zeros_like(p) if v is None else v for p, v in zip(params, old, strict=True)]
 
     def _step_base(self, finite: Tensor) -> bool:
         """The base's step on this optimizer's groups, of which DeepSpeed may show one at a time."""

@@ -5,7 +5,6 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
-from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from dist_looksam.cli.arguments import Parser, guarded
@@ -46,22 +45,14 @@ def _all_reduce(world: World, device: str, megabytes: float, timeout: float) -> 
     import torch
     import torch.distributed as dist
 
-    from dist_looksam.world.roster import Roster
+    from dist_looksam.world.roster import join
 
-    gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     place = torch.device("cpu")
-    if gpu:  # launchers may show each rank one device
+    if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
+        # Launchers may show each rank one device.
         place = torch.device("cuda", world.local_rank % torch.cuda.device_count())
         torch.cuda.set_device(place)
-    roster = Roster(world, timeout=timeout)
-    dist.init_process_group(
-        "nccl" if gpu else "gloo",
-        store=dist.PrefixStore("group", roster.store),
-        rank=world.rank,
-        world_size=world.size,
-        timeout=timedelta(seconds=timeout),
-    )
-    with roster:
+    with join(world, place, timeout=timeout):
         right, seats, best = _measured(world, place, megabytes)
     dist.destroy_process_group()
     if world.rank == 0:

@@ -14,6 +14,7 @@ import time
 from datetime import timedelta
 from types import TracebackType
 
+import torch
 import torch.distributed as dist
 
 from dist_looksam.errors import ConfigError, RunError
@@ -36,6 +37,19 @@ _BLINK = 3.0  # seconds without a beat that a loaded machine may need
 
 class LostRank(RunError):
     """The ranks cannot talk any more. Every rank says so; only a hard exit is safe after it."""
+
+
+def join(world: World, device: torch.device, *, timeout: float) -> "Roster":
+    """Meet the other ranks and make torch's process group. Raises as `Roster`."""
+    roster = Roster(world, timeout=timeout)
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        store=dist.PrefixStore("group", roster.store),
+        rank=world.rank,
+        world_size=world.size,
+        timeout=timedelta(seconds=timeout),
+    )
+    return roster
 
 
 class Roster:
