@@ -11,9 +11,7 @@ def units(module: nn.Module) -> list[nn.Module]:
     An entry that shares a parameter with the rest of the network is no unit: its parameters must be
     gathered with those of the rest.
     """
-    return [
-        m for m in _listed(module) if any(True for _ in m.parameters()) and not _shares(m, module)
-    ]
+    return [m for m in _listed(module) if [*m.parameters()] and not _shares(m, module)]
 
 
 def _listed(module: nn.Module) -> Iterator[nn.Module]:

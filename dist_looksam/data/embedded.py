@@ -40,14 +40,10 @@ class Embedded:
     def __len__(self) -> int:
         return len(self.labels)
 
-    @property
-    def num_classes(self) -> int:
-        return len(self.class_names)
-
     def digest(self) -> str:
         """See source.Source.digest."""
-        both = self.images.numpy().tobytes() + self.labels.numpy().tobytes()
-        return hashlib.sha256(both).hexdigest()
+        content = self.images.numpy().tobytes() + self.labels.numpy().tobytes()
+        return hashlib.sha256(content).hexdigest()
 
     def fetch(self, indices: Tensor, keys: Tensor, train: bool) -> tuple[Tensor, Tensor]:
         """See source.Source.fetch."""

@@ -1,4 +1,4 @@
-"""How large a data set is, opened or not: what a dry run needs to know of it."""
+"""The size of a data set, opened or not, for dry runs."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ from .subset import left
 
 @dataclass(frozen=True, kw_only=True)
 class Extent:
-    """Size of a data set. `shape` is (channels, height, width); `said` says where this is from."""
+    """Size of a data set. `shape` is (channels, height, width); `said` names its source."""
 
     samples: int  # in training
     classes: int
@@ -31,11 +31,10 @@ def extent(
     train_images: int | None = None,
     opened: bool = True,
 ) -> Extent:
-    """By the words of --data, --data_dir and --augment.
+    """The size of a data set; arguments as of `load`.
 
-    What comes with the program is not opened. Nor is a folder that is not here where another data
-    set can stand for it, such as ImageNet-1k for images; with `opened` False nothing is.
-    ConfigError as of `load`, for what is here or needs no folder.
+    Opens it only if `opened` and a folder is given. A folder that does not exist is replaced by a
+    data set of known size, such as ImageNet-1k for images. ConfigError as of `load`.
     """
     row = data_set(name)
     absent = bool(row.stands_for) and not Path(data_dir or "").exists()

@@ -1,4 +1,4 @@
-"""What tells one data set from another, or one copy of it from an unfinished one."""
+"""A fingerprint of a data set, which differs between data sets and for incomplete copies."""
 
 import hashlib
 from functools import lru_cache
@@ -9,10 +9,8 @@ from . import Data
 
 @lru_cache(maxsize=1)
 def fingerprint(data: Data) -> dict[str, Any]:
-    """Words and values, JSON, equal wherever the same data were opened with the same settings.
-
-    Of image files their names count, and the sizes of about 1,000 of each split; else all pixels.
-    """
+    """Descriptions and values, JSON, the same wherever the same data are opened with the same
+    settings. From names of image files and sizes of about 1,000 per split; else from all pixels."""
     classes = hashlib.sha256(repr(data.train.class_names).encode()).hexdigest()
     return {
         "number of training images": len(data.train),
