@@ -49,7 +49,6 @@ class DDP(Ranks, Plain):
         return self._ddp
 
     def backward(self, batches: Sequence[Any], loss: Loss, *, average: bool = True) -> Tensor:
-        """See `Backend.backward`."""
         if self._half_reduced:
             self._renew_reducer()
         if not self._warmed_up:
@@ -66,7 +65,6 @@ class DDP(Ranks, Plain):
         self._warmed_up = True
 
     def abandon(self) -> None:
-        """See `Backend.abandon`."""
         super().abandon()
         self._half_reduced = True
 

@@ -92,18 +92,17 @@ class FSDP2(Ranks, Plain):
             )
         mine = {id(p): self.shards[n] for n, p in self.params.items()}
         groups = optimizer.param_groups
-        given = [id(p) for group in groups for p in group["params"] if p.requires_grad]
-        if set(given) != set(mine):
+        ids = [id(p) for group in groups for p in group["params"] if p.requires_grad]
+        if set(ids) != set(mine):
             raise ConfigError(
                 f"the optimizer must be over the module's {len(mine)} sharded parameters, got "
-                f"{len(given)}, {len(set(given) & set(mine))} of them; make it over "
+                f"{len(ids)}, {len(set(ids) & set(mine))} of them; make it over "
                 f"model.parameters() after fully_shard."
             )
         for group in groups:
             group["params"] = [mine[id(p)] for p in group["params"] if p.requires_grad]
 
     def bind(self) -> None:
-        """See `Plain.bind`."""
         dtype = self.dtype
         self.optimizer.bind(reduce=self.reduce, visible_dtype=dtype, driver=refuse_step)
 
@@ -125,11 +124,9 @@ class FSDP2(Ranks, Plain):
     # Passes. Arithmetic in 16 bits is the policy's, not autocast's.
 
     def arithmetic(self) -> Any:
-        """See `Plain.arithmetic`."""
         return torch.autocast(self.device.type, enabled=False)
 
     def backward(self, batches: Sequence[Any], loss: Loss, *, average: bool = True) -> Tensor:
-        """See `Backend.backward`."""
         self._clear_gradients()  # the caller's own backward may have left some
         try:
             return super().backward(batches, loss, average=average)
@@ -175,7 +172,6 @@ class FSDP2(Ranks, Plain):
             )
 
     def gradients(self) -> list[Tensor]:
-        """See `Plain.gradients`."""
         return [s.grad for s in self.shards.values() if s.grad is not None]
 
     @torch.no_grad()

@@ -54,7 +54,7 @@ class LossScale:
 
 
 class Plain(StoredLayers):
-    """fp32 weights in one process; 16-bit arithmetic by autocast.
+    """fp32 weights in one process; 16-bit arithmetic by autocast. Methods: see `Backend`.
 
     Args:
         module: already on its device.
@@ -103,7 +103,6 @@ class Plain(StoredLayers):
         """Replace whole tensors by their mean over ranks."""
 
     def mean(self, numbers: Tensor) -> Tensor:
-        """See `Backend.mean`."""
         return numbers
 
     # The two-gradient step.
@@ -113,7 +112,6 @@ class Plain(StoredLayers):
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
 
     def backward(self, batches: Sequence[Any], loss: Loss, *, average: bool = True) -> Tensor:
-        """See `Backend.backward`."""
         self.optimizer.zero_grad()
         scale = self.scaler.scale if self.scaler else 1.0
         total = torch.zeros((), device=self.device)
@@ -135,11 +133,9 @@ class Plain(StoredLayers):
         return self.scaler is None or bool(self.mean(finite.float()) == 1)
 
     def update(self) -> Seen:
-        """See `Backend.update`."""
         return self._scaled(self.optimizer.update())
 
     def skip(self) -> Seen:
-        """See `Backend.skip`."""
         return self._scaled(self.optimizer.skip())
 
     def abandon(self) -> None:
@@ -171,17 +167,14 @@ class Plain(StoredLayers):
 
     @torch.no_grad()
     def evaluate(self, forward: Callable[[nn.Module], Tensor]) -> Tensor:
-        """See `Backend.evaluate`."""
         with self.arithmetic():
             return forward(self.module)
 
     def memory(self) -> dict[str, int]:
-        """See `Backend.memory`."""
         weights = num_bytes(p for _, p in self._named())
         return {"weights": weights, "masters": 0, **state_bytes(self.optimizer.state, 2 * weights)}
 
     def gather(self, value: Any) -> list[Any]:
-        """See `Backend.gather`."""
         return [value]
 
     def read_scale(self) -> dict[str, Any]:

@@ -59,11 +59,9 @@ class StoredLayers:
     # The same for all backends.
 
     def pieces(self) -> list[Piece]:
-        """See `Backend.pieces`."""
         return [p for flat in self.held() for p in flat.pieces]
 
     def slots(self) -> list[dict[str, Tensor]]:
-        """See `Backend.slots`."""
         slots: list[dict[str, Tensor]] = []
         for flat in self.held():
             state = like_the_layer(self._state(flat), flat.master)
@@ -72,7 +70,6 @@ class StoredLayers:
         return slots
 
     def counters(self) -> dict[str, Any]:
-        """See `Backend.counters`."""
         trained = [flat for flat in self.held() if flat.group != NO_GROUP]
         keys = {k for flat in trained for k in like_the_layer(self._state(flat), flat.master)}
         return {
@@ -120,7 +117,6 @@ class StoredLayers:
 
     @torch.no_grad()
     def load(self, read: Read, counters: dict[str, Any]) -> None:
-        """See `Backend.load`."""
         for flat in self.held():
             weights = [read(p.name, "weight", p.start, p.stop) for p in flat.pieces]
             flat.write_(flat.master.detach(), weights)

@@ -10,7 +10,7 @@ from .randaugment import randaugment_batch
 
 
 class Embedded:
-    """A split held in memory as one tensor; see source.Source."""
+    """A split that is held in memory as one tensor. Attributes and methods: see source.Source."""
 
     parallel = False
 
@@ -41,12 +41,10 @@ class Embedded:
         return len(self.labels)
 
     def digest(self) -> str:
-        """See source.Source.digest."""
         content = self.images.numpy().tobytes() + self.labels.numpy().tobytes()
         return hashlib.sha256(content).hexdigest()
 
     def fetch(self, indices: Tensor, keys: Tensor, train: bool) -> tuple[Tensor, Tensor]:
-        """See source.Source.fetch."""
         images, labels = self.images[indices], self.labels[indices]
         if train and self.augment.crop:
             images = shift_crop(images, self.seed, keys)

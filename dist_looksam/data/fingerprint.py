@@ -9,8 +9,10 @@ from . import Data
 
 @lru_cache(maxsize=1)
 def fingerprint(data: Data) -> dict[str, Any]:
-    """Descriptions and values, JSON, the same wherever the same data are opened with the same
-    settings. From names of image files and sizes of about 1,000 per split; else from all pixels."""
+    """Descriptions and values, JSON, equal wherever the same data are opened with equal settings.
+
+    From the names of image files and the sizes of about 1,000 per split; else from all pixels.
+    """
     classes = hashlib.sha256(repr(data.train.class_names).encode()).hexdigest()
     return {
         "number of training images": len(data.train),

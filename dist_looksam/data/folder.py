@@ -100,7 +100,6 @@ class Folder:
             return -1  # `fetch` reports it
 
     def fetch(self, indices: Tensor, keys: Tensor, train: bool) -> tuple[Tensor, Tensor]:
-        """See source.Source.fetch."""
         channels, side, _ = self.shape
         images = np.empty((len(indices), side, side, channels), dtype=np.uint8)
         labels = self.labels[indices]
@@ -260,8 +259,8 @@ def _scan(split: Path) -> tuple[dict[str, np.ndarray], _PassedOver]:
     if not classes:
         raise ConfigError(f"{split} has no class folders; put images into {split}/CLASS/.")
     with ThreadPoolExecutor(16) as pool:  # a network file system answers many at once
-        found = list(pool.map(lambda name: _images(split / name), classes))
-    for name, (files, others) in zip(classes, found):
+        scanned = list(pool.map(lambda name: _images(split / name), classes))
+    for name, (files, others) in zip(classes, scanned):
         for why, (count, first) in others.items():
             over.add(why, first, count)
         if not len(files):
@@ -269,7 +268,7 @@ def _scan(split: Path) -> tuple[dict[str, np.ndarray], _PassedOver]:
                 f"class folder {split / name} holds no image ({', '.join(SUFFIXES)}); "
                 "add images or remove the folder."
             )
-    return {name: files for name, (files, _) in zip(classes, found)}, over
+    return {name: files for name, (files, _) in zip(classes, scanned)}, over
 
 
 def _is_class(entry: os.DirEntry[str], over: _PassedOver) -> bool:

@@ -31,12 +31,10 @@ class Subset:
         return len(self.indices)
 
     def digest(self) -> str:
-        """See source.Source.digest."""
         text = f"{self.source.digest()} {self.indices.tolist()}"
         return hashlib.sha256(text.encode()).hexdigest()
 
     def fetch(self, indices: Tensor, keys: Tensor, train: bool) -> tuple[Tensor, Tensor]:
-        """See source.Source.fetch."""
         return self.source.fetch(self.indices[indices], keys, train)
 
 

@@ -94,7 +94,6 @@ class HorovodSharded(Horovod):
     # Gradients.
 
     def backward(self, batches: Sequence[Any], loss: Loss, *, average: bool = True) -> Tensor:
-        """See `Backend.backward`."""
         for row in self.rows:
             row.grads.zero_()
             at = 0
@@ -134,7 +133,6 @@ class HorovodSharded(Horovod):
         self._perturbed_elsewhere = False
 
     def perturb(self, *, local: bool) -> bool:
-        """See `Backend.perturb`."""
         if local:
             finite = self._perturb_own()
             return self.scaler is None or bool(self.mean(finite.float()) == 1)
@@ -158,13 +156,11 @@ class HorovodSharded(Horovod):
         return self.optimizer.perturb_whole_(masters, weights, grads)
 
     def update(self) -> Seen:
-        """See `Backend.update`."""
         seen = super().update()
         self.publish()
         return seen
 
     def skip(self) -> Seen:
-        """See `Backend.skip`."""
         seen = super().skip()
         if self._perturbed_elsewhere:
             self.publish()

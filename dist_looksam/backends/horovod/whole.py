@@ -138,7 +138,6 @@ class Horovod(Plain):
             self._sending = sending
 
     def backward(self, batches: Sequence[Any], loss: Loss, *, average: bool = True) -> Tensor:
-        """See `Backend.backward`."""
         if self._unfinished:  # every rank sends the rest, or ranks would wait for each other
             self.finish_gradients(average=True)
             self._unfinished = False

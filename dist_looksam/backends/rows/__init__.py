@@ -1,4 +1,4 @@
-"""Backends by name: one file here is one row, found by its place in this folder.
+"""Backends by name: every module of this folder is one row.
 
 A row imports its library (DeepSpeed, Horovod, torch's FSDP) inside its methods, so that `--help`
 and the other backends do not need it.

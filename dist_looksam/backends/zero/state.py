@@ -39,7 +39,6 @@ class ZeroState(Ranks, StoredLayers):
         return sums
 
     def memory(self) -> dict[str, int]:
-        """See `Backend.memory`."""
         params = list(self.engine.module.parameters())
         weights = num_bytes(getattr(p, "ds_tensor", p) for p in params)
         masters = num_bytes(f.master for f in self.layout.flats)
@@ -50,7 +49,6 @@ class ZeroState(Ranks, StoredLayers):
     # Checkpoints.
 
     def held(self) -> Sequence[Flat]:
-        """See `StoredLayers.held`."""
         return [*self.layout.flats, *self.layout.frozen()]
 
     def after_load(self) -> None:

@@ -70,7 +70,6 @@ class Zero(ZeroState):
     # Passes.
 
     def evaluate(self, forward: Callable[[nn.Module], Tensor]) -> Tensor:
-        """See `Backend.evaluate`."""
         with torch.no_grad(), self._arithmetic():
             return forward(self.module)
 
@@ -78,7 +77,6 @@ class Zero(ZeroState):
         return torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None)
 
     def backward(self, batches: Sequence[Any], loss: Loss, *, average: bool = True) -> Tensor:
-        """See `Backend.backward`."""
         total = torch.zeros((), device=self.device)
         for i, batch in enumerate(batches):
             last = i == len(batches) - 1
@@ -167,7 +165,6 @@ class Zero(ZeroState):
 
     @torch.no_grad()
     def skip(self) -> Seen:
-        """See `Backend.skip`."""
         return self._skip(look=True)
 
     def _skip(self, *, look: bool) -> Seen:
@@ -182,7 +179,6 @@ class Zero(ZeroState):
 
     @torch.no_grad()
     def abandon(self) -> None:
-        """See `Backend.abandon`."""
         self._wait_for_host()
         perturbed = self.optimizer.perturbed
         self.optimizer.abandon()

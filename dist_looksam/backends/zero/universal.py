@@ -105,8 +105,8 @@ def _tag(source: Path) -> Path:
 
 
 def _rank_files(tag: Path) -> list[Path]:
-    found = tag.glob("*zero_pp_rank_*_mp_rank_00_optim_states.pt")
-    return sorted(found, key=lambda p: int(p.name.split("pp_rank_")[1].split("_")[0]))
+    paths = tag.glob("*zero_pp_rank_*_mp_rank_00_optim_states.pt")
+    return sorted(paths, key=lambda p: int(p.name.split("pp_rank_")[1].split("_")[0]))
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Data sets by name: one file here is one row, found by its place in this folder."""
+"""Data sets by name: every module of this folder is one row."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

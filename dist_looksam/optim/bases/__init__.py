@@ -1,4 +1,4 @@
-"""Base optimizers by name: one file here is one row, found by its place in this folder."""
+"""Base optimizers by name: every module of this folder is one row."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
