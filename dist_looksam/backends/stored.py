@@ -19,7 +19,7 @@ KERNEL_SETTINGS = {"foreach", "fused", "capturable", "differentiable"}
 
 
 def like_the_layer(state: dict[str, Any], param: Tensor) -> dict[str, Tensor]:
-    """State with an entry for every weight of a layer; not "step", the shape of 0-dim layers."""
+    """State with an entry for every weight; never "step", which has the shape of 0-dim layers."""
     return {
         k: v
         for k, v in state.items()

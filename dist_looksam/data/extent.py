@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import Data, load
+from . import load
 from .augment import Augment, parse
 from .sets import data_set
 from .subset import left
@@ -37,6 +37,7 @@ def extent(
     data set of known size, such as ImageNet-1k for images. ConfigError as of `load`.
     """
     row = data_set(name)
+    place = f"{name} {data_dir}" if data_dir else name
     absent = bool(row.stands_for) and not Path(data_dir or "").exists()
     if opened and data_dir and not absent:
         data = load(
@@ -48,23 +49,18 @@ def extent(
             holdout=holdout,
             train_images=train_images,
         )
-        return _of(data, data_dir)
+        return Extent(
+            samples=len(data.train),
+            classes=data.num_classes,
+            shape=data.shape,
+            augment=data.train.augment,
+            said=place,
+        )
     size = row.size(image_size)
-    place = f"{name} {data_dir}" if data_dir else name
     return Extent(
         samples=left(size.samples, holdout, train_images),
         classes=size.classes,
         shape=size.shape,
         augment=parse(augment, auto=row.augment),
         said=f"{place}, not opened, taken for {row.stands_for}" if row.stands_for else place,
-    )
-
-
-def _of(data: Data, data_dir: str | Path | None) -> Extent:
-    return Extent(
-        samples=len(data.train),
-        classes=data.num_classes,
-        shape=data.shape,
-        augment=data.train.augment,
-        said=f"{data.name} {data_dir}" if data_dir else data.name,
     )

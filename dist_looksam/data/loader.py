@@ -100,9 +100,6 @@ class _Fetcher:
             )
         return images, labels
 
-    def start(self, indices: Tensor, keys: Tensor) -> _Job:
-        return _Job(self, indices, keys)
-
     def finish(self, job: _Job) -> Batch:
         images, labels = job.result()
         mean, std = self.source.mean, self.source.std
@@ -191,7 +188,7 @@ class TrainLoader:
         first = t * self.batch_size + (a * self.ranks + self.rank) * self.micro_batch
         keys = torch.arange(first, first + self.micro_batch)
         indices, _ = self._order.at(keys)
-        return self._fetcher.start(indices, keys)
+        return _Job(self._fetcher, indices, keys)
 
     def _finish(self, number: int) -> Batch:
         batch = self._fetcher.finish(self._jobs.pop(number))
@@ -278,7 +275,7 @@ class EvalLoader:
             # The batches of all ranks together are `pieces` nearly equal slices of the data.
             low, high = (n * len(self.source) // pieces for n in (number, number + 1))
             keys = torch.arange(low, high)
-            jobs.append(self._fetcher.start(keys, keys))
+            jobs.append(_Job(self._fetcher, keys, keys))
             if len(jobs) > self._ahead:
                 yield self._finish(jobs.popleft())
         while jobs:
