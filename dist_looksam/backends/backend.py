@@ -33,11 +33,9 @@ class Ranks(Protocol):
 
     def mean(self, numbers: Tensor) -> Tensor:
         """The mean of a small tensor over ranks. One collective, or none."""
-        ...
 
     def gather(self, value: Any) -> list[Any]:
         """A small picklable value of every rank, in the order of ranks, on every rank."""
-        ...
 
 
 class Stored(Protocol):
@@ -54,11 +52,9 @@ class Stored(Protocol):
     def pieces(self) -> list[Piece]:
         """This rank's part of every trained layer, then of every sharded frozen one; in the order
         of `slots`."""
-        ...
 
     def slots(self) -> list[dict[str, Tensor]]:
         """For each piece, its fp32 weight ("weight") and all state of its shape by key, flat."""
-        ...
 
     def counters(self) -> dict[str, Any]:
         """The contents of a checkpoint besides slots, the same on every rank.
@@ -70,23 +66,18 @@ class Stored(Protocol):
         Raises:
             ConfigError: a shard has state that is neither a number nor of the shard's shape.
         """
-        ...
 
     def load(self, read: "Read", counters: dict[str, Any]) -> None:
         """Load weights and state of a checkpoint by any backend on any number of ranks."""
-        ...
 
     def load_groups(self, settings: Sequence[dict[str, Any] | None]) -> None:
         """Set the param groups' settings, one dictionary each; None leaves a group unchanged."""
-        ...
 
     def check_fits(self, counters: dict[str, Any]) -> None:
         """ConfigError if counters hold state of whole layers that does not fit shards."""
-        ...
 
     def full_weights(self) -> dict[str, Tensor] | None:
         """The module's state_dict, fp32, on the host; on rank 0, None elsewhere. Collective."""
-        ...
 
 
 class Backend(Ranks, Stored, Protocol):
@@ -109,32 +100,25 @@ class Backend(Ranks, Stored, Protocol):
 
         `average` False: over this rank's own. Returns the mean loss of this rank, 0-dim.
         """
-        ...
 
     def perturb(self, *, local: bool) -> bool:
         """Keep w and g, make w + eps visible to forward. `local`: eps of this rank's own gradient.
 
         Returns False, the same on all ranks, if g is known not to be finite; then call `skip`.
         """
-        ...
 
     def update(self) -> Seen:
         """Restore w, step the base optimizer, store g_v, make the new weights visible."""
-        ...
 
     def skip(self) -> Seen:
         """Skip the step after its first pass: weights and state as before it."""
-        ...
 
     def abandon(self) -> None:
         """After an exception: undo the step, as if it had not begun."""
-        ...
 
     def evaluate(self, forward: Callable[[nn.Module], Tensor]) -> Tensor:
         """forward(model) with the weights and the arithmetic of training; no gradients."""
-        ...
 
     def memory(self) -> dict[str, int]:
         """Bytes on this rank between steps: weights, masters, base_state, g_v; look: added during a
         look."""
-        ...

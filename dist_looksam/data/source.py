@@ -26,7 +26,6 @@ class Source(Protocol):
 
     def digest(self) -> str:
         """A hash of the samples and their order."""
-        ...
 
     def fetch(self, indices: Tensor, keys: Tensor, train: bool) -> tuple[Tensor, Tensor]:
         """Images uint8 [n, C, H, W] and labels int64 [n] of the samples `indices`, int64 [n].
@@ -35,4 +34,3 @@ class Source(Protocol):
         sample depends on the seed and its key alone. Safe to call from several threads. A sample
         that cannot be read has the label UNREADABLE and an undefined image; `unreadable` names it.
         """
-        ...
