@@ -1,4 +1,4 @@
-"""One training step: the same micro-batches once or twice, and what the base optimizer gets."""
+"""Engine: a training step with one gradient or two, on any backend."""
 
 import sys
 from collections.abc import Sequence
@@ -51,24 +51,23 @@ class Engine:
             once more before the first step of a process, for the order of its buckets. On a look
             it is called twice with each batch and draws the same numbers from torch's default
             generators, `random` and NumPy's; not so from a generator of its own.
-        clip: limit of the norm of the gradient that the base gets; None for none.
+        clip: maximum norm of the gradient passed to the base optimizer; None for no clipping.
         precision: "fp32", "bf16", or "fp16" with a loss scale. Weights stay fp32.
         ascent: "global", eps from the averaged gradient; "rank", from each rank's own.
 
     Attributes:
         passes: forward+backward passes so far, of whole global batches.
-        skipped: steps that a non-finite gradient cost is known once read; see `Report.seen.finite`.
 
     Raises:
         ConfigError: a setting is out of range, or the module or the optimizer cannot be trained
-            rightly: trained parameters outside the module, in 16 bits, complex, or of FSDP1.
+            correctly: trained parameters outside the module, in 16 bits, complex, or of FSDP1.
 
     Parameters of the module that the optimizer does not have, or that get no gradient, are not
-    trained, and count in no norm.
+    trained and count in no norm.
 
-    A step reads nothing from the device, except: once after each look, whether it was skipped;
-    in fp16 the overflow flag, as every loss scaler does; and with a foreign base optimizer that
-    cannot skip on the device, whether to call it.
+    A step reads from the device only: once after each look, whether it was skipped; in fp16 the
+    overflow flag, as every loss scaler does; and whether to step a base optimizer that cannot skip
+    on the device.
     """
 
     def __init__(
@@ -107,12 +106,11 @@ class Engine:
     def step(self, batches: Sequence[Any]) -> Report:
         """One optimizer step on this rank's micro-batches, all of the same size on all ranks.
 
-        On a look the batches are gone through twice, so they must be a list.
+        A look uses every batch twice, so they must be a list.
 
         Raises:
-            ConfigError: they are no list, or sizes that can be seen (the first dimension of all
-                tensors in a batch) differ: between this rank's at every step, between ranks' at
-                the first.
+            ConfigError: they are no list, or their sizes (the first dimension of all tensors in a
+                batch) differ: within this rank at any step, between ranks at the first.
         """
         self._check_sizes(batches)
         number = self.optimizer.steps
@@ -129,17 +127,17 @@ class Engine:
         return Report(number, self.backend.mean(loss), seen)
 
     def _check_sizes(self, batches: Sequence[Any]) -> None:
-        """ConfigError for micro-batches of unequal size: of this rank, and in the first step of all
-        ranks, which takes one gather. Not under Horovod, where ranks may join later."""
+        """Sizes of all ranks are compared in the first step, by one gather; never under Horovod,
+        where ranks may join later."""
         sizes = check_batches(batches)
         if self._sizes is None and not self.backend.ranks_may_join:
             check_ranks(self.backend.gather(sizes))
         self._sizes = sizes
 
     def _passes(self, batches: Sequence[Any], replay: Replay) -> tuple[Tensor, Seen, int]:
-        """One pass or two: the loss of the first, what the step did, and how many passes it took.
+        """The loss of the first pass, what the step did, and the number of passes.
 
-        The second is left out if the first was not finite, so that looking would be in vain.
+        The second pass of a look is left out if the gradient of the first is not finite.
         """
         backend, local = self.backend, self.ascent == "rank" and self.optimizer.may_look()
         loss = backend.backward(batches, self.loss, average=not local)
@@ -188,7 +186,7 @@ def _backend(model: nn.Module, optimizer: Optimizer | None, precision: str) -> B
 
 
 def _horovod(optimizer: Optimizer) -> bool:
-    """True if the caller has begun Horovod, or has wrapped the base in its optimizer."""
+    """True if the caller has initialised Horovod, or wrapped the base in its optimizer."""
     library = sys.modules.get("horovod.torch")
     if library is None:
         return False

@@ -1,4 +1,4 @@
-"""What the user did wrong, as one sentence; and what the program could not do."""
+"""The errors that a user sees as one sentence: wrong settings, and runs that cannot go on."""
 
 import difflib
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ class RunError(RuntimeError):
 
 
 def did_you_mean(word: str, known: Iterable[str], otherwise: str, *, flag: str = "") -> str:
-    """The end of a sentence about an unknown `word`: the known one most like it, with `flag` before
-    it, or `otherwise` where none is."""
+    """The end of a sentence about an unknown `word`: the most similar known word, with `flag`
+    before it, or `otherwise` if none is similar."""
     near = difflib.get_close_matches(word, list(known), n=1)
     return f"did you mean {flag}{near[0]}?" if near else otherwise

@@ -1,5 +1,4 @@
-"""Files that several processes share: replaced whole, named without a clash, locked, read while
-another process appends to them."""
+"""Files that several processes share: atomic replacement, free names, locks, JSON lines."""
 
 import fcntl
 import json
@@ -11,7 +10,7 @@ from .errors import RunError
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write `text` to `path`, which holds either its old or its new text at every moment."""
+    """Write `text` to `path` atomically: at every moment it holds the old or the new text."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}.new")
     with scratch.open("w", encoding="utf-8") as file:
         file.write(text)
@@ -59,7 +58,7 @@ def lock(file: IO[str], *, shared: bool = False) -> bool | None:
 def json_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a file with one per line; [] where there is no file.
 
-    A last line that is not whole is left out: its writer was killed, or is still writing it.
+    An incomplete last line is left out: its writer was killed, or is still writing it.
     Raises RunError for any other damaged line.
     """
     if not path.exists():

@@ -1,4 +1,4 @@
-"""Rows found by where their files lie: one module of a folder is one row, bound to the name ROW."""
+"""Tables of rows: every module of a folder is one row, bound to the name ROW."""
 
 import importlib
 import pkgutil
@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from typing import Any
 
 
-def found(package: str, path: Iterable[str]) -> dict[str, Any]:
-    """The ROWs of all modules of a package by their `name`, in the order of `place`, then of name.
+def load_rows(package: str, path: Iterable[str]) -> dict[str, Any]:
+    """The ROWs of all modules of a package by their `name`, ordered by `place`, then by name.
 
     Args:
         package, path: its `__name__` and `__path__`.
@@ -15,10 +15,10 @@ def found(package: str, path: Iterable[str]) -> dict[str, Any]:
     Raises:
         ValueError: two rows of one name.
     """
-    names = [module.name for module in pkgutil.iter_modules(path)]
-    rows = [importlib.import_module(f"{package}.{name}").ROW for name in names]
-    made = {row.name: row for row in sorted(rows, key=lambda row: (row.place, row.name))}
-    if len(made) < len(rows):
-        taken = sorted(row.name for row in rows)
-        raise ValueError(f"names must differ, got {', '.join(taken)} in {package}.")
-    return made
+    modules = [module.name for module in pkgutil.iter_modules(path)]
+    rows = [importlib.import_module(f"{package}.{name}").ROW for name in modules]
+    table = {row.name: row for row in sorted(rows, key=lambda row: (row.place, row.name))}
+    if len(table) < len(rows):
+        names = sorted(row.name for row in rows)
+        raise ValueError(f"names must differ, got {', '.join(names)} in {package}.")
+    return table

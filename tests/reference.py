@@ -192,7 +192,7 @@ def train(
 
     gradient: (weights, t) -> (loss, [arrays]), of the mean loss over step t's global batch.
     rank_gradients: None, or (weights, t) -> one gradient list per rank, each of the mean over that
-        rank's own samples, whose mean is the gradient. Then every rank climbs with its own [11].
+        rank's own samples, whose mean is the gradient. Then every rank ascends along its own [11].
     lr: a number, or t -> a number; rho, alpha: numbers. None where every group has its own.
     groups: dicts {"layers": [indices], "weight_decay": x}, and, where they differ from the rest,
         "lr" (instead of lr), "lr_scale" (times lr), "rho", "alpha". Every layer is in one.
@@ -206,7 +206,7 @@ def train(
     rhos = [group[i].get("rho", rho) for i in layers]
     alphas = [group[i].get("alpha", alpha) for i in layers]
 
-    def climb(w, g):
+    def ascend(w, g):
         if ascent == "layer":
             return ascend_layer(w, g, rhos, layer_ascent)
         return ascend_model(g, rhos, p)
@@ -214,9 +214,9 @@ def train(
     def look_at(w, g, t):
         """g_s: the gradient over the same samples at w + eps."""
         if rank_gradients is None:
-            return gradient(add(w, climb(w, g)), t)[1]
+            return gradient(add(w, ascend(w, g)), t)[1]
         own = rank_gradients(w, t)
-        return mean([rank_gradients(add(w, climb(w, own[r])), t)[r] for r in range(len(own))])
+        return mean([rank_gradients(add(w, ascend(w, own[r])), t)[r] for r in range(len(own))])
 
     def lr_of(i, t):
         if "lr" in group[i]:

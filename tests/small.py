@@ -76,7 +76,7 @@ def _gradient(arrays, pair: Pair):
 
 
 def truth(name: str, base: str | None = None, *, steps: int, k: int = 3, ranks: int = 0, **how):
-    """What `reference.train` makes of `net()`; `ranks` > 0: every rank climbs its own gradient."""
+    """`reference.train` of `net()`; `ranks` > 0: every rank perturbs along its own gradient."""
     import reference
 
     base = table.base_of(name, base)

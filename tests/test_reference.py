@@ -141,7 +141,7 @@ def test_groups_have_their_own_numbers():
     np.testing.assert_allclose(np.concatenate(run.weights[1]), [first, second], rtol=1e-12)
 
 
-def test_every_rank_climbs_its_own_gradient():
+def test_every_rank_perturbs_along_its_own_gradient():
     """Two ranks with g = (6, 0) and (0, 8): each looks along its own axis, eps = (.5, 0), (0, .5).
 
     The loss of rank r is c_r w_r^2 / 2, doubled so that the mean has curvatures 3 and 4. Climbing
@@ -192,7 +192,7 @@ def test_the_bases_are_those_of_torch(base):
 
 
 @pytest.mark.parametrize("p", [1.5, 2.0, 3.0, np.inf])
-def test_eps_has_length_rho_and_nothing_of_that_length_climbs_further(p):
+def test_eps_has_length_rho_and_nothing_of_that_length_ascends_further(p):
     """The p-ball of radius rho: ||eps||_p = rho, and eps.g = rho ||g||_q, Hoelder's bound."""
     g = random_layers(0)
     eps = np.concatenate([x.ravel() for x in reference.ascend_model(g, [0.3] * 3, p)])
@@ -273,7 +273,7 @@ def test_looks_come_every_k_steps(optimizer, looks):
         ([(0, 1)], "LL.L", "S..."),  # the first pass of a look: look again at once
         ([(0, 2)], "LL.L", "S..."),  # the second pass of a look
         ([(0, 2), (1, 1)], "LLLL", "SS.."),  # again, and again
-        ([(1, 1)], "L..L", ".S.."),  # a reuse step: time goes on, no look is owed
+        ([(1, 1)], "L..L", ".S.."),  # a reuse step: time goes on, no look must be repeated
         ([(3, 2)], "L..LL", "...S."),  # a later look: the old g_v is still there, but look anyway
     ],
 )

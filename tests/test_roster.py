@@ -150,7 +150,7 @@ def test_no_thread_is_left_in_the_store_when_the_ranks_part():
         def check(self, keys):
             return False
 
-    roster._line = Slow()
+    roster._heartbeats = Slow()
     with roster:
         assert inside.wait(10)
     assert not [t.name for t in threading.enumerate() if t.name in ("_beat", "_watch")]

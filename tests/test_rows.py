@@ -65,10 +65,10 @@ def test_a_file_in_the_folder_is_a_row(tmp_path, monkeypatch):
         (tmp_path / "kinds" / f"{stem}.py").write_text(row.format(stem, place))
     (tmp_path / "kinds" / "__init__.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
-    assert list(rows.found("kinds", [str(tmp_path / "kinds")])) == ["z", "a", "b"]
+    assert list(rows.load_rows("kinds", [str(tmp_path / "kinds")])) == ["z", "a", "b"]
     (tmp_path / "kinds" / "copy.py").write_text(row.format("a", 99))
     with pytest.raises(ValueError, match="names must differ, got a, a, b, z in kinds"):
-        rows.found("kinds", [str(tmp_path / "kinds")])
+        rows.load_rows("kinds", [str(tmp_path / "kinds")])
 
 
 def test_rows_are_whole():

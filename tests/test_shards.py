@@ -8,7 +8,7 @@ import torch
 from dist_looksam import Engine, LookSAM
 from dist_looksam.maths import ascent, shards
 from dist_looksam.maths.ascent import perturb_measured_
-from dist_looksam.maths.shards import copies, dots, products, squares
+from dist_looksam.maths.shards import clones, dots, products, squares
 
 
 def layers(*sizes: int, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
@@ -36,7 +36,7 @@ def test_a_square_that_is_not_finite_is_seen_in_its_layer(bad):
 
 def test_products_of_16_bit_layers_are_summed_in_fp32():
     xs = [torch.full((4096,), 64.0, dtype=torch.float16)]
-    assert products((xs, xs), (xs, copies(xs))).tolist() == [[4096.0**2], [4096.0**2]]
+    assert products((xs, xs), (xs, clones(xs))).tolist() == [[4096.0**2], [4096.0**2]]
 
 
 @pytest.fixture
@@ -76,11 +76,11 @@ def test_no_layers_have_no_sums():
 
 def test_copies_have_memory_of_their_own():
     old = [*layers(3, 0), torch.randn(4, 5).t()]
-    new = copies(old)
+    new = clones(old)
     assert all(torch.equal(a, b) and a.stride() == b.stride() for a, b in zip(old, new))
     new[0].zero_()
     assert old[0].abs().sum() > 0
-    assert copies([]) == []
+    assert clones([]) == []
 
 
 @pytest.mark.parametrize("gpu", [False, True])
@@ -95,7 +95,7 @@ def test_what_16_bits_show_of_eps_does_not_depend_on_how_many_layers_go_together
     sizes = (0, 30, 0, 0, 10, 7, 0)
     weights, eps = layers(*sizes), [0.003 * x for x in layers(*sizes)]
     eps[5] = eps[5] * 100
-    started = copies(weights)
+    started = clones(weights)
     sums = perturb_measured_(weights, iter(eps), dtype)
     for i, (w, old, e) in enumerate(zip(weights, started, eps, strict=True)):
         assert torch.equal(w, old + e)

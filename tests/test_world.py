@@ -136,7 +136,7 @@ def test_all_ranks_meet_at_one_place(launcher):
     for i in range(8):
         env = EACH[launcher] | {rank: str(i), local_rank: str(i % 4)}
         w = World.from_env(env | ({node: str(i // 4)} if node else {}))
-        places.add(w.url)
+        places.add((w.master_addr, w.master_port))
     assert len(places) == 1
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..optim.seen import Seen
 from ..optim.sharpness import Sharpness
 
-# read(name, key, start, stop) -> entries [start, stop) of that slot, flat; None: not there.
+# read(name, key, start, stop) -> entries [start, stop) of that slot, flat; None: no such slot.
 Read = Callable[[str, str, int, int], Tensor | None]
 Loss = Callable[[nn.Module, Any], Tensor]
 
@@ -29,75 +29,66 @@ class Ranks(Protocol):
 
     rank: int
     size: int
-    ranks_may_join: bool  # while others train, so that not all have made the same calls
+    ranks_may_join: bool  # during training: a new rank has not made the earlier calls
 
     def mean(self, numbers: Tensor) -> Tensor:
         """The mean of a small tensor over ranks. One collective, or none."""
-        ...
 
-    def gather(self, thing: Any) -> list[Any]:
-        """Everybody's small picklable thing, in the order of ranks, on every rank."""
-        ...
+    def gather(self, value: Any) -> list[Any]:
+        """A small picklable value of every rank, in the order of ranks, on every rank."""
 
 
 class Stored(Protocol):
-    """Where weights and state are: what a checkpoint reads and writes.
+    """Access to weights and state for checkpoints.
 
     Attributes:
         module: the user's own module, for names and buffers.
-        copies: (number of ranks that hold the same pieces, which of them this one is).
+        replicas: (number of ranks that hold the same pieces, index of this rank among them).
     """
 
     module: nn.Module
-    copies: tuple[int, int]
+    replicas: tuple[int, int]
 
     def pieces(self) -> list[Piece]:
-        """This rank's part of every layer, in the same order as `slots`; last of frozen ones that
-        are cut up."""
-        ...
+        """This rank's part of every trained layer, then of every sharded frozen one; in the order
+        of `slots`."""
 
     def slots(self) -> list[dict[str, Tensor]]:
         """For each piece, its fp32 weight ("weight") and all state of its shape by key, flat."""
-        ...
 
     def counters(self) -> dict[str, Any]:
-        """What a checkpoint holds besides slots, the same on every rank.
+        """The contents of a checkpoint besides slots, the same on every rank.
 
         The optimizer's counters; "keys" of the slots besides "weight"; "layers": name -> the
-        base's state of this layer that is in no slot; "groups": in each its "layers" and
-        "settings"; "base": the name of its class; "loss_scale": {} or "scale" and "good" steps.
+        base's state of this layer that is in no slot; "groups": "layers" and "settings" of each;
+        "base": the name of its class; "loss_scale": {} or "scale" and "good" steps.
 
         Raises:
             ConfigError: a shard has state that is neither a number nor of the shard's shape.
         """
-        ...
 
     def load(self, read: "Read", counters: dict[str, Any]) -> None:
-        """Take weights and state from a checkpoint, written by any backend at any size."""
-        ...
+        """Load weights and state of a checkpoint by any backend on any number of ranks."""
 
     def load_groups(self, settings: Sequence[dict[str, Any] | None]) -> None:
-        """Take settings, one dictionary for each param group; None leaves a group's own."""
-        ...
+        """Set the param groups' settings, one dictionary each; None leaves a group unchanged."""
 
     def check_fits(self, counters: dict[str, Any]) -> None:
-        """ConfigError if counters hold state of whole layers that the shards here cannot take."""
-        ...
+        """ConfigError if counters hold state of whole layers that does not fit shards."""
 
     def full_weights(self) -> dict[str, Tensor] | None:
         """The module's state_dict, fp32, on the host; on rank 0, None elsewhere. Collective."""
-        ...
 
 
 class Backend(Ranks, Stored, Protocol):
-    """How gradients become means over ranks, and how weights become visible to forward.
+    """Averages gradients over ranks, and makes changed weights visible to forward.
 
     A step is: backward, (perturb, backward,) update.
 
     Attributes:
         name: as in `--backend`.
-        optimizer: decides and counts; its `rule` says what to do.
-        whole_gradients: every rank can have its own gradient of all layers, for `local`.
+        optimizer: the two-gradient optimizer, whose `rule` decides when to look.
+        whole_gradients: every rank can have its own gradient of all layers, as `local` needs.
     """
 
     name: str
@@ -109,32 +100,25 @@ class Backend(Ranks, Stored, Protocol):
 
         `average` False: over this rank's own. Returns the mean loss of this rank, 0-dim.
         """
-        ...
 
     def perturb(self, *, local: bool) -> bool:
-        """Keep w and g, make w + eps visible. `local`: each rank its own eps.
+        """Keep w and g, make w + eps visible to forward. `local`: eps of this rank's own gradient.
 
-        False, the same on all ranks, if g is known not to be finite: then `skip` follows.
+        Returns False, the same on all ranks, if g is known not to be finite; then call `skip`.
         """
-        ...
 
     def update(self) -> Seen:
-        """Weights back, base optimizer's step, g_v remembered, new weights visible."""
-        ...
+        """Restore w, step the base optimizer, store g_v, make the new weights visible."""
 
     def skip(self) -> Seen:
-        """Give the step up after its first pass: weights and state as before it."""
-        ...
+        """Skip the step after its first pass: weights and state as before it."""
 
     def abandon(self) -> None:
-        """After an exception: weights back, and nothing left of the step that had begun."""
-        ...
+        """After an exception: undo the step, as if it had not begun."""
 
     def evaluate(self, forward: Callable[[nn.Module], Tensor]) -> Tensor:
         """forward(model) with the weights and the arithmetic of training; no gradients."""
-        ...
 
     def memory(self) -> dict[str, int]:
-        """Bytes this rank holds between steps: weights, masters, base_state, g_v; look: what a look
-        adds while it lasts."""
-        ...
+        """Bytes on this rank between steps: weights, masters, base_state, g_v; look: added during a
+        look."""

@@ -1,4 +1,4 @@
-"""The micro-batches that a step may be given: a list of equal sizes, for each counts as much."""
+"""Checks of a step's micro-batches: a list, all of one size, since their means weigh equally."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,10 +10,10 @@ from ..errors import ConfigError
 
 
 def check_batches(batches: Any) -> list[int | None]:
-    """The samples of each micro-batch, None where that is not known.
+    """The number of samples of each micro-batch, None if unknown.
 
     Raises:
-        ConfigError: it is no list, an empty one, or their sizes differ.
+        ConfigError: no list, an empty one, or their sizes differ.
     """
     if not isinstance(batches, Sequence) or isinstance(batches, str):
         raise ConfigError(
@@ -38,15 +38,15 @@ def check_sizes(sizes: Sequence[int | None]) -> None:
         )
 
 
-def check_ranks(found: Sequence[Sequence[int | None]]) -> None:
-    """ConfigError if ranks have other numbers of micro-batches, or of samples in them."""
-    counts = sorted({len(sizes) for sizes in found})
+def check_ranks(by_rank: Sequence[Sequence[int | None]]) -> None:
+    """ConfigError if the ranks' micro-batches differ in number or in size."""
+    counts = sorted({len(sizes) for sizes in by_rank})
     if len(counts) > 1:
         raise ConfigError(
             f"all ranks must have equally many micro-batches a step, got "
             f"{' and '.join(map(str, counts))}; give each rank as many."
         )
-    check_sizes([size for sizes in found for size in sizes])
+    check_sizes([size for sizes in by_rank for size in sizes])
 
 
 def size_of(batch: Any) -> int | None:

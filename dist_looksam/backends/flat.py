@@ -1,7 +1,7 @@
-"""Layers in a row in one tensor, cut into equal partitions by rank: where each shard lies.
+"""Flattened layers in one tensor, cut into equal partitions by rank: the position of each shard.
 
-A *flat* is one fp32 tensor of this rank that the optimizer is given as a parameter. Layers lie in
-it one after another; one that is not on this rank is an empty shard.
+A *flat* is one fp32 tensor of this rank that the optimizer has as a parameter. It holds layers one
+after another; one that is not on this rank is an empty shard.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .backend import Piece
 
-NO_GROUP = -1  # of what the optimizer does not have
+NO_GROUP = -1  # of layers that the optimizer does not train
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,12 @@ class Flat:
     offsets: tuple[int, ...]
 
     def views(self, like: Tensor) -> list[Tensor]:
-        """One shard per layer, of a tensor laid out as the flat; padding is left out."""
+        """One shard per layer of a tensor laid out as the flat, without padding."""
         return self._cut(like.view(-1))
 
     def read(self, like: Tensor) -> list[Tensor]:
-        """As `views`, in the order of the layer's entries also where memory has another order
-        (channels_last); then these are copies."""
+        """As `views`, in the order of the layer's entries; copies where memory has another order
+        (channels_last)."""
         return self._cut(like.reshape(-1))
 
     def write_(self, target: Tensor, values: Sequence[Tensor | None]) -> None:

@@ -1,9 +1,9 @@
-"""torch's fully_shard: every rank has some rows of every layer, and all state for these alone.
+"""torch's fully_shard: every rank has some rows of every layer, and the state of these rows.
 
-The optimizer is given this rank's rows as plain tensors that share the DTensors' memory, so that
-any torch optimizer steps on them, and forward gathers what it has written. A look perturbs the
-shards and restores them from a copy; its second pass gathers and reduces as the first did,
-and nothing else is sent but sums of a few numbers per layer.
+The optimizer gets this rank's rows as plain tensors that share the DTensors' memory, so that any
+torch optimizer can step on them and forward gathers the result. A look perturbs the shards and
+restores them from a copy. Its second pass gathers and reduces as the first; the only other
+communication are sums of a few numbers per layer.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,13 +28,13 @@ from .stored import refuse_state_dict, watch_first_step
 class FSDP2(Ranks, Plain):
     """A module that `fully_shard` was called on. The process group must exist.
 
-    Every micro-batch's gradients are added up over ranks and then into fp32 shards, so that no rank
-    ever holds a whole gradient.
+    Gradients of every micro-batch are reduced over ranks and accumulated in fp32 shards, so that no
+    rank ever holds a whole gradient.
 
     Args:
         module: sharded by rows over a mesh of all ranks, or over (replicate, shard).
-        optimizer: over its parameters, without state; its groups are given this rank's rows in
-            place of the DTensors.
+        optimizer: over its parameters, without state; this rank's rows replace the DTensors in its
+            groups.
         precision: that of the module's MixedPrecisionPolicy; "fp16" adds a loss scale.
 
     Raises:
@@ -55,36 +55,36 @@ class FSDP2(Ranks, Plain):
         with torch.no_grad():
             self.shards = {n: p.to_local().detach() for n, p in self.params.items()}
         if mesh.ndim == 2:
-            self._check_copies(mesh)
-        self._hand_over(optimizer)
+            self._check_replicas(mesh)
+        self._replace_params(optimizer)
         super().__init__(module, optimizer, precision=precision)
-        self.copies = (mesh.size(0), mesh.get_local_rank(0)) if mesh.ndim == 2 else (1, 0)
+        self.replicas = (mesh.size(0), mesh.get_local_rank(0)) if mesh.ndim == 2 else (1, 0)
         refuse_state_dict(optimizer.base_optimizer)
         watch_first_step(self)
-        self._begun = False  # a forward has begun, and with it all that torch counts
-        self._hook = module.register_forward_pre_hook(self._begin)
+        self._has_run = False  # true from the first forward on, which initialises torch's state
+        self._hook = module.register_forward_pre_hook(self._note_first_forward)
 
-    def _begin(self, *_: Any) -> None:
+    def _note_first_forward(self, *_: Any) -> None:
         self._hook.remove()
-        self._begun = True
+        self._has_run = True
 
-    def _check_copies(self, mesh: Any) -> None:
-        """Ranks that hold the same rows must hold the same numbers: torch does not see to it."""
+    def _check_replicas(self, mesh: Any) -> None:
+        """ConfigError if ranks that hold the same rows have different weights: torch allows it."""
 
         def largest(numbers: Tensor) -> Tensor:
             dist.all_reduce(numbers, dist.ReduceOp.MAX, group=mesh.get_group(0))
             return numbers
 
-        found = self.gather(differing(list(self.shards.items()), largest))
-        if differ := sorted({name for names in found for name in names}):
+        by_rank = self.gather(differing(list(self.shards.items()), largest))
+        if differ := sorted({name for names in by_rank for name in names}):
             raise ConfigError(
                 f"Engine needs the same weights on all ranks of a (replicate, shard) mesh, got "
                 f"different ones in {len(differ)} of {len(self.shards)} parameters, first "
                 f"{differ[0]}; seed all ranks alike, or load the same weights, before fully_shard."
             )
 
-    def _hand_over(self, optimizer: Any) -> None:
-        """Rows in place of DTensors, in the optimizer's groups."""
+    def _replace_params(self, optimizer: Any) -> None:
+        """Put this rank's rows in place of the DTensors in the optimizer's groups."""
         if optimizer.state:
             raise ConfigError(
                 "a sharded optimizer must start without state, got some; load a checkpoint after "
@@ -92,73 +92,70 @@ class FSDP2(Ranks, Plain):
             )
         mine = {id(p): self.shards[n] for n, p in self.params.items()}
         groups = optimizer.param_groups
-        given = [id(p) for group in groups for p in group["params"] if p.requires_grad]
-        if set(given) != set(mine):
+        ids = [id(p) for group in groups for p in group["params"] if p.requires_grad]
+        if set(ids) != set(mine):
             raise ConfigError(
                 f"the optimizer must be over the module's {len(mine)} sharded parameters, got "
-                f"{len(given)}, {len(set(given) & set(mine))} of them; make it over "
+                f"{len(ids)}, {len(set(ids) & set(mine))} of them; make it over "
                 f"model.parameters() after fully_shard."
             )
         for group in groups:
             group["params"] = [mine[id(p)] for p in group["params"] if p.requires_grad]
 
     def bind(self) -> None:
-        """See `Plain.bind`."""
         dtype = self.dtype
         self.optimizer.bind(reduce=self.reduce, visible_dtype=dtype, driver=refuse_step)
 
     def reduce(self, sums: Tensor) -> Tensor:
         """Add over the ranks that split a layer. One small all-reduce.
 
-        Over all ranks, and not for each set of copies apart: these might add in another order, and
-        nothing would bring copies together again that differ in a last bit.
+        Over all ranks, not per replica of the model: replicas might add in different orders, and
+        would stay different after one rounding error.
         """
         sums = sums.to(self.device)
         dist.all_reduce(sums)
-        return sums / self.copies[0]
+        return sums / self.replicas[0]
 
     def _reshard(self) -> None:
-        """Free what a forward without a backward has left gathered."""
+        """Free the layers that a forward without a backward has left gathered."""
         for unit in self.units:
             unit.reshard()
 
     # Passes. Arithmetic in 16 bits is the policy's, not autocast's.
 
     def arithmetic(self) -> Any:
-        """See `Plain.arithmetic`."""
         return torch.autocast(self.device.type, enabled=False)
 
     def backward(self, batches: Sequence[Any], loss: Loss, *, average: bool = True) -> Tensor:
-        """See `Backend.backward`."""
-        self._clear()  # of what the caller's own backward has left
+        self._clear_gradients()  # the caller's own backward may have left some
         try:
             return super().backward(batches, loss, average=average)
         except BaseException:
-            self._forget_pass()
+            self._reset_pass()
             raise
 
-    def _clear(self) -> None:
-        """No gradients, neither on the rows nor on what is gathered now, nor on its way to rows."""
+    def _clear_gradients(self) -> None:
+        """Of sharded and of currently gathered parameters."""
         for p in (*self.module.parameters(), *self.params.values()):
             p.grad = None
 
-    def _forget_pass(self) -> None:
-        """An exception has left a pass half done: whatever is gathered is freed."""
-        self._clear()  # while it is gathered: torch's reset keeps gradients, and would add to them
+    def _reset_pass(self) -> None:
+        """After an exception within a pass: free gathered layers and reset torch's state."""
+        self._clear_gradients()  # before torch's reset, which keeps those of gathered layers
         reset = getattr(self.module, "reset_iter_state", None)  # not in the first torch versions
-        if reset is not None and self._begun:
+        if reset is not None and self._has_run:
             reset()
         else:
             self._reshard()
 
     @torch.no_grad()
     def finish_gradients(self, *, average: bool) -> None:
-        """The optimizer's gradients are the shards that backward has reduced."""
-        self._reshard()  # a unit that stays gathered would not see what is written to the rows
+        """Give the optimizer's parameters the gradient shards that backward has reduced."""
+        self._reshard()  # a unit that stays gathered would not use the updated rows
         named: Any = dict(self.module.named_parameters())
         for name, shard in self.shards.items():
             p = self.params[name] = named[name]
-            if shard.data_ptr() != p.to_local().data_ptr():  # the caller has put others in place
+            if shard.data_ptr() != p.to_local().data_ptr():  # the caller has replaced them
                 shard.data = p.to_local()
             shard.grad = None if p.grad is None else p.grad.to_local()
             p.grad = None
@@ -175,16 +172,15 @@ class FSDP2(Ranks, Plain):
             )
 
     def gradients(self) -> list[Tensor]:
-        """See `Plain.gradients`."""
         return [s.grad for s in self.shards.values() if s.grad is not None]
 
     @torch.no_grad()
     def evaluate(self, forward: Callable[[nn.Module], Tensor]) -> Tensor:
-        """See `Backend.evaluate`. Every rank makes as many calls, since forward gathers."""
+        """See `Backend.evaluate`. Every rank must make as many calls, since forward gathers."""
         try:
             return forward(self.module)
         except BaseException:
-            self._forget_pass()
+            self._reset_pass()
             raise
         finally:
             self._reshard()
@@ -192,8 +188,7 @@ class FSDP2(Ranks, Plain):
     # The two-gradient step.
 
     def perturb(self, *, local: bool) -> bool:
-        """See `Backend.perturb`. Sums over ranks, and so the answer, are the same on all."""
-        assert not local  # Engine refuses `--ascent rank`: no rank has a gradient of its own
+        """See `Backend.perturb`. Never `local`: Engine refuses it without whole gradients."""
         finite = self.optimizer.perturb()
         return self.scaler is None or bool(finite)
 
@@ -205,24 +200,22 @@ class FSDP2(Ranks, Plain):
     def held(self) -> Sequence[Flat]:
         """This rank's rows of every layer."""
         self._reshard()
-        groups = self.optimizer.param_groups
-        group_of = {id(p): n for n, group in enumerate(groups) for p in group["params"]}
-        found = []
+        group_of, flats = self.group_numbers(), []
         for name, p in self.params.items():
             shard = self.shards[name]
-            found.append(Flat(shard, group_of[id(shard)], (self._piece(name, p),), (0,)))
+            flats.append(Flat(shard, group_of[id(shard)], (self._piece(name, p),), (0,)))
         for name, q in self.module.named_parameters():
             if name not in self.params and isinstance(q, DTensor):
                 rows = q.to_local().detach()
-                found.append(Flat(rows, NO_GROUP, (self._piece(name, q),), (0,)))
-        return found
+                flats.append(Flat(rows, NO_GROUP, (self._piece(name, q),), (0,)))
+        return flats
 
     def _piece(self, name: str, param: DTensor) -> Piece:
         return Piece(name_in(self.module, name), tuple(param.shape), *fsdp2_units.rows(param))
 
     def full_weights(self) -> dict[str, Tensor] | None:
         """See `Backend.full_weights`."""
-        self._reshard()  # what is gathered may be rounded to 16 bits
+        self._reshard()  # gathered weights may be rounded to 16 bits
         return super().full_weights()
 
     def whole(self, tensor: Tensor) -> Tensor:
@@ -231,9 +224,9 @@ class FSDP2(Ranks, Plain):
 
 
 def _check_precision(module: nn.Module, precision: str) -> None:
-    seen = fsdp2_units.visible_dtype(module)
-    if PRECISION_DTYPES[precision] != seen:
-        got = next(name for name, dtype in PRECISION_DTYPES.items() if dtype == seen)
+    dtype = fsdp2_units.visible_dtype(module)
+    if PRECISION_DTYPES[precision] != dtype:
+        got = next(name for name, known in PRECISION_DTYPES.items() if known == dtype)
         raise ConfigError(
             f"precision must be that of the module's MixedPrecisionPolicy, which is {got}, got "
             f'{precision}; give Engine precision="{got}", or fully_shard another mp_policy.'

@@ -1,6 +1,6 @@
-"""How `fully_shard` is called, and what a module that was given to it looks like.
+"""Calls `fully_shard`, and checks modules that the user has sharded.
 
-The weights between steps are DTensors: a rank has some rows of each.
+Between steps the weights are DTensors: a rank has some rows of each.
 """
 
 import torch
@@ -20,9 +20,8 @@ def shard(module: nn.Module, device: torch.device, *, precision: str = "fp32") -
     """`fully_shard` on every unit, then on the rest, over all ranks; returns the module.
 
     Args:
-        module: the same on every rank; what is not on `device` is moved there unit by unit.
-        precision: "fp32", or the 16 bits that forward and backward see. Shards stay fp32, and
-            gradients are added up over ranks in fp32.
+        module: the same on every rank; units on another device than `device` are moved one by one.
+        precision: of forward and backward. Shards and the reduction of gradients are fp32.
 
     Raises:
         ConfigError: a parameter is a scalar, which has no rows.
@@ -34,21 +33,21 @@ def shard(module: nn.Module, device: torch.device, *, precision: str = "fp32") -
                 f"give it the shape (1,), or use --backend ddp."
             )
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    low = PRECISION_DTYPES[precision]
-    high = None if low is None else torch.float32
-    policy = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=high)
-    outermost = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=high, output_dtype=high)
-    if low is not None:  # BatchNorm takes fp32 parameters with its fp32 statistics alone
-        whole = MixedPrecisionPolicy(output_dtype=low)
+    dtype = PRECISION_DTYPES[precision]
+    fp32 = None if dtype is None else torch.float32
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=fp32)
+    outermost = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=fp32, output_dtype=fp32)
+    if dtype is not None:  # BatchNorm needs fp32 parameters with its fp32 statistics
+        norm_policy = MixedPrecisionPolicy(output_dtype=dtype)
         for part in module.modules():
             if getattr(part, "track_running_stats", False) and not isinstance(part, FSDPModule):
-                fully_shard(part, mesh=mesh, mp_policy=whole)
+                fully_shard(part, mesh=mesh, mp_policy=norm_policy)
     parts = units(module)
     for part in parts:
         if not isinstance(part, FSDPModule):
-            # The last one's backward follows its forward: what was freed would be gathered again.
-            freed = part is not parts[-1]
-            fully_shard(part, mesh=mesh, mp_policy=policy, reshard_after_forward=freed)
+            # The last unit's backward follows its forward at once: it would be gathered again.
+            reshard = part is not parts[-1]
+            fully_shard(part, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
     fully_shard(module, mesh=mesh, mp_policy=outermost)
     return module
 
@@ -59,12 +58,12 @@ def sharded_units(module: nn.Module) -> list[FSDPModule]:
 
 
 def trained(module: nn.Module) -> dict[str, DTensor]:
-    """The parameters that are trained, by name; to be called between steps.
+    """The parameters that are trained, by name. Call it between steps.
 
     Raises:
-        ConfigError: they are not all split by rows over all ranks of one mesh, as fp32.
+        ConfigError: they are not all split by rows over all ranks of one mesh, in fp32.
     """
-    found: dict[str, DTensor] = {}
+    params: dict[str, DTensor] = {}
     meshes = set()
     for name, p in module.named_parameters():
         if not p.requires_grad:
@@ -74,8 +73,7 @@ def trained(module: nn.Module) -> dict[str, DTensor]:
                 f"Engine needs every trained parameter sharded, got {name} whole; call "
                 f"fully_shard on the whole module, without ignored_params."
             )
-        rows, copies = Shard(0), Replicate()
-        if tuple(p.placements) not in ((rows,), (copies, rows)):
+        if tuple(p.placements) not in ((Shard(0),), (Replicate(), Shard(0))):
             raise ConfigError(
                 f"Engine needs parameters split by rows over a mesh of one dimension, or of "
                 f"(replicate, shard), got {name} with placements {tuple(p.placements)}; leave "
@@ -91,29 +89,28 @@ def trained(module: nn.Module) -> dict[str, DTensor]:
                 f"Engine needs the shards on {p.device_mesh.device_type}, got {name} on "
                 f"{p.device.type}; leave out CPUOffloadPolicy."
             )
-        found[name] = p
+        params[name] = p
         meshes.add(p.device_mesh)
     if len(meshes) != 1 or next(iter(meshes)).size() != dist.get_world_size():
         raise ConfigError(
             f"Engine needs one mesh over all {dist.get_world_size()} ranks, got "
             f"{[tuple(m.shape) for m in meshes]}; give fully_shard the same mesh everywhere."
         )
-    return found
+    return params
 
 
 def visible_dtype(module: nn.Module) -> torch.dtype | None:
-    """The 16 bits in which forward sees the weights; None if in their own dtype."""
-    low = {_policy(unit).param_dtype for unit in sharded_units(module)}
-    low &= set(HALVES)
-    if len(low) > 1:
+    """The 16-bit dtype in which forward sees the weights; None if it sees their own dtype."""
+    dtypes = {_policy(unit).param_dtype for unit in sharded_units(module)} & set(HALVES)
+    if len(dtypes) > 1:
         raise ConfigError(
             "Engine needs one 16-bit dtype, got float16 and bfloat16; give all units one policy."
         )
-    return low.pop() if low else None
+    return dtypes.pop() if dtypes else None
 
 
 def check_norms(module: nn.Module) -> None:
-    """ConfigError for BatchNorm whose weights are seen in 16 bits, beside fp32 statistics."""
+    """ConfigError for BatchNorm with 16-bit weights beside its fp32 statistics."""
 
     def visit(part: nn.Module, name: str, dtype: torch.dtype | None) -> None:
         if isinstance(part, FSDPModule):
@@ -132,7 +129,7 @@ def check_norms(module: nn.Module) -> None:
 
 
 def _policy(unit: FSDPModule) -> MixedPrecisionPolicy:
-    """What `fully_shard` was given. Private names of torch 2.6 to 2.13: there is no public one."""
+    """A unit's policy. Private names of torch 2.6 to 2.13: there is no public one."""
     try:
         policy = unit._get_fsdp_state()._mp_policy
     except AttributeError as error:

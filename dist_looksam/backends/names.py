@@ -1,14 +1,16 @@
-"""Names of parameters and buffers, without what wrappers put before or into them."""
+"""Names of parameters and buffers, without the prefixes of wrappers."""
 
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-# Of torch.compile and of torch's activation checkpointing, wherever in a name they are.
+from .wrappers import uncompiled
+
+# Of torch.compile and of torch's activation checkpointing, anywhere in a name.
 _WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
 
 
 def clean(name: str) -> str:
-    """The name that the module has for it that was wrapped."""
+    """The name in the unwrapped module."""
     for wrapper in _WRAPPERS:
         name = name.replace(wrapper, "")
     return name
@@ -16,6 +18,5 @@ def clean(name: str) -> str:
 
 def name_in(module: nn.Module, name: str) -> str:
     """`clean`, for a name of `module`, which may itself be a data-parallel wrapper."""
-    inner = getattr(module, "_orig_mod", module)
-    wrapped = isinstance(inner, DataParallel | DistributedDataParallel)
+    wrapped = isinstance(uncompiled(module), DataParallel | DistributedDataParallel)
     return clean(name).removeprefix("module.") if wrapped else clean(name)

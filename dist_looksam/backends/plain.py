@@ -1,7 +1,7 @@
-"""One process, nothing to send. Also the ground for backends whose ranks all hold everything."""
+"""One process, no communication. Also the base class of the backends other than ZeRO."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -23,10 +23,10 @@ def num_bytes(tensors: Iterable[Tensor]) -> int:
 
 
 def state_bytes(state: Any, look: int) -> dict[str, int]:
-    """Bytes of an optimizer's state, g_v apart from the rest; look: of w0 and g while they last."""
+    """Bytes of an optimizer's state: the base's, and g_v. `look`: bytes of the kept w and g."""
     pairs = [(k, v) for s in state.values() for k, v in s.items() if isinstance(v, Tensor)]
-    kept = num_bytes(v for k, v in pairs if k == "g_v")
-    return {"base_state": num_bytes(v for _, v in pairs) - kept, "g_v": kept, "look": look}
+    gv = num_bytes(v for k, v in pairs if k == "g_v")
+    return {"base_state": num_bytes(v for _, v in pairs) - gv, "g_v": gv, "look": look}
 
 
 class LossScale:
@@ -54,7 +54,7 @@ class LossScale:
 
 
 class Plain(StoredLayers):
-    """fp32 weights in one process; 16-bit arithmetic by autocast.
+    """fp32 weights in one process; 16-bit arithmetic by autocast. Methods: see `Backend`.
 
     Args:
         module: already on its device.
@@ -75,13 +75,13 @@ class Plain(StoredLayers):
         self.dtype = PRECISION_DTYPES[precision]
         self.scaler = LossScale() if precision == "fp16" else None
         self.device = next(module.parameters()).device
-        self.copies = (self.size, self.rank)
+        self.replicas = (self.size, self.rank)
         self.bind()
 
-    # What backends with several ranks change.
+    # Backends with several ranks override these.
 
     def bind(self) -> None:
-        """Tell the optimizer what it trains on."""
+        """Call the optimizer's `bind`."""
         self.optimizer.bind(visible_dtype=self.dtype)
 
     def wrap(self, module: nn.Module) -> nn.Module:
@@ -89,33 +89,29 @@ class Plain(StoredLayers):
         return module
 
     def no_sync(self) -> AbstractContextManager[Any]:
-        """Inside, backward only adds to this rank's own gradients."""
+        """Inside, backward accumulates this rank's own gradients, without communication."""
         return nullcontext()
 
     def finish_gradients(self, *, average: bool) -> None:
-        """After the last micro-batch of a pass: gradients are now to be what was asked for."""
+        """After the last micro-batch of a pass; with `average`, complete the reduction."""
 
     def gradients(self) -> list[Tensor]:
-        """What a pass has left, in tensors that may be written to."""
+        """The gradients of a pass, in tensors that may be written to."""
         return [p.grad for p in self.module.parameters() if p.grad is not None]
 
     def average_(self, tensors: Sequence[Tensor]) -> None:
         """Replace whole tensors by their mean over ranks."""
 
     def mean(self, numbers: Tensor) -> Tensor:
-        """The mean over ranks of a small tensor."""
         return numbers
 
     # The two-gradient step.
 
-    @contextmanager
-    def arithmetic(self) -> Iterator[None]:
-        """Inside, matrix products in the precision that was asked for."""
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
-            yield
+    def arithmetic(self) -> torch.autocast:
+        """Inside, forward computes in `precision`."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
 
     def backward(self, batches: Sequence[Any], loss: Loss, *, average: bool = True) -> Tensor:
-        """See `Backend.backward`."""
         self.optimizer.zero_grad()
         scale = self.scaler.scale if self.scaler else 1.0
         total = torch.zeros((), device=self.device)
@@ -137,11 +133,9 @@ class Plain(StoredLayers):
         return self.scaler is None or bool(self.mean(finite.float()) == 1)
 
     def update(self) -> Seen:
-        """See `Backend.update`."""
         return self._scaled(self.optimizer.update())
 
     def skip(self) -> Seen:
-        """See `Backend.skip`."""
         return self._scaled(self.optimizer.skip())
 
     def abandon(self) -> None:
@@ -153,35 +147,35 @@ class Plain(StoredLayers):
             self.scaler.update(finite=bool(seen.finite))
         return seen
 
-    # What a checkpoint needs.
+    # For checkpoints.
 
     def _named(self) -> list[tuple[str, Tensor]]:
         return [(n, p) for n, p in self.module.named_parameters() if p.requires_grad]
 
+    def group_numbers(self) -> dict[int, int]:
+        """The param group of each of the optimizer's parameters, by its id."""
+        groups = self.optimizer.param_groups
+        return {id(p): n for n, group in enumerate(groups) for p in group["params"]}
+
     def held(self) -> Sequence[Flat]:
         """Every layer, whole."""
-        groups = self.optimizer.param_groups
-        group_of = {id(p): n for n, group in enumerate(groups) for p in group["params"]}
-        found = []
+        group_of, flats = self.group_numbers(), []
         for name, p in self._named():
             piece = Piece(name_in(self.module, name), tuple(p.shape), 0, p.numel())
-            found.append(Flat(p, group_of.get(id(p), NO_GROUP), (piece,), (0,)))
-        return found
+            flats.append(Flat(p, group_of.get(id(p), NO_GROUP), (piece,), (0,)))
+        return flats
 
     @torch.no_grad()
     def evaluate(self, forward: Callable[[nn.Module], Tensor]) -> Tensor:
-        """See `Backend.evaluate`."""
         with self.arithmetic():
             return forward(self.module)
 
     def memory(self) -> dict[str, int]:
-        """See `Backend.memory`."""
         weights = num_bytes(p for _, p in self._named())
         return {"weights": weights, "masters": 0, **state_bytes(self.optimizer.state, 2 * weights)}
 
-    def gather(self, thing: Any) -> list[Any]:
-        """See `Backend.gather`."""
-        return [thing]
+    def gather(self, value: Any) -> list[Any]:
+        return [value]
 
     def read_scale(self) -> dict[str, Any]:
         """See `StoredLayers.read_scale`."""

@@ -1,4 +1,4 @@
-"""What ranks tell each other in the default process group: means, and small things."""
+"""Collectives of small tensors and objects in torch's default process group."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,8 +10,15 @@ from torch import Tensor
 from ..errors import ConfigError
 
 
+def gather(value: Any) -> list[Any]:
+    """`value` of every rank, in the order of ranks. One object gather."""
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
 def refuse_step() -> None:
-    """What `optimizer.step` is once its parameters are this rank's shards: ConfigError."""
+    """In place of `optimizer.step`, once its parameters are this rank's shards: ConfigError."""
     raise ConfigError(
         "step must be left to Engine once it has sharded the optimizer, whose gradients are not "
         "where backward leaves them, got optimizer.step; call engine.step(micro_batches)."
@@ -39,8 +46,6 @@ class Ranks:
         for t, new in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
             t.copy_(new.view_as(t))
 
-    def gather(self, thing: Any) -> list[Any]:
+    def gather(self, value: Any) -> list[Any]:
         """One object gather."""
-        found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, thing)
-        return found
+        return gather(value)

@@ -1,4 +1,4 @@
-"""What a rank holds of the layers and of their state, for checkpoints: read, and put back."""
+"""Reads and writes a rank's pieces of layers and of optimizer state, for checkpoints."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,12 +14,12 @@ from .flat import NO_GROUP, Flat
 from .names import name_in
 
 PLAIN_TENSORS = (Tensor, nn.Parameter)
-# How a base computes, which follows the device and is no part of what it computes.
+# These settings choose a kernel for the device and do not change the result.
 KERNEL_SETTINGS = {"foreach", "fused", "capturable", "differentiable"}
 
 
 def like_the_layer(state: dict[str, Any], param: Tensor) -> dict[str, Tensor]:
-    """State of every entry of a layer; "step" is none, though a 0-dim layer has its shape."""
+    """State with an entry for every weight; never "step", which has the shape of 0-dim layers."""
     return {
         k: v
         for k, v in state.items()
@@ -34,44 +34,42 @@ class StoredLayers:
     optimizer: Sharpness
     rank: int
 
-    # What backends differ in.
+    # Backends override these.
 
     def held(self) -> Sequence[Flat]:
-        """Trained layers, or this rank's shards of them, then shards of frozen ones. A frozen layer
-        that every rank holds whole is none of these."""
+        """Trained layers, or this rank's shards of them, then shards of frozen ones. Frozen layers
+        that every rank holds whole are not included."""
         raise NotImplementedError
 
     def whole(self, tensor: Tensor) -> Tensor:
-        """A parameter or buffer, put together from all ranks; at least on rank 0. Collective."""
+        """A parameter or buffer, gathered from all ranks; at least on rank 0. Collective."""
         return tensor.detach()
 
     def after_load(self) -> None:
-        """What was written to `held` becomes visible to forward."""
+        """Make weights written to `held` visible to forward."""
 
     def read_scale(self) -> dict[str, Any]:
-        """fp16's loss scale; {} where there is none."""
-        return {}
+        """fp16's loss scale; {} without one."""
+        raise NotImplementedError
 
     def write_scale(self, saved: dict[str, Any]) -> None:
-        """Put it back; {} leaves the scale as it starts."""
+        """Restore the loss scale; {} leaves it unchanged."""
+        raise NotImplementedError
 
-    # The same for all.
+    # The same for all backends.
 
     def pieces(self) -> list[Piece]:
-        """See `Backend.pieces`."""
         return [p for flat in self.held() for p in flat.pieces]
 
     def slots(self) -> list[dict[str, Tensor]]:
-        """See `Backend.slots`."""
-        found: list[dict[str, Tensor]] = []
+        slots: list[dict[str, Tensor]] = []
         for flat in self.held():
             state = like_the_layer(self._state(flat), flat.master)
             rows = {k: flat.read(v) for k, v in {"weight": flat.master.detach(), **state}.items()}
-            found += [{k: v[i] for k, v in rows.items()} for i in range(len(flat.pieces))]
-        return found
+            slots += [{k: v[i] for k, v in rows.items()} for i in range(len(flat.pieces))]
+        return slots
 
     def counters(self) -> dict[str, Any]:
-        """See `Backend.counters`."""
         trained = [flat for flat in self.held() if flat.group != NO_GROUP]
         keys = {k for flat in trained for k in like_the_layer(self._state(flat), flat.master)}
         return {
@@ -87,7 +85,7 @@ class StoredLayers:
         return {} if flat.group == NO_GROUP else self.optimizer.state.get(flat.master, {})
 
     def _rest(self, flat: Flat) -> dict[str, Any]:
-        """State of a flat that is not laid out as it is."""
+        """State of a flat that is not laid out as the flat."""
         state = self._state(flat)
         like = like_the_layer(state, flat.master)
         rest = {k: v for k, v in state.items() if k not in like}
@@ -108,21 +106,20 @@ class StoredLayers:
             self._rest(flat)
 
     def _groups(self) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = [
+        groups: list[dict[str, Any]] = [
             {"layers": [], "settings": {k: v for k, v in group.items() if k != "params"}}
             for group in self.optimizer.param_groups
         ]
         for flat in self.held():
             if flat.group != NO_GROUP:
-                found[flat.group]["layers"] += [p.name for p in flat.pieces]
-        return found
+                groups[flat.group]["layers"] += [p.name for p in flat.pieces]
+        return groups
 
     @torch.no_grad()
     def load(self, read: Read, counters: dict[str, Any]) -> None:
-        """See `Backend.load`."""
         for flat in self.held():
-            read_here = [read(p.name, "weight", p.start, p.stop) for p in flat.pieces]
-            flat.write_(flat.master.detach(), read_here)
+            weights = [read(p.name, "weight", p.start, p.stop) for p in flat.pieces]
+            flat.write_(flat.master.detach(), weights)
             if flat.group == NO_GROUP:
                 continue
             state = self._read_state(flat, read, counters)
@@ -135,7 +132,7 @@ class StoredLayers:
         self.write_scale(counters["loss_scale"])
 
     def _read_state(self, flat: Flat, read: Read, counters: dict[str, Any]) -> dict[str, Any]:
-        """A flat's state in the dtypes it was saved in.
+        """A flat's state in the dtypes of the checkpoint.
 
         Where layers of a flat differ in a number, such as their steps, it takes the largest.
         """
@@ -144,19 +141,17 @@ class StoredLayers:
             values = [read(p.name, key, p.start, p.stop) for p in flat.pieces]
             dtypes = [v.dtype for v in values if v is not None]
             if dtypes:
-                held = before.get(key)  # DeepSpeed keeps references to it
-                if not isinstance(held, Tensor) or held.dtype != dtypes[0]:
-                    held = torch.zeros_like(flat.master.detach(), dtype=dtypes[0])
-                flat.write_(held, values)
-                state[key] = held
+                tensor = before.get(key)  # DeepSpeed keeps references to it
+                if not isinstance(tensor, Tensor) or tensor.dtype != dtypes[0]:
+                    tensor = torch.zeros_like(flat.master.detach(), dtype=dtypes[0])
+                flat.write_(tensor, values)
+                state[key] = tensor
+        group = self.optimizer.param_groups[flat.group]
         rows = [counters["layers"].get(p.name, {}) for p in flat.pieces]
         for key in sorted({k for row in rows for k in row}):
             value = _largest([row[key] for row in rows if key in row])
-            assert flat.group != NO_GROUP
             if key == "step" and isinstance(value, Tensor):
-                state[key] = _placed_step(
-                    value, flat.master, self.optimizer.param_groups[flat.group]
-                )
+                state[key] = _placed_step(value, flat.master, group)
             else:
                 state[key] = _placed(value, flat.master.device)
         return state
@@ -164,40 +159,39 @@ class StoredLayers:
     def load_groups(self, settings: Sequence[dict[str, Any] | None]) -> None:
         """See `Backend.load_groups`."""
         base = self.optimizer.base_optimizer
-        for groups in (self.optimizer.param_groups, base.param_groups):  # DeepSpeed parts them
+        for groups in (self.optimizer.param_groups, base.param_groups):  # under DeepSpeed two lists
             for group, saved in zip(groups, settings, strict=False):
-                saved = saved or {}
-                for name in set(saved) - KERNEL_SETTINGS:
-                    value = saved[name]
-                    mine = group.get(name)
-                    if isinstance(mine, Tensor):  # of a compiled or captured step
-                        mine.copy_(torch.as_tensor(value))
+                for name, value in (saved or {}).items():
+                    if name in KERNEL_SETTINGS:
+                        continue
+                    own = group.get(name)
+                    if isinstance(own, Tensor):  # of a compiled or captured step
+                        own.copy_(torch.as_tensor(value))
                     else:
                         group[name] = _placed(value, None)
 
     @torch.no_grad()
     def full_weights(self) -> dict[str, Tensor] | None:
         """See `Backend.full_weights`."""
-        known: dict[int, Tensor | None] = {}
-        found: dict[str, Tensor] = {}
+        by_id: dict[int, Tensor | None] = {}
+        weights: dict[str, Tensor] = {}
         for name, tensor in self.module.state_dict(keep_vars=True).items():
-            if not isinstance(tensor, Tensor):  # what a module's get_extra_state returns
+            if not isinstance(tensor, Tensor):  # the result of a module's get_extra_state
                 continue
-            if id(tensor) not in known:
-                value = self.whole(tensor)
-                value = value.float() if value.is_floating_point() else value
-                known[id(tensor)] = value.detach().cpu() if self.rank == 0 else None
-            held = known[id(tensor)]
-            if held is not None:  # a copy, since names may share memory: tied, or in one row
-                found[name_in(self.module, name)] = held.clone(
-                    memory_format=torch.contiguous_format
-                )
-        return None if self.rank else found
+            if id(tensor) not in by_id:
+                whole = self.whole(tensor).detach()
+                whole = whole.float() if whole.is_floating_point() else whole
+                by_id[id(tensor)] = whole.cpu() if self.rank == 0 else None
+            value = by_id[id(tensor)]
+            if value is not None:  # cloned, since names may share memory: tied, or in one row
+                clone = value.clone(memory_format=torch.contiguous_format)
+                weights[name_in(self.module, name)] = clone
+        return None if self.rank else weights
 
 
 def watch_first_step(backend: StoredLayers) -> None:
-    """The base's first step raises ConfigError where its state does not fit shards: a checkpoint
-    could not hold it, and what it computes of a shard is not what it computes of a layer."""
+    """After the base's first step, ConfigError where its state does not fit shards: a checkpoint
+    could not hold it, and the base would compute something else from a shard than from a layer."""
 
     def check(base: Optimizer, *_: Any) -> None:
         if base.state:
@@ -222,7 +216,7 @@ def refuse_state_dict(base: Optimizer) -> None:
 
 
 def refuse_shaped(rest: dict[str, Any], flat: Flat, base: Optimizer) -> None:
-    """ConfigError if a shard's state is of another shape: it is neither the layer's nor numbers."""
+    """ConfigError if a shard has state that is neither a number nor of the shard's shape."""
     for key, value in rest.items():
         if isinstance(value, Tensor) and value.ndim > 0:
             raise ConfigError(
@@ -234,7 +228,7 @@ def refuse_shaped(rest: dict[str, Any], flat: Flat, base: Optimizer) -> None:
 
 
 def _largest(values: list[Any]) -> Any:
-    """The largest, if these are numbers; else the first."""
+    """The largest of numbers; the first of other values."""
     numbers = all(
         isinstance(v, int | float) or (isinstance(v, Tensor) and v.ndim == 0) for v in values
     )
@@ -242,7 +236,7 @@ def _largest(values: list[Any]) -> Any:
 
 
 def _placed(value: Any, device: torch.device | None) -> Any:
-    """A copy of a value, tensors in it on `device` if one is given."""
+    """A copy of a value; tensors in it on `device`, unless that is None."""
     if isinstance(value, Tensor):
         return value.clone() if device is None else value.to(device, copy=True)
     if isinstance(value, dict):
@@ -253,7 +247,7 @@ def _placed(value: Any, device: torch.device | None) -> Any:
 
 
 def _placed_step(step: Tensor, param: Tensor, group: dict[str, Any]) -> Tensor:
-    """Where torch's optimizers want "step": beside the parameter only if a kernel reads it."""
+    """On the device where torch's optimizers keep "step": the parameter's only for some kernels."""
     if group.get("capturable") or group.get("fused"):
         return step.to(param.device, torch.float32, copy=True)
     return step.clone()

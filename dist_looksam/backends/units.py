@@ -1,20 +1,17 @@
-"""The parts of a network whose weights are gathered together, for their own forward and backward.
-
-A *unit* is a module that FSDP2 gathers before its forward and its backward, and frees after them.
-"""
+"""The units of a network: modules that FSDP2 gathers for their forward and backward, then frees."""
 
 from collections.abc import Iterator
 
-from torch import Tensor, nn
+from torch import nn
 
 
 def units(module: nn.Module) -> list[nn.Module]:
-    """The repeated parts of a network: what its outermost ModuleLists and Sequentials hold.
+    """The entries of a network's outermost ModuleLists and Sequentials; for a ViT its blocks.
 
-    For a ViT its blocks. A part that shares a parameter with the rest of the network is none: its
-    parameters must be gathered with those of the rest.
+    An entry that shares a parameter with the rest of the network is no unit: its parameters must be
+    gathered with those of the rest.
     """
-    return [m for m in _listed(module) if _parameters(m) and not _shares(m, module)]
+    return [m for m in _listed(module) if [*m.parameters()] and not _shares(m, module)]
 
 
 def _listed(module: nn.Module) -> Iterator[nn.Module]:
@@ -27,11 +24,7 @@ def _listed(module: nn.Module) -> Iterator[nn.Module]:
             yield from _listed(child)
 
 
-def _parameters(module: nn.Module) -> set[Tensor]:
-    return set(module.parameters())
-
-
 def _shares(part: nn.Module, whole: nn.Module) -> bool:
     inside = set(part.modules())
     rest = {p for m in whole.modules() if m not in inside for p in m.parameters(recurse=False)}
-    return not rest.isdisjoint(_parameters(part))
+    return not rest.isdisjoint(part.parameters())

@@ -1,4 +1,4 @@
-"""What a module may be wrapped in when Engine is given it."""
+"""Which wrappers Engine accepts around a module."""
 
 import torch.distributed as dist
 from torch import nn

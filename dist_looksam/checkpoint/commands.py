@@ -11,8 +11,7 @@ from ..cli.arguments import Parser
 from ..errors import ConfigError, RunError
 from ..models.named import SIZES
 from ..models.timm_form import as_timm
-from .form import MANIFEST
-from .reader import Reader, found
+from .reader import Reader, candidates
 
 NAMES = "ls|verify|export|universal"
 
@@ -34,26 +33,24 @@ def main(argv: Sequence[str]) -> int:
             command.add_argument("--timm", action="store_true", help="our ViT under timm's names")
         if name == "universal":
             command.add_argument("out", type=Path, help="folder to make")
-    asked = parser.parse_args(argv)
-    done = {"ls": _ls, "verify": _verify, "export": _export, "universal": _universal}
-    return done[asked.command](asked)
+    flags = parser.parse_args(argv)
+    run = {"ls": _ls, "verify": _verify, "export": _export, "universal": _universal}
+    return run[flags.command](flags)
 
 
 def _checkpoints(path: Path) -> list[Path]:
-    """The checkpoint that `path` is, or those of the run, the newest first."""
-    if (path / MANIFEST).exists():
-        return [path]
-    several = found(path / "checkpoints") or found(path)
-    if not several:
+    """The checkpoint `path`, or those of the run `path`, the newest first."""
+    paths = candidates(path)
+    if not paths:
         raise ConfigError(
             f"path must be a run directory or a checkpoint, got {path}, which holds none; "
             f"name one like runs/latest."
         )
-    return several
+    return paths
 
 
-def _ls(asked: argparse.Namespace) -> int:
-    for path in reversed(_checkpoints(asked.path)):
+def _ls(flags: argparse.Namespace) -> int:
+    for path in reversed(_checkpoints(flags.path)):
         try:
             reader = Reader(path)
         except RunError as error:
@@ -70,10 +67,10 @@ def _ls(asked: argparse.Namespace) -> int:
     return 0
 
 
-def _verify(asked: argparse.Namespace) -> int:
+def _verify(flags: argparse.Namespace) -> int:
     """Exit code 1 if any is damaged."""
     bad = 0
-    for path in reversed(_checkpoints(asked.path)):
+    for path in reversed(_checkpoints(flags.path)):
         try:
             Reader(path).verify()
             print(f"{path}: whole")
@@ -90,30 +87,30 @@ def weights_of(reader: Reader) -> dict[str, Tensor]:
     return weights | {alias: weights[name].clone() for alias, name in tied.items()}
 
 
-def _export(asked: argparse.Namespace) -> int:
-    reader = Reader(_checkpoints(asked.path)[0])
+def _export(flags: argparse.Namespace) -> int:
+    reader = Reader(_checkpoints(flags.path)[0])
     reader.verify()
-    if not asked.file.parent.is_dir():
-        raise ConfigError(f"file must be in a directory that exists, got {asked.file}.")
+    if not flags.file.parent.is_dir():
+        raise ConfigError(f"file must be in a directory that exists, got {flags.file}.")
     weights, call = weights_of(reader), ""
     model = str(reader.manifest["extra"].get("settings", {}).get("model", ""))
-    if asked.timm and model in SIZES:  # names of other models are timm's as they are
+    if flags.timm and model in SIZES:  # other models have timm's names already
         weights, call = as_timm(weights, SIZES[model])
     try:
-        save_file(weights, asked.file, {"format": "pt", "model": model, "step": str(reader.step)})
+        save_file(weights, flags.file, {"format": "pt", "model": model, "step": str(reader.step)})
     except Exception as error:  # the library raises its own for a full disk
-        raise RunError(f"{asked.file} was not written: {error}.") from error
-    print(f"{asked.file}: {len(weights)} tensors of step {reader.step}")
+        raise RunError(f"{flags.file} was not written: {error}.") from error
+    print(f"{flags.file}: {len(weights)} tensors of step {reader.step}")
     if call:
         print(f"They fit {call}")
     return 0
 
 
-def _universal(asked: argparse.Namespace) -> int:
+def _universal(flags: argparse.Namespace) -> int:
     from ..backends.zero.universal import convert
 
-    keys = convert(asked.path, asked.out)
+    keys = convert(flags.path, flags.out)
     print(
-        f"{asked.out}: {', '.join(keys)} of every layer, for any number of ranks at stages 1 and 2"
+        f"{flags.out}: {', '.join(keys)} of every layer, for any number of ranks at stages 1 and 2"
     )
     return 0

@@ -1,4 +1,4 @@
-"""Files of a checkpoint, written so that they are on the disk when the call returns."""
+"""Reads and writes the files of a checkpoint; a written file is on the disk at return."""
 
 import hashlib
 import json
@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import files
+from ..files import replace_text
 
 FORMAT = 3
 FORMATS = (2, 3)  # that can be read
 MANIFEST = "manifest.json"
 BLOCK = 2**24
-# The names that the safetensors format has for what torch holds.
+# Dtypes by torch and by the safetensors format.
 DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
     torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
@@ -24,6 +24,7 @@ DTYPES = {
     torch.bool: "BOOL", torch.complex64: "C64",
     torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
 }  # fmt: skip
+BY_CODE = {code: dtype for dtype, code in DTYPES.items()}
 
 
 def part_name(rank: int) -> str:
@@ -34,8 +35,8 @@ def part_name(rank: int) -> str:
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> tuple[str, int]:
     """Write a safetensors file of host tensors; returns its sha256 and size in bytes.
 
-    Not by the library's `save_file`, which copies every tensor and holds Python's lock while it
-    writes: training runs meanwhile. Here both hashing and writing let it run.
+    Not by the library's `save_file`, which copies every tensor and holds Python's global lock while
+    it writes. Here hashing and writing release the lock, so that training goes on.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     # The format wants aligned data: widest first, as the library itself writes it.
@@ -69,32 +70,32 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> tuple[str, int]:
 
 
 def canonical(content: Any) -> str:
-    """JSON text that is the same for the same content: what checksums are taken of."""
+    """JSON text that is the same for the same content, for checksums."""
     return json.dumps(content, sort_keys=True, separators=(",", ":"))
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write {"sha256": of the content, "content": content} under its name only when complete."""
+    """Write {"sha256": checksum of the content, "content": content} atomically."""
     text = canonical(content)
-    whole = f'{{"sha256":"{hashlib.sha256(text.encode()).hexdigest()}","content":{text}}}\n'
-    files.replace_text(path, whole)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    replace_text(path, f'{{"sha256":"{digest}","content":{text}}}\n')
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """What `write_json` wrote. ValueError if it is not that, or was changed since."""
+    """The content that `write_json` wrote. ValueError for another file or a changed one."""
     try:
-        whole = json.loads(path.read_bytes())
+        stored = json.loads(path.read_bytes())
     except RecursionError:
         raise ValueError("nested too deeply") from None
-    if not isinstance(whole, dict) or not isinstance(whole.get("content"), dict):
+    if not isinstance(stored, dict) or not isinstance(stored.get("content"), dict):
         raise ValueError("not a manifest of this program")
-    if hashlib.sha256(canonical(whole["content"]).encode()).hexdigest() != whole.get("sha256"):
+    if hashlib.sha256(canonical(stored["content"]).encode()).hexdigest() != stored.get("sha256"):
         raise ValueError("its checksum differs")
-    return whole["content"]
+    return stored["content"]
 
 
 def digest_of(path: Path) -> str:
-    """sha256 of a file, read once."""
+    """sha256 of a file."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(BLOCK):
@@ -103,7 +104,7 @@ def digest_of(path: Path) -> str:
 
 
 def sync_folder(path: Path) -> None:
-    """The names in a folder reach the disk."""
+    """Write the names in a folder to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,4 +1,4 @@
-"""Checkpoints found, checked, and read piece by piece. No code runs from one: JSON, safetensors."""
+"""Finds checkpoints, checks them, and reads pieces: JSON and safetensors, no code is run."""
 
 import re
 from collections.abc import Iterable
@@ -11,13 +11,12 @@ from torch import Tensor
 
 from ..backends.names import clean
 from ..errors import ConfigError, RunError
-from .form import DTYPES, FORMATS, MANIFEST, digest_of, read_json
+from .form import BY_CODE, FORMATS, MANIFEST, digest_of, read_json
 from .values import unpack
 
 _NAME = re.compile(r"step-(\d+)")
 _PART = re.compile(r"rank-\d{5,}")
 _LARGEST = 2**30  # bytes of a manifest; 1024 ranks of ViT-L write 40 MB
-_BY_CODE = {code: dtype for dtype, code in DTYPES.items()}
 
 
 def found(folder: Path) -> list[Path]:
@@ -30,17 +29,24 @@ def found(folder: Path) -> list[Path]:
     return [path for _, path in sorted(steps, reverse=True)]
 
 
+def candidates(path: Path) -> list[Path]:
+    """The checkpoint `path`, or those in the folder or the run directory `path`, newest first."""
+    if (path / MANIFEST).exists():
+        return [path]
+    return found(path) or found(path / "checkpoints")
+
+
 class Reader:
     """One checkpoint, opened for reading pieces.
 
     Attributes:
-        manifest: what manifest.json says. step: optimizer steps done.
-        keys: what is held besides weights: "g_v", "exp_avg", ...
-        shapes: of the layers, by name. Names are without what wrappers put into them.
-        extra: what the writer was given.
+        manifest: content of manifest.json. step: optimizer steps done.
+        keys: of the slots besides "weight": "g_v", "exp_avg", ...
+        shapes: of the layers, by name, without the prefixes of wrappers.
+        extra: the `extra` given to the writer.
 
     Raises:
-        RunError: it is not a checkpoint, is damaged, or a newer version of the program wrote it.
+        RunError: no checkpoint, a damaged one, or one of a newer version of the program.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -53,7 +59,7 @@ class Reader:
             self.shapes: dict[str, list[int]] = {}
             self._index: dict[tuple[str, str], list[_Place]] = {}
             self._buffers: dict[str, dict[int, str]] = {}  # name -> part -> its name there
-            self._values: dict[str, int] = {}  # tensors among the counters -> part
+            self._values: dict[str, int] = {}  # name of a tensor in the counters -> part
             self._check()
         except FileNotFoundError:
             raise RunError(f"{path} has no {MANIFEST}, so it is not a whole checkpoint.") from None
@@ -75,7 +81,7 @@ class Reader:
         self.shapes = {clean(name): shape for name, shape in self.manifest["shapes"].items()}
         numel = {name: torch.Size(s).numel() for name, s in self.manifest["shapes"].items()}
         for number, part in enumerate(self.manifest["parts"]):
-            if not _PART.fullmatch(part["file"]):  # no way out of the folder
+            if not _PART.fullmatch(part["file"]):  # it could be a path out of the folder
                 raise ValueError(f"part named {part['file']!r}")
             for layer, key, start, stop in part["pieces"]:
                 if not 0 <= start < stop <= numel[layer]:
@@ -91,7 +97,7 @@ class Reader:
         return self.path / f"{self.manifest['parts'][number]['file']}.safetensors"
 
     def verify(self, parts: Iterable[int] | None = None) -> None:
-        """The given parts, or all, are there with their size and checksum; or RunError."""
+        """RunError unless the given parts, or all, exist with their size and checksum."""
         for number in range(len(self.manifest["parts"])) if parts is None else parts:
             part, path = self.manifest["parts"][number], self.part_file(number)
             try:
@@ -119,30 +125,28 @@ class Reader:
         """Entries [start, stop) of a slot, flat, as they were written; None: no such slot."""
         places = self._index.get((name, key))
         if places is None:
-            if key == "weight" and start == stop:
+            if key != "weight":
+                return None
+            if start == stop:
                 return torch.zeros(0)
-            if key == "weight" and name in self._buffers:  # it was not trained
+            if name in self._buffers:  # it was not trained
                 return self.unlayered(name, 0, 1).reshape(-1)[start:stop]
-            if key == "weight":
-                raise ConfigError(
-                    f"the checkpoint must be of the same model, got no layer {name} in {self.path}."
-                )
-            return None
+            raise ConfigError(
+                f"the checkpoint must be of the same model, got no layer {name} in {self.path}."
+            )
         try:
-            return self._put_together(name, key, places, start, stop)
+            return self._join(name, key, places, start, stop)
         except (SafetensorError, OSError, KeyError, RuntimeError) as error:
             if isinstance(error, RunError):
                 raise
             raise RunError(f"{self.path} does not hold {key} of {name} ({error}).") from error
 
-    def _put_together(
-        self, name: str, key: str, places: list["_Place"], start: int, stop: int
-    ) -> Tensor:
+    def _join(self, name: str, key: str, places: list["_Place"], start: int, stop: int) -> Tensor:
         out, filled = None, 0
         for low, high, number, layer in places:
             rows = self._file(number).get_slice(f"{key}/{low}/{layer}")
             if out is None:
-                out = torch.zeros(stop - start, dtype=_BY_CODE[rows.get_dtype()])
+                out = torch.zeros(stop - start, dtype=BY_CODE[rows.get_dtype()])
             first, last = max(start, low), min(stop, high)
             if first < last:
                 out[first - start : last - start] = rows[first - low : last - low]
@@ -155,10 +159,10 @@ class Reader:
     def unlayered(self, name: str, rank: int, ranks: int) -> Tensor:
         """A buffer or frozen parameter, for one of `ranks`.
 
-        Statistics are each rank's own; to another number of ranks all get those of rank 0.
+        Running statistics are each rank's own; on another number of ranks all get rank 0's.
         """
         parts = self._buffers.get(name)
-        if parts is None:  # it was trained, or cut up
+        if parts is None:  # it was trained, or sharded
             whole = self(name, "weight", 0, torch.Size(self.shapes[name]).numel())
             assert whole is not None
             return whole.view(self.shapes[name])
@@ -172,16 +176,16 @@ class Reader:
             raise RunError(f"{self.path} does not hold {name} ({error}).") from error
 
     def tensor_shapes(self) -> dict[str, list[int]]:
-        """Of layers, frozen parameters and buffers: all that the model's tensors are in."""
-        found = dict(self.shapes)
+        """The shapes of all layers, frozen parameters and buffers."""
+        shapes = dict(self.shapes)
         for name, parts in self._buffers.items():
             number = min(parts)
             rows = self._file(number).get_slice(f"buffer/{parts[number]}")
-            found[name] = list(rows.get_shape())
-        return found
+            shapes[name] = list(rows.get_shape())
+        return shapes
 
     def check_complete(self) -> None:
-        """RunError unless every slot is held from its first entry to its last."""
+        """RunError unless the pieces cover every slot from its first entry to its last."""
         for (name, key), places in self._index.items():
             at = 0
             for place in sorted(places):
@@ -190,7 +194,7 @@ class Reader:
                 raise RunError(f"{self.path} lacks entries of {key} of {name}.")
 
     def drop_prefix(self, prefix: str) -> None:
-        """Names go on without `prefix`, which all of them must have."""
+        """Remove `prefix`, which all names must have."""
         self._prefix = prefix
         self.shapes = {name.removeprefix(prefix): shape for name, shape in self.shapes.items()}
         self._index = {(n.removeprefix(prefix), k): v for (n, k), v in self._index.items()}
@@ -198,22 +202,22 @@ class Reader:
 
     @property
     def counters(self) -> dict[str, Any]:
-        """What `Backend.counters` returned."""
-        found = self._unpacked(self.manifest["counters"])
-        layers = {self._named(n): state for n, state in found["layers"].items()}
-        if self.manifest["format"] == 2:  # held numbers alone, without their types
+        """The result of `Backend.counters` when it was saved."""
+        counters = self._unpacked(self.manifest["counters"])
+        layers = {self._named(n): state for n, state in counters["layers"].items()}
+        if self.manifest["format"] == 2:  # had numbers only, without their dtypes
             layers = {
                 n: {k: torch.tensor(v) for k, v in state.items()} for n, state in layers.items()
             }
         groups = [
             {**group, "layers": [self._named(n) for n in group["layers"]]}
-            for group in found.get("groups", ())
+            for group in counters.get("groups", ())
         ]
-        return {**found, "layers": layers, **({"groups": groups} if groups else {})}
+        return {**counters, "layers": layers, **({"groups": groups} if groups else {})}
 
     @property
     def extra_states(self) -> dict[str, Any]:
-        """What the modules' get_extra_state returned."""
+        """The results of the modules' get_extra_state when it was saved, by name."""
         states = self._unpacked(self.manifest.get("extra_states", {}))
         return {self._named(n): state for n, state in states.items()}
 
@@ -230,7 +234,7 @@ class Reader:
 
 
 class _Place(NamedTuple):
-    """Entries [start, stop) of a slot are in a part, under the layer's name there."""
+    """A piece: entries [start, stop) of a slot, its part, and the layer's name there."""
 
     start: int
     stop: int

@@ -1,4 +1,4 @@
-"""An engine goes on from a checkpoint: found, verified, compared with the model, then loaded."""
+"""Restores an engine: finds and verifies a checkpoint, compares it with the model, loads it."""
 
 import warnings
 from collections.abc import Sequence
@@ -6,15 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..backends.backend import Backend
 from ..backends.names import name_in
 from ..engine import Engine
 from ..errors import ConfigError, RunError
-from .form import MANIFEST
 from .module import put_extra_states, unlayered
-from .reader import Reader, found
+from .reader import Reader, candidates
 
 
 def restore(engine: Engine, path: str | Path) -> Reader:
@@ -23,17 +22,17 @@ def restore(engine: Engine, path: str | Path) -> Reader:
 
     Args:
         engine: of the same model, made as the one that was saved; any backend, any number of ranks.
-        path: a checkpoint, `.../step-N`, or a folder of them, whose newest whole one is taken.
+        path: a checkpoint, `.../step-N`, or a folder of them, whose newest undamaged one is taken.
 
     Returns:
-        The checkpoint: `step` is the number of steps done, `extra` what the writer was given.
+        The checkpoint: `step` is the number of steps done, `extra` that given to the writer.
 
     Raises:
         ConfigError: there is no checkpoint, or it is of another model or other param groups.
-        RunError: none is whole. The engine is as before in either case.
+        RunError: all are damaged. The engine is unchanged in either case.
     """
     backend = engine.backend
-    reader, damaged = choose(backend, _candidates(Path(path)))
+    reader, damaged = choose(backend, candidates(Path(path)))
     if reader is None:
         if damaged:
             raise RunError(damaged[0])
@@ -48,20 +47,13 @@ def restore(engine: Engine, path: str | Path) -> Reader:
     return reader
 
 
-def _candidates(path: Path) -> list[Path]:
-    if (path / MANIFEST).exists():
-        return [path]
-    return found(path) or found(path / "checkpoints")
+def choose(backend: Backend, paths: Sequence[Path]) -> tuple[Reader | None, list[str]]:
+    """The first undamaged checkpoint among rank 0's `paths`, and a sentence on each one before it.
 
-
-def choose(backend: Backend, candidates: Sequence[Path]) -> tuple[Reader | None, list[str]]:
-    """The first whole checkpoint among rank 0's `candidates`, and sentences on those before it.
-
-    Collective: every rank checks some of the parts, so that 100 GB are not read by one.
+    Collective: every rank verifies some of the parts.
     """
-    paths = backend.gather([str(p) for p in candidates])[0]
     damaged: list[str] = []
-    for path in paths:
+    for path in backend.gather([str(p) for p in paths])[0]:
         reader, problem = None, None
         try:
             reader = Reader(Path(path))
@@ -80,7 +72,7 @@ def take(engine: Engine, reader: Reader, *, settings: bool) -> None:
     """Load a checkpoint that `choose` has verified. Collective.
 
     Args:
-        settings: False leaves the settings of the param groups as they are.
+        settings: False leaves the settings of the param groups unchanged.
 
     Raises:
         ConfigError, RunError: it does not fit; on every rank, before anything is changed.
@@ -114,23 +106,23 @@ def _compare(
     backend: Backend, reader: Reader, own: dict[str, tuple[Tensor, bool]], settings: bool
 ) -> set[str]:
     """The names that an older version did not write; ConfigError or RunError if it does not fit."""
-    wanted = {p.name: list(p.shape) for p in backend.pieces()}
-    wanted |= {name: list(tensor.shape) for name, (tensor, _) in own.items()}
-    held = reader.tensor_shapes()
-    if held.keys() != wanted.keys() and held.keys() == {f"module.{name}" for name in wanted}:
+    needed = {p.name: list(p.shape) for p in backend.pieces()}
+    needed |= {name: list(tensor.shape) for name, (tensor, _) in own.items()}
+    saved = reader.tensor_shapes()
+    if saved.keys() != needed.keys() and saved.keys() == {f"module.{name}" for name in needed}:
         reader.drop_prefix("module.")  # of DistributedDataParallel
-        held = reader.tensor_shapes()
-    lacking = wanted.keys() - held.keys()
-    # Format 2 did not hold frozen layers that were cut up.
-    allowed = _frozen(backend) if reader.manifest["format"] == 2 else set()
-    for name in [*sorted(lacking - allowed), *sorted(wanted.keys() & held.keys())]:
-        if wanted[name] != held.get(name):
+        saved = reader.tensor_shapes()
+    lacking = needed.keys() - saved.keys()
+    # Format 2 did not have frozen layers that were sharded.
+    allowed = _frozen(backend.module) if reader.manifest["format"] == 2 else set()
+    for name in [*sorted(lacking - allowed), *sorted(needed.keys() & saved.keys())]:
+        if needed[name] != saved.get(name):
             raise ConfigError(
                 f"the checkpoint must be of the same model, got "
-                f"{f'{name} of shape {held[name]}' if name in held else f'no {name}'} instead of "
-                f"shape {wanted[name]} in {reader.path}."
+                f"{f'{name} of shape {saved[name]}' if name in saved else f'no {name}'} instead of "
+                f"shape {needed[name]} in {reader.path}."
             )
-    if unknown := sorted(held.keys() - wanted.keys()):
+    if unknown := sorted(saved.keys() - needed.keys()):
         raise ConfigError(
             f"the checkpoint must be of the same model, got {unknown[0]} in {reader.path}, which "
             f"the model has not."
@@ -148,27 +140,25 @@ def _compare(
     return lacking
 
 
-def _frozen(backend: Backend) -> set[str]:
-    module = backend.module
-    named = module.named_parameters()
-    return {name_in(module, n) for n, p in named if not p.requires_grad}
+def _frozen(module: nn.Module) -> set[str]:
+    return {name_in(module, n) for n, p in module.named_parameters() if not p.requires_grad}
 
 
 Groups = Sequence[dict[str, Any]]
 
 
 def _settings(own: Groups, saved: Groups) -> list[dict[str, Any] | None]:
-    """For each own group the settings that its layers had; None for layers that had none."""
-    mine, theirs = ({n for g in groups for n in g["layers"]} for groups in (own, saved))
-    found: list[dict[str, Any] | None] = []
+    """For each group the saved settings of its layers; None where no layer was saved."""
+    own_names, saved_names = ({n for g in groups for n in g["layers"]} for groups in (own, saved))
+    settings: list[dict[str, Any] | None] = []
     for number, group in enumerate(own):
-        names = theirs.intersection(group["layers"])
-        same = [g["settings"] for g in saved if names == mine.intersection(g["layers"])]
+        names = saved_names.intersection(group["layers"])
+        same = [g["settings"] for g in saved if names == own_names.intersection(g["layers"])]
         if names and not same:
             raise ConfigError(
                 f"param groups must hold the same layers as in the checkpoint, got group {number} "
                 f"with {sorted(names)[0]} and {len(names) - 1} others, which were not one group; "
                 f"make the groups as they were."
             )
-        found.append(same[0] if names else None)
-    return found
+        settings.append(same[0] if names else None)
+    return settings

@@ -1,4 +1,4 @@
-"""Python values and tensors as JSON, tensors of more than one number by name: no code in either."""
+"""Python values as JSON, without pickle; tensors with dimensions are replaced by names."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,17 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from .form import DTYPES
+from .form import BY_CODE, DTYPES
 
-_MARK = "!"  # key of a JSON object that stands for something else
-_BY_CODE = {code: dtype for dtype, code in DTYPES.items()}
+_MARK = "!"  # key of a JSON object that represents a value of another type
 
 
 def pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
-    """JSON of a value; tensors in it are put into `tensors`, by names that begin with `name`.
+    """JSON of a value; tensors in it are put into `tensors`, under names that begin with `name`.
 
     Raises:
-        ConfigError: there is something in it that is no number, text, tensor or container of such.
+        ConfigError: it holds something else than numbers, text, tensors and containers of them.
     """
     if isinstance(value, np.generic):
         value = value.item()
@@ -64,7 +63,7 @@ def packable(value: Any) -> bool:
 
 
 def unpack(packed: Any, tensor: Callable[[str], Tensor]) -> Any:
-    """What was given to `pack`; `tensor` finds a tensor by its name."""
+    """The value that was given to `pack`; `tensor` returns a tensor by its name."""
     if isinstance(packed, list):
         return [unpack(p, tensor) for p in packed]
     if not isinstance(packed, dict):
@@ -73,7 +72,7 @@ def unpack(packed: Any, tensor: Callable[[str], Tensor]) -> Any:
     if kind is None:
         return {k: unpack(p, tensor) for k, p in packed.items()}
     if kind == "number":
-        return torch.tensor(packed["value"], dtype=_BY_CODE[packed["dtype"]])
+        return torch.tensor(packed["value"], dtype=BY_CODE[packed["dtype"]])
     if kind == "tensor":
         return tensor(packed["name"])
     of = unpack(packed["of"], tensor)

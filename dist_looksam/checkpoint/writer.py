@@ -1,12 +1,12 @@
-"""Writing: training waits for a copy in host memory, a thread of each rank writes its part.
+"""Writes checkpoints: training waits for a copy to host memory, then a thread per rank writes it.
 
-No collective runs in a thread. A save has three moments:
+No collective runs in a thread. A save has three stages:
 
     save      every rank copies its pieces and starts its thread
     written   a thread's part and its JSON are on the disk; the caller's ranks exchange this flag
     commit    rank 0 reads the JSON of all parts, writes the manifest, renames, deletes old ones
 
-`wait` goes through what is left of them at once.
+`wait` completes the remaining stages.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ from .module import aliases, extra_states, unlayered
 from .reader import found
 from .values import pack, packable
 
-PATIENCE = 120.0  # seconds until a shared file system shows rank 0 what other ranks have written
+PATIENCE = 120.0  # seconds until a shared file system shows rank 0 the files of other ranks
 _LEFTOVER = re.compile(r"\.step-\d+\.\w+\.(writing|deleting)")
 _LIBRARIES = ("torch", "deepspeed", "horovod", "timm", "safetensors")
 
@@ -54,13 +54,13 @@ class Writer:
     """Saves a run's checkpoints. Methods marked collective are called by all ranks together.
 
     Args:
-        engine: whose state is saved; or its backend, without the count of passes.
+        engine: whose state is saved; or its backend, without the number of passes.
         folder: checkpoints/ of the run, on a file system that all ranks share.
-        keep: newest checkpoints to keep; 0 keeps all.
+        keep: number of newest checkpoints to keep; 0 keeps all.
         background: False makes `save` return when the checkpoint is committed.
 
     Raises:
-        ConfigError: the base optimizer keeps state where a checkpoint cannot reach it.
+        ConfigError: the base optimizer has state outside its state_dict's "state".
     """
 
     def __init__(
@@ -78,17 +78,17 @@ class Writer:
         self.background = background
         self._job: _Job | None = None
         self._error: str | None = None
-        self._unchecked = True  # no save has shown yet that all state can be held
+        self._unchecked = True  # until a first save has shown that all state can be written
         self._host: dict[str, Tensor] = {}
         # Before the gather: after it, another rank may have begun to write.
         if backend.rank == 0:
             for path in self.folder.iterdir() if self.folder.is_dir() else ():
                 if _LEFTOVER.fullmatch(path.name):
                     shutil.rmtree(path, ignore_errors=True)
-        # Ranks write to the same place, and never to that of a run that was killed.
+        # Ranks write to the same folder, and never to that of a killed run.
         self._token = backend.gather(secrets.token_hex(4))[0]
 
-    # What the caller asks between steps; nothing here waits.
+    # For the caller between steps; nothing here waits.
 
     @property
     def pending(self) -> int | None:
@@ -102,17 +102,17 @@ class Writer:
 
     @property
     def failed(self) -> bool:
-        """Whether this rank could not write; `wait` tells all ranks why."""
+        """Whether this rank could not write; `wait` raises the reason on all ranks."""
         return self._error is not None
 
     def commit(self, step: int) -> None:
-        """Every rank has been seen to have `written` its part of `step`: rank 0 commits it."""
+        """Call it when all ranks have `written` their parts of `step`: rank 0 commits it."""
         if self._job is None or self._job.step != step or self._job.committing is not None:
             return
         if self.backend.rank == 0:
             self._job.committing = self._start(self._commit, self._job)
         else:
-            self._job.committing = self._job.writing  # nothing left to do here
+            self._job.committing = self._job.writing  # this rank has no more to do
 
     # Collective.
 
@@ -120,7 +120,7 @@ class Writer:
         """Begin to write step-`step`. Waits for the save before this one. Collective.
 
         Args:
-            extra: settings and whatever else the caller wants back, JSON.
+            extra: settings and other JSON for `Reader.extra`.
 
         Raises:
             RunError: this or the save before cannot be written.
@@ -151,7 +151,7 @@ class Writer:
         """The last save is committed when this returns. Collective.
 
         Raises:
-            RunError: on every rank, what went wrong on one.
+            RunError: on every rank, the error of one.
         """
         job = self._job
         if job is None:
@@ -167,7 +167,7 @@ class Writer:
         self._job = None
 
     def close(self) -> None:
-        """A run that ends in an error gives its part a minute to reach the disk. Not collective."""
+        """After an error: wait up to a minute for this rank's part. Not collective."""
         if self._job is not None:
             for thread in (self._job.writing, self._job.committing):
                 if thread is not None:
@@ -190,23 +190,23 @@ class Writer:
         """("counters" and "extra_states" as JSON, tensors in them by name). ConfigError on all
         ranks if one has state that no checkpoint can hold."""
         tensors: dict[str, Tensor] = {}
-        found, problem = {}, None
+        state, problem = {}, None
         try:
             counters, states = self.backend.counters(), extra_states(self.backend.module)
-            for group in counters["groups"]:  # a function among the settings is not of the state
+            for group in counters["groups"]:  # settings such as functions are left out
                 group["settings"] = {k: v for k, v in group["settings"].items() if packable(v)}
-            found["counters"] = pack(counters, "counters", tensors)
-            found["extra_states"] = pack(states, "extra_states", tensors)
+            state["counters"] = pack(counters, "counters", tensors)
+            state["extra_states"] = pack(states, "extra_states", tensors)
         except ConfigError as error:
             problem = str(error)
         if self._unchecked or problem:
             for sentence in filter(None, self.backend.gather(problem)):
                 raise ConfigError(sentence)
             self._unchecked = False
-        return found, tensors
+        return state, tensors
 
     def _copy(self, values: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """(tensors in host memory, what the part's JSON says of them). Rank 0 writes `values`."""
+        """(tensors in host memory, the part's JSON). Rank 0 writes `values`."""
         values = values if self.backend.rank == 0 else {}
         tensors = {f"value/{name}": value for name, value in values.items()}
         pieces: list[tuple[str, str, int, int]] = []
@@ -225,7 +225,7 @@ class Writer:
             "buffers": [name for name, _ in buffers],
             "values": list(values),
         }
-        # The memory is kept from save to save: new pages would cost as much as the copy.
+        # The memory is reused by the next save: new pages would cost as much as the copy.
         self._host = {name: self._into_host(name, t) for name, t in tensors.items()}
         if any(t.is_cuda for t in tensors.values()):
             torch.cuda.synchronize()
@@ -278,10 +278,10 @@ class Writer:
             self._delete(old)
 
     def _delete(self, path: Path) -> None:
-        """Its name goes first, so that step-N is never half there."""
-        going = path.with_name(f".{path.name}.{self._token}.deleting")
-        os.rename(path, going)
-        shutil.rmtree(going, ignore_errors=True)
+        """Rename it before, so that step-N is never incomplete."""
+        renamed = path.with_name(f".{path.name}.{self._token}.deleting")
+        os.rename(path, renamed)
+        shutil.rmtree(renamed, ignore_errors=True)
 
 
 def save(
@@ -290,9 +290,9 @@ def save(
     """Write a checkpoint of an engine and wait until it is committed. Collective.
 
     Args:
-        folder: gets step-N, N the engine's count of steps; on a file system that all ranks share.
-        extra: what the caller wants back as `restore(...).extra`, JSON.
-        keep: newest checkpoints to keep; 0 keeps all.
+        folder: for step-N, N the engine's number of steps; on a file system that all ranks share.
+        extra: JSON for `restore(...).extra`.
+        keep: number of newest checkpoints to keep; 0 keeps all.
 
     Returns:
         The checkpoint's folder.
@@ -309,11 +309,10 @@ def save(
 
 
 def _check_base(base: Optimizer) -> None:
+    beside: set[str] = set()
     if hasattr(base, "consolidate_state_dict"):
         beside = {"state on other ranks"}
-    elif type(base).state_dict is Optimizer.state_dict:
-        return
-    else:
+    elif type(base).state_dict is not Optimizer.state_dict:
         beside = base.state_dict().keys() - {"state", "param_groups"}
     if beside:
         raise ConfigError(
@@ -323,29 +322,29 @@ def _check_base(base: Optimizer) -> None:
 
 
 def slices(backend: Backend) -> list[tuple[str, str, int, Tensor]]:
-    """(layer, key, start, flat tensor) of what this rank writes.
+    """(layer, key, start, flat tensor) of all that this rank writes.
 
-    Ranks that hold the same piece share it out, so that every entry is written once.
+    Ranks that hold the same piece write a share of it each, so that every entry is written once.
     """
-    parts, part = backend.copies
+    num_replicas, replica = backend.replicas
     written = []
     for piece, slots in zip(backend.pieces(), backend.slots(), strict=True):
         length = piece.stop - piece.start
-        low, high = (length * n // parts for n in (part, part + 1))
+        low, high = (length * n // num_replicas for n in (replica, replica + 1))
         if low < high:
             written += [(piece.name, k, piece.start + low, v[low:high]) for k, v in slots.items()]
     return written
 
 
 def _awaited(path: Path) -> dict[str, Any]:
-    """A part's JSON, which exists; a shared file system may show it late."""
-    until = time.monotonic() + PATIENCE
+    """A part's JSON, which exists but may appear late on a shared file system."""
+    deadline = time.monotonic() + PATIENCE
     while True:
         try:
-            os.listdir(path.parent)  # makes NFS look again
+            os.listdir(path.parent)  # makes NFS refresh the folder
             return read_json(path)
         except FileNotFoundError:
-            if time.monotonic() > until:
+            if time.monotonic() > deadline:
                 raise OSError(
                     None, f"not seen for {PATIENCE:.0f} s, is --out shared by all ranks?", str(path)
                 ) from None

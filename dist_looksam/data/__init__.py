@@ -27,7 +27,7 @@ class Data:
 
     @property
     def num_classes(self) -> int:
-        return self.train.num_classes
+        return len(self.train.class_names)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -45,19 +45,19 @@ def load(
     holdout: int = 0,
     train_images: int | None = None,
 ) -> Data:
-    """Opens a data set by the words of --data, --data_dir and --augment.
+    """Opens a data set by the values of --data, --data_dir and --augment.
 
-    image_size  pixels, of folder; the embedded sets keep their own size
-    seed        of the augmentation
-    holdout     so many training images are left out and become the test split; 0: the real one
-    train_images  so many are used, `holdout` of them to test on; None: all
+    image_size    in pixels, of folder; the embedded sets have a fixed size
+    seed          of the augmentation
+    holdout       number of training images that replace the test split; 0: none
+    train_images  number of training images used, `holdout` included; None: all
     ConfigError for an unknown name, a malformed augment, or data that is missing or malformed.
     """
     row = data_set(name)
     row.check_dir(data_dir)
-    wanted = parse(augment, auto=row.augment)
-    train, test = row.open(data_dir, image_size=image_size, augment=wanted, seed=seed)
+    settings = parse(augment, auto=row.augment)
+    train, test = row.open(data_dir, image_size=image_size, augment=settings, seed=seed)
     if holdout or train_images is not None:
-        train, held = split(train, holdout, train_images)
-        test = held if holdout else test
+        train, held_out = split(train, holdout, train_images)
+        test = held_out if holdout else test
     return Data(name=name, train=train, test=test)

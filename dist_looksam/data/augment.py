@@ -1,4 +1,4 @@
-"""The words of --augment, and the augmentations of small images held in memory."""
+"""Parses --augment; augmentations of small images held in memory."""
 
 from dataclasses import dataclass
 
@@ -15,12 +15,12 @@ _PAD = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Augment:
-    """What is done to a training image."""
+    """The augmentation of training images."""
 
     crop: bool = False  # folder: RandomResizedCrop; images in memory: pad by 2 and crop
     flip: bool = False  # left-right, probability 1/2
     magnitude: float = 0.0  # of RandAugment, 0 to 10
-    ops: int = 0  # of RandAugment, one after the other; 0 is no RandAugment
+    ops: int = 0  # number of RandAugment's operations; 0 is no RandAugment
     mixup: float = 0.0  # alpha of Beta(alpha, alpha); 0 is no mixup
     cutmix: float = 0.0  # likewise
 
@@ -31,7 +31,7 @@ class Augment:
 
 
 def parse(text: str, *, auto: str = "none") -> Augment:
-    """Reads --augment; `auto` is what the word auto means here. ConfigError if malformed."""
+    """Parses --augment; `auto` is the value that the word auto stands for. ConfigError."""
     words = [word.strip() for word in text.split(",")]
     if words == ["auto"]:
         return parse(auto)

@@ -1,4 +1,4 @@
-"""One micro-batch on its way from the host to the loss."""
+"""A micro-batch: pinned, copied to the device, normalised and mixed there; and its loss."""
 
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
@@ -27,11 +27,11 @@ class Batch:
         return len(self.labels)
 
     def pin(self) -> "Batch":
-        """The same batch in page-locked memory, which a GPU can copy from while others compute."""
+        """The batch in page-locked memory, from which copies to a GPU are asynchronous."""
         return self._map(Tensor.pin_memory)
 
     def to(self, device: torch.device | str) -> "Batch":
-        """The batch on `device`, images float32, normalised and mixed; the batch itself is kept.
+        """A batch on `device`, images float32, normalised and mixed; this one is not changed.
 
         Deterministic, so both passes of a look may call it, or share one result. Copies do not
         block the host if the batch is pinned. A batch whose images are floats is only copied.
@@ -55,7 +55,7 @@ class Batch:
 def _per_channel(
     mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Both as [C, 1, 1]. Kept, because making a tensor on a GPU from numbers waits for that GPU."""
+    """Both as [C, 1, 1]. Cached, because making a tensor on a GPU from numbers synchronises."""
     rows = torch.tensor([mean, std], device=device)[:, :, None, None]
     return rows[0], rows[1]
 

@@ -1,4 +1,4 @@
-"""From the bytes of an image file to a square picture of one region of it."""
+"""Decodes a region of an image file to a square image."""
 
 from collections.abc import Callable
 from io import BytesIO
@@ -9,9 +9,7 @@ from PIL import Image
 
 try:
     import simplejpeg
-except (
-    ImportError
-):  # PIL then decodes JPEGs too: about a third slower, the same within a few levels
+except ImportError:  # PIL decodes JPEGs too: a third slower, the same within a few levels
     simplejpeg = None
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels of the whole picture
@@ -38,7 +36,7 @@ def square(data: bytes, choose: Callable[[int, int], Box], side: int) -> Image.I
     if simplejpeg is not None and data[:2] == b"\xff\xd8":
         try:
             picture = _fast_jpeg(data, choose, side)
-        except ValueError:  # it also refuses what can be repaired; PIL tells that from damage
+        except ValueError:  # also for files that PIL can repair
             picture = None
         if picture is not None:
             return picture
@@ -81,7 +79,7 @@ def _plan(
     choose: Callable[[int, int], Box],
     side: int,
 ) -> tuple[Box, tuple[int, int]]:
-    """The region of the upright picture, and how large the lying one must be decoded at least."""
+    """The region of the upright picture, and the minimum size to decode the stored one at."""
     if _swaps(turn):
         width, height = height, width
     box = choose(width, height)

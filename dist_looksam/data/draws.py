@@ -1,18 +1,17 @@
-"""Random numbers that are a function of what they are for, never of who draws them or when.
+"""Random numbers without state: a hash of the seed, the sample's global number and the purpose.
 
-A sample's randomness (its crop, its partner's share, its drop-path) is a hash of the run's seed,
-the sample's global number and the purpose. So it is the same on any number of ranks, workers and
+So a sample's crop, mixing and drop-path are the same on any number of ranks, workers and
 micro-batches, in both passes of a look, and after a resume.
 """
 
 from torch import Tensor
 
-# Purposes. Each owns the 64 stream numbers from here on; one draw takes one stream number.
+# Purposes. Each has the 64 stream numbers from here on; one draw uses one stream number. The model
+# has those from 1000 on, for drop-path: models/vit.py.
 CROP = 0
 FLIP = 64
 RANDAUGMENT = 128
 MIX = 192
-MODEL = 1000  # all from here on are the model's: drop-path of its layers
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _FIRST = 0xBF58476D1CE4E5B9
@@ -23,8 +22,8 @@ def uniform(seed: int, keys: Tensor, stream: int | Tensor) -> Tensor:
     """Uniform numbers in [0, 1), float64, of the shape of `keys` broadcast with `stream`.
 
     keys    int64 [n], any device: the samples' global numbers.
-    stream  what the numbers are for: an int, or int64 on the device of `keys`; `keys[:, None]` and
-            a stream [s] give [n, s].
+    stream  stream number of the purpose: an int, or int64 on the device of `keys`; `keys[:, None]`
+            and a stream [s] give [n, s].
 
     Two rounds of SplitMix64's finaliser (Steele, Lea, Flood 2014), first over the key, then over
     the stream. Only int64 multiplication (wraps around), addition, xor and shifts: the same bits on

@@ -10,7 +10,7 @@ from .randaugment import randaugment_batch
 
 
 class Embedded:
-    """A split held in memory as one tensor; see source.Source."""
+    """A split that is held in memory as one tensor. Attributes and methods: see source.Source."""
 
     parallel = False
 
@@ -40,17 +40,11 @@ class Embedded:
     def __len__(self) -> int:
         return len(self.labels)
 
-    @property
-    def num_classes(self) -> int:
-        return len(self.class_names)
-
     def digest(self) -> str:
-        """See source.Source.digest."""
-        both = self.images.numpy().tobytes() + self.labels.numpy().tobytes()
-        return hashlib.sha256(both).hexdigest()
+        content = self.images.numpy().tobytes() + self.labels.numpy().tobytes()
+        return hashlib.sha256(content).hexdigest()
 
     def fetch(self, indices: Tensor, keys: Tensor, train: bool) -> tuple[Tensor, Tensor]:
-        """See source.Source.fetch."""
         images, labels = self.images[indices], self.labels[indices]
         if train and self.augment.crop:
             images = shift_crop(images, self.seed, keys)

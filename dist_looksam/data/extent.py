@@ -1,9 +1,9 @@
-"""How large a data set is, opened or not: what a dry run needs to know of it."""
+"""The size of a data set, opened or not, for dry runs."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import Data, load
+from . import load
 from .augment import Augment, parse
 from .sets import data_set
 from .subset import left
@@ -11,7 +11,7 @@ from .subset import left
 
 @dataclass(frozen=True, kw_only=True)
 class Extent:
-    """Size of a data set. `shape` is (channels, height, width); `said` says where this is from."""
+    """Size of a data set. `shape` is (channels, height, width); `said` names its source."""
 
     samples: int  # in training
     classes: int
@@ -31,13 +31,13 @@ def extent(
     train_images: int | None = None,
     opened: bool = True,
 ) -> Extent:
-    """By the words of --data, --data_dir and --augment.
+    """The size of a data set; arguments as of `load`.
 
-    What comes with the program is not opened. Nor is a folder that is not here where another data
-    set can stand for it, such as ImageNet-1k for images; with `opened` False nothing is.
-    ConfigError as of `load`, for what is here or needs no folder.
+    Opens it only if `opened` and a folder is given. A folder that does not exist is replaced by a
+    data set of known size, such as ImageNet-1k for images. ConfigError as of `load`.
     """
     row = data_set(name)
+    place = f"{name} {data_dir}" if data_dir else name
     absent = bool(row.stands_for) and not Path(data_dir or "").exists()
     if opened and data_dir and not absent:
         data = load(
@@ -49,23 +49,18 @@ def extent(
             holdout=holdout,
             train_images=train_images,
         )
-        return _of(data, data_dir)
+        return Extent(
+            samples=len(data.train),
+            classes=data.num_classes,
+            shape=data.shape,
+            augment=data.train.augment,
+            said=place,
+        )
     size = row.size(image_size)
-    place = f"{name} {data_dir}" if data_dir else name
     return Extent(
         samples=left(size.samples, holdout, train_images),
         classes=size.classes,
         shape=size.shape,
         augment=parse(augment, auto=row.augment),
         said=f"{place}, not opened, taken for {row.stands_for}" if row.stands_for else place,
-    )
-
-
-def _of(data: Data, data_dir: str | Path | None) -> Extent:
-    return Extent(
-        samples=len(data.train),
-        classes=data.num_classes,
-        shape=data.shape,
-        augment=data.train.augment,
-        said=f"{data.name} {data_dir}" if data_dir else data.name,
     )

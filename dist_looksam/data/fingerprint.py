@@ -1,4 +1,4 @@
-"""What tells one data set from another, or one copy of it from an unfinished one."""
+"""A fingerprint of a data set, which differs between data sets and for incomplete copies."""
 
 import hashlib
 from functools import lru_cache
@@ -9,9 +9,9 @@ from . import Data
 
 @lru_cache(maxsize=1)
 def fingerprint(data: Data) -> dict[str, Any]:
-    """Words and values, JSON, equal wherever the same data were opened with the same settings.
+    """Descriptions and values, JSON, equal wherever the same data are opened with equal settings.
 
-    Of image files their names count, and the sizes of about 1,000 of each split; else all pixels.
+    From the names of image files and the sizes of about 1,000 per split; else from all pixels.
     """
     classes = hashlib.sha256(repr(data.train.class_names).encode()).hexdigest()
     return {

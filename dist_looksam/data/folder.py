@@ -5,9 +5,11 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from math import exp, log, sqrt
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,10 +30,10 @@ SUFFIXES = (
 VAL_NAMES = ("val", "validation", "test")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-_EVAL_SHARE = 0.875  # of the shorter side that the centre crop keeps
-_TRIES = 10  # of a random region to fit into the picture
-_SIZES = 1000  # files of a split whose sizes tell one copy of it from another
-# Made by file systems, archives and file managers; no class is called so.
+_EVAL_SHARE = 0.875  # side of the centre crop / shorter side
+_TRIES = 10  # to fit a random region into the picture
+_SIZES = 1000  # files of a split whose sizes are in its digest
+# Made by file systems, archives and file managers; not classes.
 _NO_CLASSES = {"lost+found", "__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information"}
 
 
@@ -75,10 +77,6 @@ class Folder:
     def __len__(self) -> int:
         return len(self.labels)
 
-    @property
-    def num_classes(self) -> int:
-        return len(self.class_names)
-
     def path(self, index: int) -> str:
         """The file of a sample."""
         label = int(self.labels[index])
@@ -87,22 +85,21 @@ class Folder:
 
     def digest(self) -> str:
         """See source.Source.digest: of classes, file names, and the sizes of about 1,000 files."""
-        found = hashlib.sha256(repr((self.class_names, [len(f) for f in self._files])).encode())
+        digest = hashlib.sha256(repr((self.class_names, [len(f) for f in self._files])).encode())
         for names in self._files:
-            found.update(names.tobytes())
+            digest.update(names.tobytes())
         some = range(0, len(self), max(1, len(self) // _SIZES))
         with ThreadPoolExecutor(16) as pool:
-            found.update(repr(list(pool.map(self._size, some))).encode())
-        return found.hexdigest()
+            digest.update(repr(list(pool.map(self._size, some))).encode())
+        return digest.hexdigest()
 
     def _size(self, index: int) -> int:
         try:
             return os.stat(self.path(index)).st_size
         except OSError:
-            return -1  # reading it will say why
+            return -1  # `fetch` reports it
 
     def fetch(self, indices: Tensor, keys: Tensor, train: bool) -> tuple[Tensor, Tensor]:
-        """See source.Source.fetch."""
         channels, side, _ = self.shape
         images = np.empty((len(indices), side, side, channels), dtype=np.uint8)
         labels = self.labels[indices]
@@ -136,8 +133,7 @@ class Folder:
         try:
             with open(path, "rb") as file:
                 return square(file.read(), region, self.shape[1])
-        # A damaged file makes decoders raise nearly anything. None of it is silent.
-        except Exception as error:
+        except Exception as error:  # decoders raise nearly anything for a damaged file
             why = "no image" if isinstance(error, UnidentifiedImageError) else repr(error)
             with self._lock:
                 known = path in self.unreadable
@@ -147,19 +143,14 @@ class Folder:
             return None
 
 
+@dataclass
 class _Change:
-    """What is done to one picture; without draws, what evaluation does."""
+    """The transformation of one picture, by its draws; without draws, that of evaluation."""
 
-    def __init__(
-        self,
-        crop: list[float] | None = None,
-        flip: bool | None = None,
-        operations: list[float] | None = None,
-        *,
-        magnitude: float = 0.0,
-    ) -> None:
-        self.crop, self.flip, self.operations = crop, flip, operations
-        self.magnitude = magnitude
+    crop: list[float] | None = None
+    flip: bool | None = None
+    operations: list[float] | None = None
+    magnitude: float = 0.0
 
     def region(self, width: int, height: int) -> Box:
         return centre(width, height) if self.crop is None else random(width, height, self.crop)
@@ -202,7 +193,7 @@ def random(width: int, height: int, draws: Sequence[float]) -> Box:
 def folder(
     data_dir: str | Path | None, *, image_size: int, augment: Augment, seed: int
 ) -> tuple[Folder, Folder]:
-    """Scans DIR/train and DIR/val (or validation, or test). ConfigError if the tree is not one."""
+    """Scans DIR/train and DIR/val (or validation, or test). ConfigError for a malformed tree."""
     if not data_dir:
         raise ConfigError(
             "--data folder needs --data_dir, got none; name a folder that holds train/CLASS/*.jpg "
@@ -213,25 +204,26 @@ def folder(
     root = Path(data_dir)
     try:
         val = _val_of(root)
-        trained, train_over = _scan(root / "train")
-        tested, val_over = _scan(val)
+        train_files, train_over = _scan(root / "train")
+        val_files, val_over = _scan(val)
     except OSError as error:
         raise ConfigError(
             f"--data_dir must be a tree that can be read, got {error.filename or root} "
             f"({error.strerror}); correct its permissions or take it out."
         ) from None
-    unknown = sorted(set(tested) - set(trained))
+    unknown = sorted(set(val_files) - set(train_files))
     if unknown:
         raise ConfigError(
             f"class '{unknown[0]}' is in {val} but not in {root / 'train'}; "
             "val may only hold classes that train has."
         )
-    names = tuple(trained)
-    none = np.empty(0, dtype=bytes)
-    files = [tested.get(name, none) for name in names]
-    options = {"image_size": image_size, "augment": augment, "seed": seed}
-    train = Folder(root / "train", names, list(trained.values()), passed_over=train_over, **options)  # type: ignore[arg-type]
-    return train, Folder(val, names, files, passed_over=val_over, **options)  # type: ignore[arg-type]
+    names = tuple(train_files)
+    files = [val_files.get(name, np.empty(0, dtype=bytes)) for name in names]
+    options: dict[str, Any] = {"image_size": image_size, "augment": augment, "seed": seed}
+    train = Folder(
+        root / "train", names, [*train_files.values()], passed_over=train_over, **options
+    )
+    return train, Folder(val, names, files, passed_over=val_over, **options)
 
 
 def _val_of(root: Path) -> Path:
@@ -259,7 +251,7 @@ class _PassedOver(dict[str, tuple[int, str]]):
 
 def _scan(split: Path) -> tuple[dict[str, np.ndarray], _PassedOver]:
     """Sorted image file names, as bytes (28 bytes a file instead of 80), of every class folder; and
-    what is passed over. ConfigError where a class has no image, OSError where one is not readable.
+    the files passed over. ConfigError for a class without images, OSError if one is not readable.
     """
     over = _PassedOver()
     with os.scandir(split) as entries:
@@ -267,8 +259,8 @@ def _scan(split: Path) -> tuple[dict[str, np.ndarray], _PassedOver]:
     if not classes:
         raise ConfigError(f"{split} has no class folders; put images into {split}/CLASS/.")
     with ThreadPoolExecutor(16) as pool:  # a network file system answers many at once
-        found = list(pool.map(lambda name: _images(split / name), classes))
-    for name, (files, others) in zip(classes, found):
+        scanned = list(pool.map(lambda name: _images(split / name), classes))
+    for name, (files, others) in zip(classes, scanned):
         for why, (count, first) in others.items():
             over.add(why, first, count)
         if not len(files):
@@ -276,7 +268,7 @@ def _scan(split: Path) -> tuple[dict[str, np.ndarray], _PassedOver]:
                 f"class folder {split / name} holds no image ({', '.join(SUFFIXES)}); "
                 "add images or remove the folder."
             )
-    return {name: files for name, (files, _) in zip(classes, found)}, over
+    return {name: files for name, (files, _) in zip(classes, scanned)}, over
 
 
 def _is_class(entry: os.DirEntry[str], over: _PassedOver) -> bool:
@@ -310,7 +302,7 @@ def _images(folder: Path) -> tuple[np.ndarray, _PassedOver]:
 
 
 def _no_image(entry: os.DirEntry[str]) -> str:
-    """Why it is passed over; empty for an image. Only links and odd things are looked into."""
+    """Why the entry is passed over; "" for an image. Stats only links and special files."""
     if entry.name.startswith("."):
         return "hidden"
     if entry.is_dir(follow_symlinks=False):

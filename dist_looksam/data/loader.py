@@ -21,11 +21,11 @@ from .source import UNREADABLE, Source
 
 _CHUNK = 8  # images a thread takes at once
 _MAX_WORKERS = 16
-_MOST_FAILURES = 100  # unreadable samples in a row after which the disk is to blame
+_MOST_FAILURES = 100  # unreadable samples in a row, from which on the disk is assumed to be lost
 
 
 class _Job:
-    """One micro-batch on its way: fetched by threads, or when it is asked for if there are none."""
+    """One micro-batch being fetched: by threads, or without threads at `result`."""
 
     def __init__(self, fetcher: "_Fetcher", indices: Tensor, keys: Tensor) -> None:
         self.fetcher = fetcher
@@ -34,7 +34,7 @@ class _Job:
         if fetcher.pool is None:
             return
         channels, height, width = fetcher.source.shape
-        # Channels last in memory, as decoders write; a batch is made contiguous on its device.
+        # Channels last in memory, as decoders write it; made contiguous on the device.
         buffer = torch.empty(
             (len(keys), height, width, channels), dtype=torch.uint8, pin_memory=fetcher.pin
         )
@@ -45,7 +45,7 @@ class _Job:
 
     def _fill(self, part: slice) -> None:
         images, labels = self.fetcher.fetch(self.indices[part], self.keys[part])
-        # NumPy copies in this thread alone; a torch copy would start a team of its own in each.
+        # NumPy copies in this thread; torch would start more threads in each.
         np.copyto(self.images.numpy()[part], images.numpy())
         np.copyto(self.labels.numpy()[part], labels.numpy())
 
@@ -63,7 +63,7 @@ class _Job:
 
 
 class _Fetcher:
-    """A source, and the threads that fetch from it."""
+    """A source and its pool of threads."""
 
     def __init__(
         self, source: Source, *, train: bool, workers: int | None, pin: bool | None
@@ -78,7 +78,7 @@ class _Fetcher:
         self.pool = ThreadPoolExecutor(workers, thread_name_prefix="data") if threaded else None
 
     def fetch(self, indices: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-        """As Source.fetch; in training the next sample takes the place of one that is unreadable.
+        """As Source.fetch; in training the next readable sample replaces an unreadable one.
 
         RunError if 100 samples in a row are unreadable.
         """
@@ -100,9 +100,6 @@ class _Fetcher:
             )
         return images, labels
 
-    def start(self, indices: Tensor, keys: Tensor) -> _Job:
-        return _Job(self, indices, keys)
-
     def finish(self, job: _Job) -> Batch:
         images, labels = job.result()
         mean, std = self.source.mean, self.source.std
@@ -119,18 +116,18 @@ class _Fetcher:
 
 
 def _cores() -> int:
-    """Cores this process may use; job systems allot fewer than there are."""
+    """Cores that this process may use: job systems may allow fewer than the machine has."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 class TrainLoader:
-    """The training steps of one rank. Random access: a resumed run just asks for its next step.
+    """The training batches of one rank, with random access, so that a resumed run needs no replay.
 
     Step t's global batch is stream positions [t * batch_size, (t + 1) * batch_size). Micro-batch a
     of rank r is the `micro_batch` positions from t * batch_size + (a * ranks + r) * micro_batch, so
-    the union over ranks does not depend on how many there are.
+    the union over ranks does not depend on their number.
     """
 
     def __init__(
@@ -149,10 +146,10 @@ class TrainLoader:
     ) -> None:
         """batch_size is global; micro_batch is per rank and forward.
 
-        workers         threads that fetch, 0 for none, None for one per core up to 16; unused where
+        workers         threads that fetch, 0 for none, None for one per core up to 16; not used if
                         the source is in memory
-        prefetch        whole steps fetched ahead in the background, within prefetch_bytes
-        pin             page-locked memory; None: if there is CUDA
+        prefetch        number of steps fetched ahead in the background, within prefetch_bytes
+        pin             use page-locked memory; None: if there is CUDA
         ConfigError if the batch does not divide, or if pairs are mixed and micro_batch is odd.
         """
         _check_split(batch_size, micro_batch, ranks)
@@ -170,7 +167,7 @@ class TrainLoader:
         self._jobs: dict[int, _Job] = {}
 
     def step(self, t: int) -> list[Batch]:
-        """This rank's micro-batches of step t, on the host; starts fetching what comes after.
+        """This rank's micro-batches of step t, on the host; starts to fetch the next steps.
 
         The list holds the step once as uint8. Drop the last step's list before asking for the next
         one, or both are held.
@@ -186,12 +183,12 @@ class TrainLoader:
         return [self._finish(number) for number in wanted]
 
     def _start(self, number: int) -> _Job:
-        """Begins this rank's micro-batch `number`, counted from the start of training."""
+        """Starts to fetch this rank's micro-batch `number`, counted from the start of training."""
         t, a = divmod(number, self.accumulation)
         first = t * self.batch_size + (a * self.ranks + self.rank) * self.micro_batch
         keys = torch.arange(first, first + self.micro_batch)
         indices, _ = self._order.at(keys)
-        return self._fetcher.start(indices, keys)
+        return _Job(self._fetcher, indices, keys)
 
     def _finish(self, number: int) -> Batch:
         batch = self._fetcher.finish(self._jobs.pop(number))
@@ -205,19 +202,15 @@ class TrainLoader:
 
     @property
     def steps_per_epoch(self) -> float:
-        """Steps that see as many samples as the data has; below 1 if the batch is larger."""
+        """Number of samples / batch_size; below 1 if the batch is larger than the data."""
         return len(self.source) / self.batch_size
 
-    def steps_for(self, epochs: float) -> int:
-        """The fewest whole steps that see at least `epochs` times the data; at least 1."""
-        return max(1, ceil(epochs * len(self.source) / self.batch_size))
-
     def epoch_of(self, step: int) -> float:
-        """How many epochs have been seen before step `step`."""
+        """Number of epochs trained before step `step`."""
         return step * self.batch_size / len(self.source)
 
     def close(self) -> None:
-        """Ends the threads; what was fetched ahead is dropped."""
+        """Ends the threads and drops prefetched micro-batches."""
         self._fetcher.close()
         self._jobs.clear()
 
@@ -245,9 +238,9 @@ def _check_split(batch_size: int, micro_batch: int, ranks: int) -> None:
 
 
 class EvalLoader:
-    """This rank's part of a test set: every sample on exactly one rank, once, none added.
+    """This rank's part of a test set: every sample is on exactly one rank, once, without padding.
 
-    A sample that cannot be read has the label source.UNREADABLE, and is not to be counted.
+    A sample that cannot be read has the label source.UNREADABLE; do not count it.
 
     Every rank gets the same number of batches, whose sizes differ by one at most, because a
     forward pass may be a collective. A batch can be empty when there are more ranks than samples.
@@ -264,7 +257,7 @@ class EvalLoader:
         prefetch_bytes: int = 256 * 2**20,
         pin: bool | None = None,
     ) -> None:
-        """micro_batch is the most samples in one batch; the rest as in TrainLoader."""
+        """micro_batch is the maximum number of samples in a batch; the rest as in TrainLoader."""
         self.source = source
         self.num_batches = ceil(len(source) / (ranks * micro_batch))
         self._part = (rank * self.num_batches, ranks * self.num_batches)
@@ -279,10 +272,10 @@ class EvalLoader:
         jobs: deque[_Job] = deque()
         first, pieces = self._part
         for number in range(first, first + self.num_batches):
-            # All ranks' batches are one cut of the data into nearly equal pieces.
+            # The batches of all ranks together are `pieces` nearly equal slices of the data.
             low, high = (n * len(self.source) // pieces for n in (number, number + 1))
             keys = torch.arange(low, high)
-            jobs.append(self._fetcher.start(keys, keys))
+            jobs.append(_Job(self._fetcher, keys, keys))
             if len(jobs) > self._ahead:
                 yield self._finish(jobs.popleft())
         while jobs:

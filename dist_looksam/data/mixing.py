@@ -1,7 +1,7 @@
 """Mixup (arXiv:1710.09412) and CutMix (arXiv:1905.04899) of neighbours in the stream.
 
-Sample 2j of the stream mixes with sample 2j + 1 and the other way round, with one share for both.
-Pairs are of the stream, so they are the same for every number of ranks and every even micro-batch.
+Samples 2j and 2j + 1 of the stream are mixed with each other, with one share for both. Pairs are
+defined by stream positions: the same for every number of ranks and every even micro-batch.
 """
 
 import torch
@@ -20,7 +20,7 @@ def swap(x: Tensor) -> Tensor:
 def draw(
     augment: Augment, seed: int, keys: Tensor, *, height: int, width: int
 ) -> tuple[Tensor, Tensor]:
-    """The share of a sample's own label and the box it takes from its partner.
+    """The share of a sample's own label and the box that its partner fills.
 
     Returns lam float32 [n] in [0, 1] and boxes int64 [n, 4], rows (top, left, bottom, right) in
     pixels, bottom and right not included; (0, 0, 0, 0) where the pair is blended (mixup). With

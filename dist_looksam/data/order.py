@@ -1,4 +1,4 @@
-"""Which sample comes when: an endless stream of indices that depends on the seed alone."""
+"""The order of samples: an endless stream of indices that depends on the seed only."""
 
 from collections import OrderedDict
 
@@ -17,7 +17,7 @@ class Order:
     (seed, epoch). Philox is a counter-based generator: every key is a stream of its own, so epoch
     1000 needs no epoch before it. Its raw output is fixed by its publication and by NumPy's
     compatibility policy, which does not hold for `Generator.permutation`; so machines and NumPy
-    versions agree, and (seed, epoch, position) is all that a resumed run has to know.
+    versions agree, and a resumed run needs (seed, epoch, position) only.
     """
 
     def __init__(self, size: int, seed: int) -> None:

@@ -1,4 +1,4 @@
-"""What every data set offers to the loader."""
+"""Interface between data sets and the loader."""
 
 from typing import Protocol
 
@@ -19,17 +19,13 @@ class Source(Protocol):
     labels: Tensor  # int64 [len]
     augment: Augment
     parallel: bool  # whether fetch gains from threads
-    passed_over: dict[str, tuple[int, str]]  # why: how many files and folders are not used, and one
-    unreadable: dict[str, str]  # name of a sample: why it could not be read; those met so far
+    passed_over: dict[str, tuple[int, str]]  # reason: (number of unused files and folders, one)
+    unreadable: dict[str, str]  # name of a sample that could not be read so far: reason
 
     def __len__(self) -> int: ...
 
-    @property
-    def num_classes(self) -> int: ...
-
     def digest(self) -> str:
-        """A hash of the samples and their order, the same wherever the data are the same."""
-        ...
+        """A hash of the samples and their order."""
 
     def fetch(self, indices: Tensor, keys: Tensor, train: bool) -> tuple[Tensor, Tensor]:
         """Images uint8 [n, C, H, W] and labels int64 [n] of the samples `indices`, int64 [n].
@@ -38,4 +34,3 @@ class Source(Protocol):
         sample depends on the seed and its key alone. Safe to call from several threads. A sample
         that cannot be read has the label UNREADABLE and an undefined image; `unreadable` names it.
         """
-        ...

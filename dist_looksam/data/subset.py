@@ -1,6 +1,6 @@
-"""Fewer training images: --train_images N of them, and --holdout of those kept aside.
+"""Subsets of the training images: --train_images of them, --holdout of these held out.
 
-Settings are chosen on what is kept aside, so that they are not on the test set.
+Settings are chosen on held-out images instead of the test set.
 """
 
 import hashlib
@@ -25,27 +25,21 @@ class Subset:
         self.labels = source.labels[indices]
         self.augment: Augment = source.augment
         self.parallel = source.parallel
-        self.passed_over, self.unreadable = source.passed_over, source.unreadable  # of the whole
+        self.passed_over, self.unreadable = source.passed_over, source.unreadable  # of all samples
 
     def __len__(self) -> int:
         return len(self.indices)
 
-    @property
-    def num_classes(self) -> int:
-        return self.source.num_classes
-
     def digest(self) -> str:
-        """See source.Source.digest."""
         text = f"{self.source.digest()} {self.indices.tolist()}"
         return hashlib.sha256(text.encode()).hexdigest()
 
     def fetch(self, indices: Tensor, keys: Tensor, train: bool) -> tuple[Tensor, Tensor]:
-        """See source.Source.fetch."""
         return self.source.fetch(self.indices[indices], keys, train)
 
 
 def left(samples: int, holdout: int, train_images: int | None = None) -> int:
-    """How many of the samples are trained on. ConfigError where that would be none, or too many."""
+    """The number of samples to train on. ConfigError if there are none, or too few samples."""
     if train_images is not None and not 1 <= train_images <= samples:
         raise ConfigError(
             f"train_images must be from 1 to the {samples} there are, got {train_images}."
@@ -60,10 +54,10 @@ def left(samples: int, holdout: int, train_images: int | None = None) -> int:
 
 
 def split(train: Source, holdout: int, train_images: int | None = None) -> tuple[Subset, Subset]:
-    """(what is trained on, `holdout` samples): random, the same for every seed and number of ranks.
+    """(training samples, `holdout` samples): random, the same for every seed and number of ranks.
 
-    Together they are `train_images` samples, by default all. More of them contain the fewer.
-    ConfigError as of `left`.
+    Together they are `train_images` samples, by default all; a larger number contains the samples
+    of a smaller one. ConfigError as of `left`.
     """
     first = left(len(train), holdout, train_images)
     shuffled = Order(len(train), seed=0).permutation(0)

@@ -15,7 +15,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from .shards import Reduce, Shards, dots, each, per_model, products, ratio
+from .shards import Reduce, Shards, dots, per_model, products, ratio, scalars
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,16 +39,16 @@ class Perturbation:
         return torch.isfinite(self.grad_sq_norms.sum())
 
     def eps(self, grads: Shards, *, layers: Sequence[int] | None = None) -> Iterator[Tensor]:
-        """One after another, each of its gradient's shape and dtype. `layers`: as of `each`."""
-        for g, size in zip(grads, each(self.size, grads, layers), strict=True):
+        """One at a time, each of its gradient's shape and dtype. `layers`: see `scalars`."""
+        for g, size in zip(grads, scalars(self.size, grads, layers), strict=True):
             if self.power == 1.0:
                 yield g * size
             elif self.power == 0.0:
                 yield g.sign().mul_(size)
             else:
                 assert self.unit is not None
-                steep = (g.abs().double() / self.unit.to(g.device)).pow_(self.power)
-                yield steep.mul_(size.double()).to(g.dtype).mul_(g.sign())
+                power = (g.abs().double() / self.unit.to(g.device)).pow_(self.power)
+                yield power.mul_(size.double()).to(g.dtype).mul_(g.sign())
 
 
 def perturb_(
@@ -62,7 +62,7 @@ def perturb_(
     """weights += eps.
 
     Args:
-        layers: which of the perturbation's layers these are; left out, all.
+        layers: see `scalars`.
         visible_dtype: dtype in which forward sees the weights, if another.
 
     Returns:
@@ -71,7 +71,8 @@ def perturb_(
     if visible_dtype is not None:
         return perturb_measured_(weights, perturbation.eps(grads, layers=layers), visible_dtype)
     if perturbation.power == 1.0:
-        for w, g, size in zip(weights, grads, each(perturbation.size, grads, layers), strict=True):
+        sizes = scalars(perturbation.size, grads, layers)
+        for w, g, size in zip(weights, grads, sizes, strict=True):
             w.addcmul_(g, size)
     else:
         for w, eps in zip(weights, perturbation.eps(grads, layers=layers), strict=True):
@@ -79,27 +80,27 @@ def perturb_(
     return None
 
 
-_AT_ONCE = 2**21  # entries of which copies are made at a time
+_AT_ONCE = 2**21  # entries copied at a time
 
 
 def perturb_measured_(weights: Shards, eps: Iterable[Tensor], dtype: torch.dtype) -> Tensor:
-    """weights += eps. Returns [3, P]: local sums of (a.eps, a.a, eps.eps), where a is what `dtype`
-    shows of eps."""
+    """weights += eps. Returns [3, P]: local sums of (a.eps, a.a, eps.eps), where a is the change of
+    the weights rounded to `dtype`."""
     if not weights:
         return torch.zeros(3, 0, dtype=torch.float64)
-    coming, found = iter(eps), []
-    for some in _batches(weights):
-        steps = list(islice(coming, len(some)))
-        before = _shown(some, dtype, steps)
-        torch._foreach_add_(some, steps)
-        applied = _shown(some, dtype, steps)
+    remaining, sums = iter(eps), []
+    for batch in _batches(weights):
+        steps = list(islice(remaining, len(batch)))
+        before = _rounded(batch, dtype, steps)
+        torch._foreach_add_(batch, steps)
+        applied = _rounded(batch, dtype, steps)
         torch._foreach_sub_(applied, before)
-        found.append(products((applied, steps), (applied, applied), (steps, steps)))
-    return torch.cat(found, -1)
+        sums.append(products((applied, steps), (applied, applied), (steps, steps)))
+    return torch.cat(sums, -1)
 
 
 def _batches(weights: Shards) -> Iterator[list[Tensor]]:
-    """One after another, of so many layers together as have _AT_ONCE entries, or of one."""
+    """Consecutive layers that have at most _AT_ONCE entries together; a larger one alone."""
     batch: list[Tensor] = []
     size = 0
     for w in weights:
@@ -111,13 +112,13 @@ def _batches(weights: Shards) -> Iterator[list[Tensor]]:
     yield batch
 
 
-def _shown(weights: Shards, dtype: torch.dtype, like: Shards) -> list[Tensor]:
-    """The weights as `dtype` shows them, in the type of `like`."""
+def _rounded(weights: Shards, dtype: torch.dtype, like: Shards) -> list[Tensor]:
+    """The weights rounded to `dtype`, in the dtypes of `like`."""
     low = [torch.empty_like(w, dtype=dtype) for w in weights]
-    shown = [torch.empty_like(w, dtype=x.dtype) for w, x in zip(weights, like, strict=True)]
+    rounded = [torch.empty_like(w, dtype=x.dtype) for w, x in zip(weights, like, strict=True)]
     torch._foreach_copy_(low, list(weights))
-    torch._foreach_copy_(shown, low)
-    return shown
+    torch._foreach_copy_(rounded, low)
+    return rounded
 
 
 def model_perturbation(
@@ -130,28 +131,19 @@ def model_perturbation(
         rho: radius, in the units of the weights; a number, or [P] one per layer.
         reduce: one call of [P] at p = 2 and p = inf, three otherwise.
     """
-    grad_sq_norms = reduce(
-        dots(grads, grads)
-    )  # on the ranks' device; an offloaded shard is on the host
-    length = per_model(grad_sq_norms).sqrt()
+    grad_sq_norms = reduce(dots(grads, grads))  # on the ranks' device, also with offload
+    norm = per_model(grad_sq_norms).sqrt()
     if p == 2.0:
-        return Perturbation(
-            size=ratio(length.new_ones(()) * rho, length, otherwise=0.0),
-            grad_sq_norms=grad_sq_norms,
-        )
+        size = ratio(norm.new_ones(()) * rho, norm, otherwise=0.0)
+        return Perturbation(size=size, grad_sq_norms=grad_sq_norms)
     if math.isinf(p):
-        size = torch.where(length == 0, 0.0, torch.ones_like(length) * rho)
+        size = torch.where(norm == 0, 0.0, torch.ones_like(norm) * rho)
         return Perturbation(size=size, grad_sq_norms=grad_sq_norms, power=0.0)
-    return _p_perturbation(grads, grad_sq_norms, length, rho, p, reduce)
+    return _p_perturbation(grads, grad_sq_norms, rho, p, reduce)
 
 
 def _p_perturbation(
-    grads: Shards,
-    grad_sq_norms: Tensor,
-    length: Tensor,
-    rho: Tensor | float,
-    p: float,
-    reduce: Reduce,
+    grads: Shards, grad_sq_norms: Tensor, rho: Tensor | float, p: float, reduce: Reduce
 ) -> Perturbation:
     """Any other p. |g| is first divided by about its largest entry, so that |g|^q stays in range:
     the 32-norm is between the largest entry and N^(1/32) times it."""
@@ -161,12 +153,13 @@ def _p_perturbation(
         local = [(g.abs().double() / unit.to(g.device)).pow_(power).sum() for g in grads]
         return per_model(reduce(torch.stack(local)))[0]
 
-    first = torch.where(length[0] == 0, 1.0, length[0])
+    norm = per_model(grad_sq_norms).sqrt()
+    first = torch.where(norm[0] == 0, 1.0, norm[0])
     largest = power_sum(first, 32.0).pow(1 / 32) * first
     unit = torch.where(largest == 0, 1.0, largest)
     # eps = rho s^(q-1) / (sum s^q)^(1/p) with s = |g| / unit: the unit cancels, as (q-1) = q/p.
     total = power_sum(unit, q)
-    size = ratio(torch.ones_like(length) * rho, total.pow(1 / p), otherwise=0.0)
+    size = ratio(torch.ones_like(norm) * rho, total.pow(1 / p), otherwise=0.0)
     return Perturbation(size=size, grad_sq_norms=grad_sq_norms, power=q - 1.0, unit=unit)
 
 
@@ -181,19 +174,20 @@ def layer_perturbation(
         literal: the printed Algorithm 2 (see above) in place of the scale-free rule.
         reduce: one call of [2, P].
     """
-    weight2, grad_sq_norms = reduce(products((weights, weights), (grads, grads)))
-    size = rho * ratio(weight2, grad_sq_norms, otherwise=0.0).sqrt()
+    weight_sq_norms, grad_sq_norms = reduce(products((weights, weights), (grads, grads)))
+    size = rho * ratio(weight_sq_norms, grad_sq_norms, otherwise=0.0).sqrt()
     return Perturbation(size=size, grad_sq_norms=grad_sq_norms, power=0.0 if literal else 1.0)
 
 
 def cosine(sums: Tensor) -> Tensor:
-    """Cosine between what was added to the weights and eps, over the model; 0-dim float64.
+    """Cosine between the applied and the intended perturbation, over the model; 0-dim float64.
 
     Weights seen in 16 bits round a small eps away; 1 is perfect, and 1 if both are zero.
 
     Args:
         sums: [3, P] true sums of (applied.eps, applied.applied, eps.eps).
     """
-    along, applied2, intended2 = sums.sum(-1)
-    below = (applied2 * intended2).sqrt()
-    return torch.where(below == 0, (intended2 == 0).double(), ratio(along, below, otherwise=0.0))
+    product, applied_sq, intended_sq = sums.sum(-1)
+    norms = (applied_sq * intended_sq).sqrt()
+    neither = (intended_sq == 0).double()
+    return torch.where(norms == 0, neither, ratio(product, norms, otherwise=0.0))

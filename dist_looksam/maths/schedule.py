@@ -7,10 +7,10 @@ SCALINGS = ("none", "sqrt", "linear")
 
 
 def factor(step: int, *, steps: int, warmup: int, schedule: str) -> float:
-    """What the peak learning rate is multiplied by at `step`, counted from 0. In (0, 1].
+    """The factor in (0, 1] of the peak learning rate at `step`, counted from 0.
 
     Warm-up is linear: step 0 gets 1 / warmup, step warmup - 1 gets 1. After it, `cosine` and
-    `linear` fall towards 0, which they would reach at step `steps`, so no step is wasted.
+    `linear` decay towards 0, which they would reach at step `steps`: no step has a rate of 0.
     """
     if step < warmup:
         return (step + 1) / warmup
@@ -23,7 +23,7 @@ def factor(step: int, *, steps: int, warmup: int, schedule: str) -> float:
 
 
 def scaled_lr(lr: float, *, batch_size: int, base_batch: int, scaling: str) -> float:
-    """The learning rate found at `base_batch`, carried to `batch_size`.
+    """The learning rate tuned at `base_batch`, scaled to `batch_size`.
 
     sqrt keeps the noise of Adam-like updates (You et al., arXiv:1904.00962), linear that of SGD
     (Goyal et al., arXiv:1706.02677).

@@ -64,7 +64,7 @@ def products(*pairs: tuple[Shards, Shards], alike: bool = False) -> Tensor:
 
 
 def on_gpu(xs: Shards) -> bool:
-    """Whether a kernel for each layer would take longer to ask for than to run."""
+    """Whether launching a kernel for each layer would take longer than running it."""
     return any(x.is_cuda for x in xs)
 
 
@@ -79,15 +79,15 @@ def _row_of(numbers: list[Tensor]) -> Tensor:
 def squares(rows: Shards) -> Tensor:
     """[P] local ||x||^2, float64, of fp32 or fp64 vectors: on a GPU, few kernels for all layers.
 
-    A dot is a kernel or two for each of some hundred layers, which takes longer to ask for than
-    the sums themselves take.
+    A dot is a kernel or two for each of some hundred layers; launching those takes longer than the
+    sums themselves.
     """
-    full = [x for x in rows if x.numel()]
-    norms = iter(torch._foreach_norm(full) if full else [])
+    nonempty = [x for x in rows if x.numel()]
+    norms = iter(torch._foreach_norm(nonempty) if nonempty else [])
     return _row_of([next(norms) if x.numel() else x.new_zeros(()) for x in rows]).square()
 
 
-def copies(tensors: Shards) -> list[Tensor]:
+def clones(tensors: Shards) -> list[Tensor]:
     """Clones, by few kernels for all."""
     new = [torch.empty_like(t) for t in tensors]
     if new:
@@ -95,15 +95,15 @@ def copies(tensors: Shards) -> list[Tensor]:
     return new
 
 
-def each(column: Tensor, like: Shards, layers: Sequence[int] | None = None) -> list[Tensor]:
-    """[P] as one 0-dim number per layer, on the device and in the dtype of the layer's shard.
+def scalars(column: Tensor, like: Shards, layers: Sequence[int] | None = None) -> list[Tensor]:
+    """One 0-dim number of `column`, [P], per shard, on the shard's device and in its dtype.
 
-    layers: which of [P] the shards in `like` are; left out, all.
+    layers: index into [P] of every shard in `like`; by default they are all layers in order.
     """
     kinds = {(x.device, x.dtype) for x in like}
     cast = {kind: column.to(*kind).unbind() for kind in kinds}
-    places = range(len(column)) if layers is None else layers
-    return [cast[x.device, x.dtype][i] for i, x in zip(places, like, strict=True)]
+    layers = range(len(column)) if layers is None else layers
+    return [cast[x.device, x.dtype][i] for i, x in zip(layers, like, strict=True)]
 
 
 def ratio(over: Tensor, under: Tensor, *, otherwise: float) -> Tensor:

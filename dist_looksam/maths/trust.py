@@ -11,7 +11,7 @@ def trust_ratio(weights: Shards, updates: Shards, *, reduce: Reduce) -> Tensor:
 
     Args:
         weights, updates: shards of the weights and of the update before the learning rate.
-        reduce: one call of [2, P], whatever P is.
+        reduce: one call of [2, P].
 
     Returns:
         [P] float64, no unit, the same on every rank.

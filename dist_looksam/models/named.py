@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from dist_looksam.errors import ConfigError
-from dist_looksam.models.vit import Size, ViT
+from ..errors import ConfigError
+from .vit import Size, ViT
 
 SIZES = {
     "vit_ti16": Size(patch=16, dim=192, depth=12, heads=3),
@@ -20,19 +20,19 @@ SIZES = {
     "vit_28_p4": Size(patch=4, dim=64, depth=4, heads=2),
     "vit_8": Size(patch=2, dim=64, depth=4, heads=2),
 }
-# `auto`: the first whose patch fits and whose largest side is not exceeded.
+# `auto`: the first whose patch divides the image and whose largest side is not exceeded.
 _AUTO = [("vit_8", 16), ("vit_28", 28), ("vit_28_p4", 64), ("vit_s16", None)]
 
 
 def names() -> list[str]:
-    """What `create` takes besides timm names."""
+    """The names for `create` besides those of timm."""
     return ["auto", *SIZES]
 
 
 def resolve(name: str, image_shape: tuple[int, int, int]) -> str:
-    """The name `auto` stands for at this (C, H, W); any other name is returned unchanged.
+    """The model that `auto` stands for at this (C, H, W); any other name is returned unchanged.
 
-    Raises ConfigError where no size of ours fits the images.
+    Raises ConfigError if none of our sizes fits the images.
     """
     if name != "auto":
         return name
@@ -57,9 +57,9 @@ def create(
     """A new model that maps images [n, C, H, W] to logits [n, num_classes].
 
     `name` is one of `names()` or of timm's; `image_shape` is (C, H, W); `drop_path` in [0, 1) is
-    the probability that the last block's branches fall out. A timm model is returned as timm made
-    it, with no wrapper, so that names in its state_dict are timm's.
-    Raises ConfigError for an unknown name, a size that the patch does not divide, a bad rate.
+    the probability of dropping the last block's branches. A timm model is returned without wrapper,
+    so that names in its state_dict are timm's.
+    Raises ConfigError for an unknown name, a size that the patch does not divide, a wrong rate.
     """
     if not 0 <= drop_path < 1:
         raise ConfigError(f"drop_path must be in [0, 1), got {drop_path}; 0 turns it off.")
@@ -73,9 +73,9 @@ def create(
 
 
 def check(name: str, image_shape: tuple[int, int, int] | None) -> None:
-    """ConfigError for an unknown name, or a size that the patch does not divide; makes nothing.
+    """ConfigError for an unknown name, or a size that the patch does not divide; makes no model.
 
-    image_shape: None where it is not known yet.
+    image_shape: None if not yet known.
     """
     name = name if image_shape is None else resolve(name, image_shape)
     if name not in names():
@@ -94,7 +94,7 @@ def check(name: str, image_shape: tuple[int, int, int] | None) -> None:
 
 
 def _timm(name: str) -> Any:
-    """The library, which knows the name."""
+    """The library timm. ConfigError unless it is installed and has this model."""
     own = ", ".join(names())
     try:
         import timm
@@ -132,15 +132,13 @@ def _from_timm(
 
 
 def takes_keys(model: nn.Module) -> bool:
-    """Whether forward wants the samples' keys, seen through DDP, DeepSpeed and torch.compile."""
+    """Whether forward takes the samples' keys, also inside DDP, DeepSpeed and torch.compile."""
     inner: object = model
-    while True:
+    while isinstance(inner, nn.Module):
         if getattr(inner, "takes_keys", False):
             return True
-        below = getattr(inner, "module", None) or getattr(inner, "_orig_mod", None)
-        if not isinstance(below, nn.Module):
-            return False
-        inner = below
+        inner = getattr(inner, "module", None) or getattr(inner, "_orig_mod", None)
+    return False
 
 
 def call(model: nn.Module, images: Tensor, keys: Tensor | None) -> Tensor:
@@ -155,7 +153,7 @@ def call(model: nn.Module, images: Tensor, keys: Tensor | None) -> Tensor:
 def flops_per_image(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
     """Forward floating point operations of one (C, H, W) image.
 
-    By formula for our ViT, else counted in one forward in eval mode (the model's mode is put back).
+    By formula for our ViT, else counted in one forward in eval mode (the mode is then restored).
     """
     if isinstance(model, ViT):
         return model.flops_per_image()

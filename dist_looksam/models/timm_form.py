@@ -8,9 +8,9 @@ from .vit import Size
 
 
 def as_timm(weights: dict[str, Tensor], size: Size) -> tuple[dict[str, Tensor], str]:
-    """(the same weights as timm names and shapes them, how timm makes the model that takes them).
+    """(the same weights with timm's names and shapes, the call that makes timm's model for them).
 
-    timm's patches go through a convolution, ours through a matrix; its MLP is a module of its own.
+    timm embeds patches by a convolution, ours by a matrix; its MLP is a separate module.
     """
     patch, names = size.patch, {}
     for name, weight in weights.items():

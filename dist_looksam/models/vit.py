@@ -1,4 +1,4 @@
-"""The Vision Transformer (pre-norm, learned positions, mean over tokens), and what it costs."""
+"""The Vision Transformer (pre-norm, learned positions, mean over tokens), and its FLOPs."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 _DRAW_SEED = 0  # `keys` already carry the run's seed and the step; see `ViT.forward`
-_FIRST_STREAM = 1000  # leaves the streams below to augmentation, which draws from the same keys
+_FIRST_STREAM = 1000  # augmentation draws from the same keys with lower streams: data/draws.py
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,15 +23,15 @@ class Size:
 def drop_path(branch: Tensor, rate: float, keys: Tensor | None, stream: int) -> Tensor:
     """Zero whole samples of `branch` [n, ...] with probability `rate`, scale up the others.
 
-    With `keys` (int64 [n]) sample i falls out or not by a hash of (keys[i], stream) alone: the same
-    on any number of ranks, at any micro-batch size, and again in the second pass of a look. Without
-    keys torch's generator decides.
+    With `keys` (int64 [n]) a hash of (keys[i], stream) decides for sample i: the same on any number
+    of ranks, at any micro-batch size, and in both passes of a look. Without keys torch's generator
+    decides.
     Source: Huang et al., arXiv:1603.09382.
     """
     if keys is None:
         draw = torch.rand(branch.shape[0], device=branch.device)
     else:
-        from dist_looksam.data.draws import uniform
+        from ..data.draws import uniform
 
         draw = uniform(_DRAW_SEED, keys, stream)
     kept = (draw >= rate).to(branch.dtype) / (1 - rate)
@@ -81,15 +81,15 @@ class Block(nn.Module):
 class ViT(nn.Module):
     """Images [n, C, H, W] -> logits [n, num_classes]; no buffers, no class token.
 
-    The head reads the mean over tokens of the last LayerNorm. It starts as a normal of std 0.02: a
-    head of zeros, which others use, would hardly grow under LAMB and LARS, whose steps are relative
-    to ||w_i||. Blocks start Xavier uniform (q, k and v each), which is about std 0.03 at dim 768
-    and more in narrow models: with std 0.02 everywhere the 64-wide `vit_8` stays at 69 % on digits
-    after 150 steps of AdamW, where this start gives 95 %.
+    The head takes the mean over tokens of the last LayerNorm. Its initialisation is normal with std
+    0.02: a head of zeros, as others use, would hardly grow under LAMB and LARS, whose steps are
+    relative to ||w_i||. Blocks are Xavier uniform (q, k and v each), which is about std 0.03 at dim
+    768 and more in narrow models: with std 0.02 everywhere the 64-wide `vit_8` reaches 69 % on
+    digits after 150 steps of AdamW, with Xavier 95 %.
     `image_shape` is (C, H, W); H and W must be multiples of `size.patch`. `drop_path` is the rate
     of the last block; earlier blocks have proportionally less, the first none.
     Source: Dosovitskiy et al., arXiv:2010.11929; mean over tokens as in Beyer et al.,
-    arXiv:2205.01580; start as in their code, big_vision.
+    arXiv:2205.01580; initialisation as in their code, big_vision.
     """
 
     takes_keys = True
@@ -115,9 +115,9 @@ class ViT(nn.Module):
         )
         self.norm = nn.LayerNorm(size.dim, eps=1e-6)
         self.head = nn.Linear(size.dim, num_classes)
-        self._start()
+        self._init_weights()
 
-    def _start(self) -> None:
+    def _init_weights(self) -> None:
         dim = self.size.dim
         nn.init.normal_(self.pos_embed, std=dim**-0.5)
         for end in (self.patch_embed, self.head):
@@ -141,8 +141,8 @@ class ViT(nn.Module):
     def forward(self, images: Tensor, keys: Tensor | None = None) -> Tensor:
         """Logits [n, num_classes].
 
-        `keys`, int64 [n] on the images' device, name each sample's draws for this step (they must
-        differ between steps, or a sample always loses the same branches). Only drop-path uses them.
+        `keys`, int64 [n] on the images' device, are the seeds of drop-path. They must differ
+        between steps, or a sample always loses the same branches.
         """
         x = self.patch_embed(self._patches(images)) + self.pos_embed
         for block in self.blocks:
@@ -150,10 +150,10 @@ class ViT(nn.Module):
         return self.head(self.norm(x).mean(1))
 
     def flops_per_image(self) -> int:
-        """Forward floating point operations for one image: 2 per multiply-add of every product.
+        """Forward floating point operations of one image: 2 per multiply-add of matrix products.
 
-        LayerNorm, GELU, softmax and additions (about 1 %) are not counted, as usual. A backward
-        costs twice this.
+        LayerNorm, GELU, softmax and additions (about 1 %) are not counted. A backward costs twice
+        this.
         """
         tokens, dim = self.num_tokens, self.size.dim
         attention = 4 * tokens * dim * dim + 2 * tokens * tokens * dim

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ..errors import ConfigError
-from ..maths.shards import Reduce, Shards, copies, each, whole
+from ..maths.shards import Reduce, Shards, clones, scalars, whole
 from ..maths.trust import trust_ratio
 from .checks import check_real, check_whole
 
@@ -18,7 +18,7 @@ Pieces = Callable[[Tensor, Tensor], list[Tensor]]
 
 
 def in_one_piece(param: Tensor, like: Tensor) -> list[Tensor]:
-    """The layers inside `param`, as views of `like`: one, unless a backend flattened several."""
+    """The layers inside `param`, as views of `like`, which is laid out as `param`: one layer."""
     return [like]
 
 
@@ -69,7 +69,7 @@ class _Trusted(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         parts = [
-            self._part(params, group) for group in self.param_groups for params in _alike(group)
+            self._part(params, group) for group in self.param_groups for params in _by_kind(group)
         ]
         self._descend([part for part in parts if part.weights])
         return loss
@@ -100,24 +100,23 @@ class _Trusted(Optimizer):
             lengths = [len(part.weights) for part in trusted]
             ratios = list(trust_ratio(weights, updates, reduce=self.reduce).split(lengths))
         for part in parts:
-            updates, size = part.updates, part.lr
+            updates = part.updates
             if part.trusted:
-                column = ratios.pop(0).to(updates[0].device) * size
-                torch._foreach_mul_(updates, each(column, updates))
+                column = ratios.pop(0).to(updates[0].device) * part.lr
+                torch._foreach_mul_(updates, scalars(column, updates))
             else:
-                size = size.to(updates[0].dtype) if isinstance(size, Tensor) else size
-                torch._foreach_mul_(updates, size)
+                torch._foreach_mul_(updates, _factor(part.lr, updates))
             torch._foreach_sub_(part.weights, updates)
 
     def _slots(self, params: Shards, name: str) -> list[Tensor]:
-        """One tensor of the state per parameter, made of zeros where there is none."""
+        """One state tensor per parameter, zeros where there was none."""
         for p in params:
             if name not in self.state[p]:
                 self.state[p][name] = torch.zeros_like(p)
         return [self.state[p][name] for p in params]
 
     def _counts(self, params: Shards, alive: Any) -> Tensor:
-        """[len(params)] steps these have taken, this one included, at least 1; float64."""
+        """[len(params)] steps taken with each parameter, this one included, at least 1; float64."""
         steps = []
         for p in params:
             step = self.state[p].get("step", 0.0)
@@ -142,13 +141,13 @@ class _Part:
     trusted: bool
 
 
-def _alike(group: dict[str, Any]) -> list[list[Tensor]]:
+def _by_kind(group: dict[str, Any]) -> list[list[Tensor]]:
     """A group's parameters with a gradient, by device and dtype, as torch._foreach needs them."""
-    found: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    by_kind: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     for p in group["params"]:
         if p.grad is not None:
-            found.setdefault((p.device, p.dtype), []).append(p)
-    return list(found.values())
+            by_kind.setdefault((p.device, p.dtype), []).append(p)
+    return list(by_kind.values())
 
 
 def _factor(number: Any, like: Shards) -> Any:
@@ -197,12 +196,12 @@ class Lamb(_Trusted):
         torch._foreach_add_(ms, grads, alpha=1 - b1)
         torch._foreach_mul_(vs, _factor(1 - (1 - b2) * alive, vs))
         torch._foreach_addcmul_(vs, grads, grads, value=1 - b2)
-        below = list(torch._foreach_div(vs, each(1 - b2**steps, vs)))
-        torch._foreach_sqrt_(below)
-        torch._foreach_add_(below, group["eps"])
-        above = list(torch._foreach_div(ms, each(1 - b1**steps, ms)))
-        torch._foreach_div_(above, below)
-        return above
+        denominators = list(torch._foreach_div(vs, scalars(1 - b2**steps, vs)))
+        torch._foreach_sqrt_(denominators)
+        torch._foreach_add_(denominators, group["eps"])
+        directions = list(torch._foreach_div(ms, scalars(1 - b1**steps, ms)))
+        torch._foreach_div_(directions, denominators)
+        return directions
 
 
 class Lars(_Trusted):
@@ -231,7 +230,7 @@ class Lars(_Trusted):
         ms = self._slots(params, "momentum_buffer")
         torch._foreach_mul_(ms, _factor(1 - (1 - group["momentum"]) * alive, ms))
         torch._foreach_add_(ms, grads)
-        return copies(ms)
+        return clones(ms)
 
 
 _FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad)
@@ -258,8 +257,8 @@ def skips_on_device(base: Optimizer) -> bool:
 def guarded_step(base: Optimizer, finite: Tensor) -> bool:
     """base.step(), unless a gradient was not finite; `finite` is 0-dim bool, the same on all ranks.
 
-    What `skips_on_device` skips there. Any other base costs one host read, which is free on the
-    CPU. Returns whether base.step was called, so that its state has been made.
+    Bases of `skips_on_device` skip there. Any other costs one host read, which is free on the CPU.
+    Returns whether base.step was called, so that its state exists.
     """
     if finite.is_cuda and skips_on_device(base):
         step_unless(base, (~finite).float())

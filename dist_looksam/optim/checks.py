@@ -1,4 +1,4 @@
-"""Parameters and base optimizers that a step cannot train rightly: refused, one sentence each."""
+"""Checks of parameters and base optimizers: what a step cannot train correctly is refused."""
 
 import inspect
 import warnings
@@ -15,7 +15,7 @@ HALVES = (torch.float16, torch.bfloat16)
 
 
 def check_real(params: Iterable[Tensor]) -> None:
-    """ConfigError for complex parameters, of which norms and sums would see the real part alone."""
+    """ConfigError for complex parameters: norms and sums would use the real part only."""
     for p in params:
         if p.is_complex():
             raise ConfigError(
@@ -25,7 +25,7 @@ def check_real(params: Iterable[Tensor]) -> None:
 
 
 def check_no_fsdp1(params: Iterable[Tensor]) -> None:
-    """ConfigError for FSDP1's parameters, of which a rank has some entries."""
+    """ConfigError for FSDP1's flattened parameters."""
     for p in params:
         if getattr(p, "_is_flat_param", False) or getattr(p, "_fsdp_flattened", False):
             raise ConfigError(
@@ -36,7 +36,7 @@ def check_no_fsdp1(params: Iterable[Tensor]) -> None:
 
 
 def check_whole(params: Sequence[Tensor]) -> None:
-    """ConfigError for FSDP's parameters: norms of a rank's rows are not those of layers."""
+    """ConfigError for sharded parameters: the norm of a rank's shard is not that of the layer."""
     check_no_fsdp1(params)
     for p in params:
         if hasattr(p, "full_tensor"):
@@ -58,7 +58,7 @@ def check_fp32(params: Iterable[Tensor]) -> None:
 
 
 def warn_of_halves(params: Iterable[Tensor]) -> None:
-    """What `check_fp32` refuses, as a warning."""
+    """Like `check_fp32`, with a warning instead of the error."""
     try:
         check_fp32(params)
     except ConfigError as warning:

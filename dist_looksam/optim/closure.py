@@ -1,4 +1,4 @@
-"""A user's closure: called so that what it leaves are the gradients of one pass."""
+"""Calls a user's closure and checks that it zeroed the gradients of the pass before."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,22 +9,22 @@ from torch import Tensor
 from ..errors import ConfigError
 from ..maths.shards import Shards
 
-# Added to a gradient, and rounded away in it, each of these stays what it is.
+# Numbers so large that a gradient added to them is rounded away.
 _MARKS = {torch.float16: 2.0**15}
 _MARK = 2.0**100
 
 
 def with_cleared_gradients(closure: Callable[[], Any], params: Shards) -> Any:
-    """closure(), which must clear the gradients that it finds.
+    """closure(), which must clear the gradients of the pass before.
 
-    The first entry of every gradient is overwritten before. Reads from a device only where the
-    closure has kept the tensors, as zero_grad(set_to_none=False) does.
+    The first entry of every old gradient is overwritten with a mark. Reads from a device only where
+    the closure keeps the tensors, as zero_grad(set_to_none=False) does.
 
     Raises:
         ConfigError: it did not clear them.
     """
-    found = [p for p in params if p.grad is not None and p.grad.numel() and not p.grad.is_sparse]
-    before: list[Tensor] = [p.grad for p in found]  # type: ignore[misc]
+    dense = [p for p in params if p.grad is not None and p.grad.numel() and not p.grad.is_sparse]
+    before: list[Tensor] = [p.grad for p in dense]  # type: ignore[misc]
     with torch.no_grad():
         firsts = [g[(0,) * g.ndim] for g in before]
         marks = [_MARKS.get(g.dtype, _MARK) for g in before]
@@ -32,12 +32,12 @@ def with_cleared_gradients(closure: Callable[[], Any], params: Shards) -> Any:
             torch._foreach_zero_(firsts)
             torch._foreach_add_(firsts, marks)
     loss = closure()
-    kept = [
+    marked = [
         first == mark
-        for p, g, first, mark in zip(found, before, firsts, marks, strict=True)
+        for p, g, first, mark in zip(dense, before, firsts, marks, strict=True)
         if p.grad is g
     ]
-    if kept and bool(torch.stack([k.to(kept[0].device) for k in kept]).any()):
+    if marked and bool(torch.stack([m.to(marked[0].device) for m in marked]).any()):
         raise ConfigError(
             "the closure must zero the gradients before it computes them, got one that added to "
             "what was there; call optimizer.zero_grad() first in it, or let Engine do the step, "

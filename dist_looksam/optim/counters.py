@@ -1,4 +1,4 @@
-"""Where a run is: the numbers that say what the next step does."""
+"""The counters of a run: number of steps, and whether a skipped look must be repeated."""
 
 from typing import Any
 
@@ -9,22 +9,22 @@ from torch.optim import Optimizer
 from .rule import Rule
 
 
-class Counted(Optimizer):
-    """Counts steps, and remembers a look that was skipped."""
+class StepCounters(Optimizer):
+    """Counts steps, and records whether the last look was skipped."""
 
     rule: Rule
     _steps = 0
     _look_finite: Tensor | None = None
 
     def _take_counters(self, *_: Any) -> None:
-        """Take over the counters that came in the groups, if any did, and clear them from there.
+        """Move counters that a loader has put into the groups, if any, into this object.
 
-        DeepSpeed's loader of universal checkpoints fills groups, knows no other place, and tells
-        nobody. So whoever reads or writes a counter comes here first, and what is written stays.
+        DeepSpeed's loader of universal checkpoints fills the groups and calls no hook. So every
+        read and write of a counter calls this first.
         """
-        brought = [group.pop("sharpness") for group in self.param_groups if "sharpness" in group]
-        if brought:
-            self._count_from(brought[0])
+        loaded = [group.pop("sharpness") for group in self.param_groups if "sharpness" in group]
+        if loaded:
+            self._count_from(loaded[0])
 
     @property
     def steps(self) -> int:
@@ -38,11 +38,11 @@ class Counted(Optimizer):
         self._steps = steps
 
     def counters(self) -> dict[str, Any]:
-        """Where the run is, as numbers to be saved; the same on every rank."""
+        """The counters, for a checkpoint; the same on every rank."""
         return {"steps": self.steps, "owed": self.must_retry_look()}
 
     def load_counters(self, counters: dict[str, Any]) -> None:
-        """Go on from there. Other keys are passed over."""
+        """Continue from saved counters. Other keys are ignored."""
         self._take_counters()
         self._count_from(counters)
 
@@ -63,7 +63,7 @@ class Counted(Optimizer):
         self._look_finite = finite
 
     def may_look(self) -> bool:
-        """Before the first pass: whether this step may look. No rule needs the gradient to say."""
+        """Before the first pass: False if this step will not look, whatever its gradient is."""
         return self.looks()
 
     def looks(self) -> bool:
@@ -71,5 +71,5 @@ class Counted(Optimizer):
 
         Reads one number from the device if the last step looked, to know if it was skipped.
         """
-        remembers = any("g_v" in state for state in self.state.values())
-        return self.rule.looks(self.steps, remembers=remembers, owed=self.must_retry_look())
+        has_gv = any("g_v" in state for state in self.state.values())
+        return self.rule.looks(self.steps, has_gv=has_gv, must_retry=self.must_retry_look())

@@ -1,4 +1,4 @@
-"""What torch.distributed.checkpoint asks of an optimizer, and leaves of its state_dict."""
+"""How a two-gradient optimizer works with torch.distributed.checkpoint."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ def counters_in(state_dict: dict[str, Any]) -> dict[str, Any] | None:
     """The counters in a state_dict, or in its groups; None for another optimizer's state.
 
     Raises:
-        ConfigError: g_v is there without the counters, which tell when it is renewed.
+        ConfigError: there is g_v without the counters.
     """
     for place in (state_dict, *state_dict["param_groups"]):
         if "sharpness" in place:
@@ -25,10 +25,10 @@ def counters_in(state_dict: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def made_state(optimizer: Any) -> bool:
-    """True if the caller of `step` wants state made and nothing else, which then is done.
+    """Initialise empty state if that is why torch has called `step`; returns whether it was.
 
-    torch sets every gradient and learning rate to 0 and calls step without a closure. The base then
-    steps; g_v is 0. No step is counted.
+    torch then has set every gradient and learning rate to 0 and calls step without a closure. The
+    base steps, and g_v becomes 0. No step is counted.
     """
     groups = optimizer.param_groups
     params = [p for group in groups for p in group["params"] if p.requires_grad]

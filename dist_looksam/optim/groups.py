@@ -1,4 +1,4 @@
-"""rho and alpha of each group, in the base optimizer's groups, where a schedule can reach them."""
+"""rho and alpha per group, stored in the base optimizer's groups, so that schedulers reach them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,9 +17,9 @@ Group = dict[str, Any]
 
 
 def copied(params: Any) -> Any:
-    """What torch is given as `params`, in dictionaries of our own, since torch writes into them."""
+    """A copy of `params`, since torch writes into the group dictionaries it is given."""
     if isinstance(params, Tensor | dict):
-        return params  # torch says what is wrong
+        return params  # torch raises the error
     listed = list(params)
     if listed and isinstance(listed[0], dict):
         return [dict(group) for group in listed]
@@ -27,7 +27,7 @@ def copied(params: Any) -> Any:
 
 
 def keys_of(base: Optimizer) -> dict[str, str]:
-    """Under which keys rho and alpha stand in the groups: Adadelta has a rho, RMSprop an alpha."""
+    """The groups' keys for rho and alpha: Adadelta has a rho of its own, RMSprop an alpha."""
     return {name: f"sam_{name}" if name in base.defaults else name for name in CHECKS}
 
 
@@ -42,7 +42,7 @@ def check_names(group: Group, base: Optimizer) -> None:
 
 
 def completed(group: Group, base: Optimizer, *, defaults: dict[str, float]) -> Group:
-    """A group as the base is given it: with rho and alpha, its own or the defaults."""
+    """The group for the base optimizer, with rho and alpha: its own or the defaults."""
     check_names(group, base)
     params = group["params"]
     group = {**group, "params": [params] if isinstance(params, Tensor) else list(params)}
@@ -61,11 +61,11 @@ def place(own: list[Group], base: Optimizer, *, defaults: dict[str, float]) -> N
     default. A group of the base whose parameters differ is split in two or more.
 
     Args:
-        own: groups over the same parameters, with what the user wrote in them.
-        defaults: rho and alpha where no group names them.
+        own: groups over the same parameters, with the user's settings.
+        defaults: rho and alpha where no group has them.
 
     Raises:
-        ConfigError: a value is out of range, is set twice, or would not be obeyed.
+        ConfigError: a value is out of range, is set twice, or would have no effect.
     """
     keys = keys_of(base)
     for group in own:
@@ -79,7 +79,7 @@ def place(own: list[Group], base: Optimizer, *, defaults: dict[str, float]) -> N
         check_names(group, base)
         parts: dict[tuple[float, ...], list[int]] = {}
         for number, p in enumerate(group["params"]):
-            _check_obeyed(mine[id(p)], group, base)
+            _check_used(mine[id(p)], group, base)
             values = tuple(_value(n, mine[id(p)], group.get(keys[n]), defaults[n]) for n in keys)
             parts.setdefault(values, []).append(number)
         missing = [key for key in keys.values() if key not in group]
@@ -91,25 +91,25 @@ def place(own: list[Group], base: Optimizer, *, defaults: dict[str, float]) -> N
     base.filled_settings = filled  # type: ignore[attr-defined]
 
 
-def _value(name: str, own: Group, given: float | None, default: float) -> float:
-    """rho or alpha of one parameter; `given`: by the base's group."""
-    value = own.get(name, default if given is None else given)
-    if given is not None and value != given:
+def _value(name: str, own: Group, in_base: float | None, default: float) -> float:
+    """rho or alpha of one parameter; `in_base`: the value in the base's group."""
+    value = own.get(name, default if in_base is None else in_base)
+    if in_base is not None and value != in_base:
         raise ConfigError(
             f"{name} of a group must be set once, got {value} and, in the groups of the base "
-            f"optimizer, {given}; drop one."
+            f"optimizer, {in_base}; drop one."
         )
     CHECKS[name](value)
     return value
 
 
-def _check_obeyed(own: Group, given: Group, base: Optimizer) -> None:
-    """What a group says besides rho and alpha is the base's, where it must stand, too."""
+def _check_used(own: Group, in_base: Group, base: Optimizer) -> None:
+    """ConfigError for a setting other than rho and alpha that the base's group does not have."""
     for name, value in own.items():
         if name in (*CHECKS, "params", "param_names"):
             continue
-        if name not in given or not bool(value == given[name]):
-            got = f"{given[name]!r} there" if name in given else "nothing there"
+        if name not in in_base or not bool(value == in_base[name]):
+            got = f"{in_base[name]!r} there" if name in in_base else "nothing there"
             raise ConfigError(
                 f"{name} must be set in the groups of the base optimizer {type(base).__name__}, "
                 f"which uses it, got {value!r} beside it and {got}; set it there alone."
@@ -119,19 +119,19 @@ def _check_obeyed(own: Group, given: Group, base: Optimizer) -> None:
 def _split(
     group: Group, parts: dict[tuple[float, ...], list[int]]
 ) -> list[tuple[tuple[float, ...], Group]]:
-    """A group for each part, the first of which is the group itself."""
+    """A group for each part; the first part stays in `group` itself."""
     if len(parts) > 1 and "initial_lr" in group:
         raise ConfigError(
             f"a group of the base optimizer must have one rho and one alpha, got {len(parts)} of "
             f"them and a scheduler that counts groups already; give both optimizers the same "
             f"groups, or make the scheduler later."
         )
-    found: list[tuple[tuple[float, ...], Group]] = []
+    split: list[tuple[tuple[float, ...], Group]] = []
     whole = dict(group)
     for values, numbers in parts.items():
-        part = group if not found else dict(whole)
+        part = dict(whole) if split else group
         for name in ("params", "param_names"):
             if name in whole:
                 part[name] = [whole[name][n] for n in numbers]
-        found.append((values, part))
-    return found
+        split.append((values, part))
+    return split

@@ -1,4 +1,4 @@
-"""The second pass sees what the first saw: the same random numbers, and buffers left alone."""
+"""The second pass of a look draws the first one's random numbers and leaves buffers unchanged."""
 
 import random
 from collections.abc import Iterator
@@ -14,11 +14,8 @@ from torch.nn.parameter import is_lazy
 
 def running_statistics(model: nn.Module) -> list[Tensor]:
     """The buffers that a forward in training mode changes: running means, variances, counts."""
-    found: list[Tensor] = []
-    for module in model.modules():
-        if getattr(module, "track_running_stats", False):
-            found += [b for b in module.buffers(recurse=False) if b is not None]
-    return found
+    normalised = [m for m in model.modules() if getattr(m, "track_running_stats", False)]
+    return [b for m in normalised for b in m.buffers(recurse=False) if b is not None]
 
 
 _LARGE = 2**16  # entries; whole numbers beyond are tables and packed weights, not counts
@@ -26,7 +23,7 @@ _LARGE = 2**16  # entries; whole numbers beyond are tables and packed weights, n
 
 @dataclass
 class _Buffer:
-    """A buffer at one moment: where it is, the tensor that was there, and a copy of its entries."""
+    """A buffer at one moment: its module and name, the tensor, and a copy of its entries."""
 
     owner: nn.Module
     name: str
@@ -34,13 +31,13 @@ class _Buffer:
     copy: Tensor
 
     def now(self) -> Tensor | None:
-        """What is there now, if it has the same shape."""
+        """The buffer of that name now, if it has the same shape."""
         tensor = getattr(self.owner, self.name)
         return tensor if tensor is not None and tensor.shape == self.copy.shape else None
 
 
 def _may_change(b: Tensor) -> bool:
-    """False for what no forward can write to, and for large tables of whole numbers."""
+    """False for tensors that forward cannot write to, and for large tables of whole numbers."""
     overlaps = any(s == 0 and n > 1 for s, n in zip(b.stride(), b.shape, strict=True))
     return not (overlaps or b.is_inference()) and (b.is_floating_point() or b.numel() < _LARGE)
 
@@ -59,7 +56,7 @@ def _buffers(model: nn.Module | None) -> list[_Buffer]:
 @torch.no_grad()
 def _put_back(buffers: list[_Buffer]) -> None:
     for b in buffers:
-        if getattr(b.owner, b.name) is not b.tensor:  # forward has put another in place
+        if getattr(b.owner, b.name) is not b.tensor:  # forward has replaced it
             setattr(b.owner, b.name, b.tensor)
         b.tensor.copy_(b.copy)
 
@@ -78,11 +75,11 @@ def _set_random(state: tuple[Any, ...]) -> None:
 
 
 class Replay:
-    """Remembers random numbers and buffers before a pass, to run the pass once more.
+    """Saves random states and buffers before a pass, to run the pass once more.
 
     Covers torch's default generators of the CPU and of every CUDA device, Python's `random` and
-    NumPy's global generator; all of their states lie on the host. A generator of the caller's own,
-    and buffers outside `model`, are not seen: what a loss draws from one differs between the two
+    NumPy's global generator; all of their states are on the host. A generator of the caller's own
+    and buffers outside `model` are not covered: draws from such a generator differ between the two
     passes. One state covers all micro-batches, since both passes draw in the same order.
 
     Args:
@@ -97,7 +94,7 @@ class Replay:
 
     @contextmanager
     def again(self) -> Iterator[None]:
-        """Inside: the random numbers of the first pass. After: everything as one pass leaves it."""
+        """Inside: the random numbers of the first pass. After: states as one pass leaves them."""
         after = _random()
         buffers = _buffers(self.model)
         _set_random(self._before)
@@ -109,16 +106,13 @@ class Replay:
 
     @torch.no_grad()
     def undo(self) -> None:
-        """Everything as before the first pass, after an exception."""
+        """After an exception: states and buffers as before the first pass."""
         _set_random(self._before)
         _put_back(self._buffers_before)
 
     @torch.no_grad()
     def undo_buffers(self, unless: Tensor) -> None:
-        """A skipped step leaves the buffers as they were before it; `unless`: 0-dim bool.
-
-        Nothing is read from a device.
-        """
+        """After a skipped step: buffers as before it. `unless`: 0-dim bool, not read from a GPU."""
         if not unless.is_cuda and bool(unless):
             return
         for b in self._buffers_before:

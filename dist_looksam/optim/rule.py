@@ -1,4 +1,4 @@
-"""When to look, and which gradient the base then gets: one method's settings, with no state."""
+"""When to look, and which gradient the base optimizer gets: a method's settings, without state."""
 
 from dataclasses import dataclass
 
@@ -18,6 +18,12 @@ def check_choice(name: str, got: object, allowed: tuple[str, ...]) -> None:
     """Raise ConfigError unless `got` is one of `allowed`."""
     if got not in allowed:
         raise ConfigError(f"{name} must be one of {', '.join(allowed)}, got {got!r}.")
+
+
+def check_k(k: object) -> None:
+    """Raise ConfigError unless k is a whole number >= 1."""
+    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+        raise ConfigError(f"k must be a whole number >= 1, got {k}. 1 looks every step.")
 
 
 def check_rho(rho: float) -> None:
@@ -59,8 +65,7 @@ class Rule:
         check_choice("layer_ascent", self.layer_ascent, LAYER_ASCENTS)
         check_choice("decompose", self.decompose, SCOPES)
         check_choice("reuse", self.reuse, REUSES)
-        if isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1:
-            raise ConfigError(f"k must be a whole number >= 1, got {self.k}. 1 looks every step.")
+        check_k(self.k)
         if not self.p > 1:
             raise ConfigError(f"p must be > 1 (inf is allowed), got {self.p}. The usual p is 2.")
         if self.ascent == "layer" and self.p != 2:
@@ -71,14 +76,14 @@ class Rule:
         """Which layers share a number in the decomposition and the reuse."""
         return per_layer if self.decompose == "layer" else per_model
 
-    def looks(self, step: int, *, remembers: bool, owed: bool) -> bool:
+    def looks(self, step: int, *, has_gv: bool, must_retry: bool) -> bool:
         """True if this step, counted from 0, computes the second gradient.
 
-        `remembers`: there is a g_v. `owed`: the last step looked, and was skipped.
+        `must_retry`: the last step looked and was skipped.
         """
         if self.ascent is None:
             return False
-        return step % self.k == 0 or owed or (self.reuses_gv and not remembers)
+        return step % self.k == 0 or must_retry or (self.reuses_gv and not has_gv)
 
     def perturbation(
         self, weights: Shards, grads: Shards, *, rho: Tensor | float, reduce: Reduce
@@ -92,27 +97,22 @@ class Rule:
     def learn(
         self, sam: Shards, grads: Shards, *, clip: float | None, reduce: Reduce
     ) -> look.Update:
-        """What the base gets on a look."""
+        """The update on a look."""
         return look.learn(sam, grads, scope=self.scope, clip=clip, reduce=reduce)
 
     def reuse_step(
         self,
         grads: Shards,
-        kept: Shards | None,
+        gv: Shards | None,
         *,
         alpha: Tensor | float,
         clip: float | None,
         reduce: Reduce,
     ) -> look.Update:
-        """What the base gets on any other step; `kept` is g_v, or None for the plain g."""
-        if kept is None:
+        """The update of any other step; without g_v the base gets g."""
+        if gv is None:
             return look.plain(grads, clip=clip, reduce=reduce)
+        natural, scope = self.reuse == "natural", self.scope
         return look.reuse(
-            grads,
-            kept,
-            alpha=alpha,
-            natural=self.reuse == "natural",
-            scope=self.scope,
-            clip=clip,
-            reduce=reduce,
+            grads, gv, alpha=alpha, natural=natural, scope=scope, clip=clip, reduce=reduce
         )

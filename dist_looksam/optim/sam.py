@@ -17,9 +17,9 @@ class SAM(Sharpness):
         base_optimizer: an instance over the same parameters.
         rho: radius of the ascent; with scope "layer" relative to ||w_i||.
         p: norm of the ascent, in (1, inf].
-        k: look every k-th step, plain gradient between (SAM-5 of the LookSAM paper).
+        k: look at every k-th step; g itself at the others (SAM-5 of the LookSAM paper).
         scope: "model" or "layer" ascent. layer_ascent: "scaled" or "literal".
-        model: whose buffers (BatchNorm statistics) one step leaves as one pass would.
+        model: a step changes its buffers (BatchNorm statistics) as one pass would.
 
     Source: Foret et al., arXiv:2010.01412; layer scope: Liu et al., arXiv:2203.02714.
     """
@@ -41,7 +41,7 @@ class SAM(Sharpness):
 
 
 class LookSAM(Sharpness):
-    """LookSAM: the second gradient every k-th step; its new part g_v is reused between.
+    """LookSAM: the second gradient at every k-th step; its part g_v is reused at the others.
 
     Args:
         params, base_optimizer, rho, p, model: as in `SAM`.

@@ -1,4 +1,4 @@
-"""What a step saw, as numbers that the host has not read yet."""
+"""The statistics of one step, as tensors that the host has not read yet."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -11,7 +11,7 @@ from ..maths.shards import Reduce, Shards
 
 
 class Probe(Protocol):
-    """Called on every look, before anything is overwritten."""
+    """Called at every look, before the gradients are overwritten."""
 
     def __call__(
         self, *, step: int, grads: Shards, sam: Shards, update: Update, reduce: Reduce
@@ -20,12 +20,12 @@ class Probe(Protocol):
 
 @dataclass(frozen=True)
 class Seen:
-    """What one step did. Tensors are 0-dim, on the device, and not yet read by the host.
+    """Statistics of one step. Tensors are 0-dim, on the device, and not yet read by the host.
 
     grad_norm     ||g||, neither clipped nor scaled.
     update_norm   norm of the gradient that the base got: after look or reuse, after clipping.
-    gv_norm       ||g_v||; None where the method has none at this step.
-    eps_cosine    between applied and intended perturbation; None unless asked for.
+    gv_norm       ||g_v||; None if this step used none.
+    eps_cosine    between applied and intended perturbation; None if both have the same dtype.
     """
 
     look: bool
@@ -44,7 +44,7 @@ class Seen:
     def of(
         cls, update: Update, *, look: bool, gv_sq_norm: Tensor | None, eps_cosine: Tensor | None
     ):
-        """From the squared sums of a step."""
+        """From the squared norms of a step."""
         return cls(
             look=look,
             finite=update.finite,
@@ -56,6 +56,6 @@ class Seen:
 
     @classmethod
     def skipped(cls, *, look: bool):
-        """A step that was given up for a gradient that is not finite."""
-        nothing = torch.tensor(torch.nan)
-        return cls(look, torch.tensor(False), nothing, nothing)
+        """A step that was skipped for a gradient that is not finite."""
+        unknown = torch.tensor(torch.nan)
+        return cls(look, torch.tensor(False), unknown, unknown)

@@ -1,8 +1,7 @@
-"""A base optimizer, plus which gradient it gets.
+"""An optimizer around a base optimizer: decides which gradient the base gets.
 
-The optimizer that the user gives does the update; this one decides which gradient it gets. Both
-share `param_groups` and `state`, so a scheduler on either reaches both, and the second gradient's
-memory g_v is saved with the base's own state, as `state[param]["g_v"]`.
+Both share `param_groups` and `state`, so a scheduler works on either, and g_v is saved with the
+base's own state, as `state[param]["g_v"]`.
 """
 
 from collections.abc import Callable
@@ -23,24 +22,24 @@ from .step import TwoGradients
 
 
 class Sharpness(TwoGradients):
-    """A base optimizer plus a `Rule` of which gradient it gets. Users take one of the subclasses.
+    """A base optimizer plus a `Rule`. Users take one of the subclasses.
 
     Args:
         params: the parameters, or group dictionaries, which may carry their own `rho`, `alpha`.
         base_optimizer: an instance over the same parameters.
-        rule: when to look and what to keep.
-        rho, alpha: defaults for groups that name none.
-        model: whose buffers (BatchNorm statistics) one step leaves as one pass would.
+        rule: when to look, and which gradient the base gets.
+        rho, alpha: defaults for groups without them.
+        model: a step changes its buffers (BatchNorm statistics) as one pass would.
 
     Attributes: as of `TwoGradients`, and
-        module: the one that Engine trains, which must have the parameters of groups added later.
+        module: the one that Engine trains; it must have the parameters of groups added later.
 
     Raises:
         ConfigError: a setting is out of range, or `params` are not those of the base.
     """
 
     def __new__(cls, _: Any = None, base_optimizer: Any = None, *__: Any, **___: Any) -> Any:
-        """ConfigError for an optimizer's class as base, before its lr=... is a TypeError."""
+        """ConfigError for a class as base, before Python raises a TypeError for its lr=..."""
         if isinstance(base_optimizer, type):
             check_base(base_optimizer)
         return super().__new__(cls)
@@ -88,7 +87,7 @@ class Sharpness(TwoGradients):
         self._settings_before = []
 
     def _keep_settings(self, *_: Any) -> None:
-        """rho and alpha, for groups loaded from a plain optimizer's state, which have none."""
+        """Remember rho and alpha: groups loaded from a plain optimizer's state have none."""
         self._settings_before = [
             {self._keys[name]: self.setting(group, name) for name in self._own}
             for group in self.base_optimizer.param_groups
@@ -124,10 +123,10 @@ class Sharpness(TwoGradients):
                 accumulates.
 
         Raises:
-            ConfigError: no closure, or one that added to gradients that were there before; then
-                weights and state are as they were, and gradients are to be zeroed.
+            ConfigError: no closure, or one that added to the gradients before it; weights and state
+                are then unchanged, and the caller must zero the gradients.
         """
-        if self.driver is not None:  # called by DeepSpeed, for which its backend has work
+        if self.driver is not None:  # DeepSpeed calls this in its own step
             self.driver()
             return None
         if hasattr(self.base_optimizer, "skip_synchronize"):  # its hooks may still be reducing
@@ -151,7 +150,7 @@ class Sharpness(TwoGradients):
                 loss = with_cleared_gradients(closure, self._layers())
             if self.looks():
                 self.perturb()
-                self.zero_grad()  # for a closure that does not, and was given none to zero
+                self.zero_grad()  # if the closure does not: unseen where its first call found none
                 with torch.enable_grad(), replay.again():
                     closure()
             seen = self.update()
@@ -163,12 +162,12 @@ class Sharpness(TwoGradients):
         return loss
 
     def mark_stepped(self) -> None:
-        """Tell torch's schedulers, on either object, that a step came before theirs."""
+        """Show torch's schedulers, on either object, that the optimizer has stepped before them."""
         for optimizer in (self, self.base_optimizer):
             optimizer._opt_called = True  # type: ignore[attr-defined]
 
     def first_step(self, *_: Any, **__: Any) -> None:
-        """ConfigError: a step is one call here."""
+        """Always ConfigError: other SAM implementations have two calls, this one has `step`."""
         raise ConfigError(
             f"a step must be one call of step(closure), got {type(self).__name__}.first_step or "
             f"second_step; pass a closure that zeroes, computes, calls backward and returns the "
@@ -185,15 +184,15 @@ class Sharpness(TwoGradients):
         """The base's state with g_v in it, in torch's form, plus the counters."""
         counters = self.counters()
         saved = self.base_optimizer.state_dict()
-        # In the groups, too: torch.distributed.checkpoint keeps these and the state, nothing else.
+        # In the groups, too: torch.distributed.checkpoint saves only these and the state.
         groups = [{**group, "sharpness": counters} for group in saved["param_groups"]]
         return {**saved, "param_groups": groups, "sharpness": counters}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue as saved; mid-cycle too. A state without g_v looks on its next step.
+        """Continue as saved, also between two looks. Without g_v the next step looks.
 
         Raises:
-            ConfigError: g_v is there without the counters, which tell when it is renewed.
+            ConfigError: there is g_v without the counters.
         """
         counters = counters_in(state_dict)
         self.base_optimizer.load_state_dict(

@@ -1,7 +1,7 @@
 """One step with one gradient or two, in parts that the closure form and all backends share.
 
-Numbers come first, with all that is sent over ranks: `perturbation`, `decide`. They are then
-applied to all parameters at once, or to some at a time: `perturb_`, `apply_`.
+`perturbation` and `decide` compute numbers per layer, with all collectives. `perturb_` and `apply_`
+then write to all parameters at once, or to some at a time.
 """
 
 from collections.abc import Callable
@@ -15,21 +15,21 @@ from torch.optim import Optimizer
 from ..errors import ConfigError
 from ..maths.ascent import Perturbation, cosine, perturb_
 from ..maths.look import Update
-from ..maths.shards import Reduce, Shards, copies, dots, whole
+from ..maths.shards import Reduce, Shards, clones, dots, whole
 from .base import Pieces, guarded_step, in_one_piece
-from .counters import Counted
+from .counters import StepCounters
 from .rule import Rule
 from .seen import Probe, Seen
 
 
-class TwoGradients(Counted):
-    """The step of an optimizer around `base_optimizer`, whose groups and state are its own.
+class TwoGradients(StepCounters):
+    """The step of an optimizer around `base_optimizer`; both have the same groups and state.
 
     Attributes:
-        rule: when to look and what to keep.
-        seen: what the last step did.
-        clip: maximum norm of the gradient passed to the base; None for none.
-        probe: called on looks.
+        rule: when to look, and which gradient the base gets.
+        seen: statistics of the last step.
+        clip: maximum norm of the gradient passed to the base; None for no clipping.
+        probe: called at looks.
     """
 
     base_optimizer: Optimizer
@@ -37,7 +37,7 @@ class TwoGradients(Counted):
     _keys: dict[str, str]  # under which the base's groups hold them
 
     def _begin(self, rule: Rule, model: nn.Module | None) -> None:
-        """No step taken, bound to no backend."""
+        """Attributes before the first step, without a backend."""
         self.rule, self.model = rule, model
         self.clip: float | None = None
         self.probe: Probe | None = None
@@ -54,7 +54,7 @@ class TwoGradients(Counted):
 
     @property
     def perturbed(self) -> bool:
-        """Between the two passes of a look, and until it is finished."""
+        """True from the first pass of a look until it is finished."""
         return self._perturbed is not None
 
     def bind(
@@ -67,17 +67,17 @@ class TwoGradients(Counted):
         group_of: dict[Tensor, int] | None = None,
         device: torch.device | None = None,
     ) -> None:
-        """Train on a backend, which looks after running statistics.
+        """Train on a backend, which restores running statistics itself.
 
         Args:
             pieces: the layers inside one parameter, where several were flattened.
             reduce: adds sums over the ranks that split a layer.
             visible_dtype: dtype in which forward sees the weights, if another; looks then report
                 the cosine between applied and intended perturbation.
-            driver: what `step` calls from now on.
+            driver: `step` calls this from now on.
             group_of: each parameter's group, where `param_groups` does not hold the parameters
                 between steps.
-            device: of what `reduce` returns, where parameters are on another.
+            device: of the sums that `reduce` returns, where parameters are on another.
         """
         self.pieces, self.reduce, self.visible_dtype = pieces, reduce, visible_dtype
         self.driver, self._group_of, self._device, self.model = driver, group_of, device, None
@@ -85,8 +85,7 @@ class TwoGradients(Counted):
         if hasattr(base, "pieces"):
             base.pieces, base.reduce = pieces, reduce
 
-    # What the step works on: parameters, and the layers in them. A parameter without a gradient
-    # takes no part.
+    # Parameters and the layers in them. A parameter without a gradient takes no part in a step.
 
     def _layers(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
@@ -100,7 +99,7 @@ class TwoGradients(Counted):
         return params, [p.grad for p in params]  # type: ignore[misc]
 
     def setting(self, group: dict[str, Any], name: str) -> float:
-        """rho or alpha of a group; the default where the group came by the base and has none."""
+        """rho or alpha of a group; the default if the group was added to the base without one."""
         return group.setdefault(self._keys[name], self._own[name])
 
     def column(self, name: str, params: Shards) -> Tensor | float:
@@ -129,12 +128,12 @@ class TwoGradients(Counted):
 
     @torch.no_grad()
     def perturb(self, *, average_: Callable[[Shards], None] | None = None) -> Tensor:
-        """After the first pass: keep w and g, and put w + eps in place of w.
+        """After the first pass: keep copies of w and g, and replace w by w + eps.
 
         Args:
-            average_: given, gradients are this rank's own and so is eps; it replaces them by their
-                mean over ranks, for the decomposition. A parameter that this rank has not used has
-                a gradient of zero, since other ranks may have used it.
+            average_: for eps from this rank's own gradients: replaces tensors by their mean over
+                ranks, here the kept g. A parameter that this rank has not used has a gradient of
+                zero, since other ranks may have used it.
 
         Returns:
             0-dim bool: this rank's g is finite.
@@ -144,7 +143,7 @@ class TwoGradients(Counted):
             params = [p for p in self._layers() if p.requires_grad]
             grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
         perturbation = self.perturbation(params, self._split(params, grads))
-        grads = copies(grads)  # DDP may own the memory behind .grad
+        grads = clones(grads)  # DDP may own the memory behind .grad
         self.perturb_(params, grads, perturbation)
         if average_ is not None:
             average_(grads)
@@ -162,7 +161,7 @@ class TwoGradients(Counted):
 
     @torch.no_grad()
     def perturb_(self, params: Shards, grads: Shards, perturbation: Perturbation) -> None:
-        """Put w + eps in place of w in some or all parameters. Keeps copies of w, and `grads`,
+        """Replace w by w + eps in some or all parameters. Keeps copies of w, and `grads` itself,
         which `apply_` writes to."""
         self.keep(params, grads)
         sums = perturb_(
@@ -174,17 +173,18 @@ class TwoGradients(Counted):
         )
         if sums is not None and self._perturbed is not None:
             self._perturbed.cosine_sums.append(sums)
-        torch.clear_autocast_cache()  # or forward under a caller's autocast would see the old w
+        torch.clear_autocast_cache()  # else forward under a caller's autocast would see the old w
 
     @torch.no_grad()
     def perturb_whole_(self, params: Shards, weights: Shards, grads: Shards) -> Tensor:
-        """w + eps from this rank's own gradient, where `params` are its slices of the layers.
+        """Perturb whole layers along this rank's own gradient, where `params` are its shards of
+        them. Call `keep` before. No collective.
 
         Args:
-            weights, grads: the whole layers, one shard each; weights are written to. After `keep`.
+            weights, grads: the whole layers; weights are written to.
 
         Returns:
-            0-dim bool: this rank's g is finite. No collective.
+            0-dim bool: this rank's g is finite.
         """
         perturbation = self.rule.perturbation(
             weights, grads, rho=self.column("rho", params), reduce=whole
@@ -196,61 +196,59 @@ class TwoGradients(Counted):
         return perturbation.finite
 
     def keep(self, params: Shards, grads: Shards) -> None:
-        """Keep copies of w, and `grads`, which hold g, until the end of the step."""
+        """Keep copies of w, and `grads` itself, which holds g, until the end of the step."""
         if self._perturbed is None:
             self._perturbed = _Perturbed()
-        self._perturbed.weights.update(zip(params, copies(params), strict=True))
+        self._perturbed.weights.update(zip(params, clones(params), strict=True))
         self._perturbed.grads.update(zip(params, grads, strict=True))
 
     @torch.no_grad()
     def restore(self, params: Shards | None = None) -> None:
-        """Put these weights back, or all, bit for bit. Does nothing where they are."""
-        kept = self._perturbed.weights if self._perturbed is not None else {}
-        moved = [p for p in (list(kept) if params is None else params) if p in kept]
+        """Restore w of these parameters, or of all, bit for bit; of those that are perturbed."""
+        weights = self._perturbed.weights if self._perturbed is not None else {}
+        moved = [p for p in (list(weights) if params is None else params) if p in weights]
         if moved:
-            torch._foreach_copy_(moved, [kept.pop(p) for p in moved])
+            torch._foreach_copy_(moved, [weights.pop(p) for p in moved])
             torch.clear_autocast_cache()
 
     def abandon(self) -> None:
-        """After an exception: this step has never begun."""
+        """After an exception: weights and groups as before the step."""
         self.param_groups = self.base_optimizer.param_groups  # DeepSpeed may have shown one of them
         self.restore()
         self._perturbed = None
 
     def decide(self, params: Shards, layer_grads: Shards) -> Update:
-        """After the last pass: what the base gets, in numbers; writes nothing.
+        """After the last pass: the update of this step; writes nothing.
 
         Args:
             layer_grads: shards of the last pass's gradient, one for each layer of `params`.
         """
         self._number(params)
-        rule, clip, reduce = self.rule, self.clip, self.reduce
-        if self._perturbed is None:
-            kept = self._split(params, self._gv(params)) if rule.reuses_gv else None
+        rule, clip, reduce, look = self.rule, self.clip, self.reduce, self._perturbed
+        if look is None:
+            gv = self._split(params, self._gv(params)) if rule.reuses_gv else None
             alpha = self.column("alpha", params)
-            return rule.reuse_step(layer_grads, kept, alpha=alpha, clip=clip, reduce=reduce)
-        sam, grads = layer_grads, self._split(params, self._perturbed.grads_of(params))
+            return rule.reuse_step(layer_grads, gv, alpha=alpha, clip=clip, reduce=reduce)
+        sam, grads = layer_grads, self._split(params, look.grads_of(params))
         update = rule.learn(sam, grads, clip=clip, reduce=reduce)
         if self.probe is not None:
-            self.probe(step=self.steps, grads=grads, sam=sam, update=update, reduce=self.reduce)
-        if self._perturbed.cosine_sums:
-            self._perturbed.eps_cosine = cosine(
-                self.reduce(torch.cat(self._perturbed.cosine_sums, -1))
-            )
+            self.probe(step=self.steps, grads=grads, sam=sam, update=update, reduce=reduce)
+        if look.cosine_sums:
+            look.eps_cosine = cosine(reduce(torch.cat(look.cosine_sums, -1)))
         return update
 
     @torch.no_grad()
     def apply_(self, params: Shards, update: Update) -> None:
-        """In these parameters: restore w, give the base its gradient, let it step, keep g_v."""
+        """In these parameters: restore w, pass the gradient to the base, step it, store g_v."""
         self.restore(params)
         grads: list[Tensor] = [p.grad for p in params]  # type: ignore[misc]
         shards, layers = self._split(params, grads), self._numbers(params)
         new: list[Tensor] = []
         if self._perturbed is not None:
-            new = self._perturbed.grads_of(params)  # g is not needed after this: g_v's memory
-            learnt = self._split(params, new)
-            update.learn_(shards, learnt, layers=layers)
-            self._perturbed.gv_sums.append(dots(learnt, learnt).sum())
+            new = self._perturbed.grads_of(params)  # holds g, then g_v: g is not needed after this
+            new_gv = self._split(params, new)
+            update.learn_(shards, new_gv, layers=layers)
+            self._perturbed.gv_sums.append(dots(new_gv, new_gv).sum())
         elif self.rule.reuses_gv:
             update.reuse_(shards, self._split(params, self._gv(params)), layers=layers)
         if self.clip is not None:
@@ -260,14 +258,13 @@ class TwoGradients(Counted):
 
     def finish(self, update: Update) -> Seen:
         """After `apply_` on all parameters: report the step and count it. One reduce on looks."""
-        perturbed, self._perturbed = self._perturbed, None
-        if perturbed is None:
-            gv = update.gv_sq_norm if self.rule.reuses_gv else None
-            return self._count(Seen.of(update, look=False, gv_sq_norm=gv, eps_cosine=None))
-        total = sum(perturbed.gv_sums, update.size.new_zeros(()))
-        gv = self.reduce(total.view(1))[0]
-        cos = perturbed.eps_cosine
-        return self._count(Seen.of(update, look=True, gv_sq_norm=gv, eps_cosine=cos))
+        look, self._perturbed = self._perturbed, None
+        if look is None:
+            gv, cos = update.gv_sq_norm if self.rule.reuses_gv else None, None
+        else:
+            total = sum(look.gv_sums, update.size.new_zeros(()))
+            gv, cos = self.reduce(total.view(1))[0], look.eps_cosine
+        return self._count(Seen.of(update, look=look is not None, gv_sq_norm=gv, eps_cosine=cos))
 
     @torch.no_grad()
     def update(self) -> Seen:
@@ -275,7 +272,7 @@ class TwoGradients(Counted):
         self.restore()
         params, grads = self._active()
         if self._perturbed is not None:
-            for p in params:  # one that the first pass did not use had a gradient of zero
+            for p in params:  # the first pass did not use all: their g is zero
                 if p not in self._perturbed.grads:
                     self._perturbed.grads[p] = torch.zeros_like(p)
         update = self.decide(params, self._split(params, grads))
@@ -283,7 +280,7 @@ class TwoGradients(Counted):
         return self.finish(update)
 
     def skip(self, *, look: bool = True) -> Seen:
-        """Give the step up: all as before, and the next step looks if this one would have."""
+        """Skip the step: weights and state as before; with `look` the next step looks again."""
         self.abandon()
         return self._count(Seen.skipped(look=look))
 
@@ -294,23 +291,23 @@ class TwoGradients(Counted):
         return seen
 
     def _number(self, params: Shards) -> None:
-        """Note the number that each layer has in this step's [P]."""
-        self._places, at = {}, 0
+        """Store each layer's index into this step's [P]."""
+        self._places, start = {}, 0
         for p in params:
-            count = len(self.pieces(p, p))
-            self._places[p] = range(at, at + count)
-            at += count
+            stop = start + len(self.pieces(p, p))
+            self._places[p] = range(start, stop)
+            start = stop
 
     def _numbers(self, params: Shards) -> list[int]:
         return [number for p in params for number in self._places[p]]
 
     def _gv(self, params: Shards) -> list[Tensor]:
-        """g_v of every parameter; nothing yet is zero."""
-        found = [self.state[p].get("g_v") if p in self.state else None for p in params]
-        return [torch.zeros_like(p) if v is None else v for p, v in zip(params, found, strict=True)]
+        """g_v of every parameter; zero where there is none yet."""
+        old = [self.state[p].get("g_v") if p in self.state else None for p in params]
+        return [torch.zeros_like(p) if v is None else v for p, v in zip(params, old, strict=True)]
 
     def _step_base(self, finite: Tensor) -> bool:
-        """The base's step on the groups shown at this moment: DeepSpeed may show one at a time."""
+        """The base's step on this optimizer's groups, of which DeepSpeed may show one at a time."""
         base = self.base_optimizer
         groups, base.param_groups = base.param_groups, self.param_groups
         try:
@@ -319,8 +316,8 @@ class TwoGradients(Counted):
             base.param_groups = groups
 
     def _remember(self, params: Shards, new: Shards, finite: Tensor) -> None:
-        """state["g_v"] = new, or what it was where the step is skipped. After the base's step:
-        optimizers that fill an empty state at their first step must find it empty."""
+        """state["g_v"] = new, or the old one where the step is skipped. Call it after the base's
+        step: optimizers that fill an empty state at their first step must find it empty."""
         for p, v in zip(params, new, strict=True):
             old = self.state[p].get("g_v")
             if finite.is_cuda:
@@ -330,7 +327,7 @@ class TwoGradients(Counted):
 
 @dataclass
 class _Perturbed:
-    """What a look keeps until its end: w of the parameters that are perturbed now, and g."""
+    """Kept until a look ends: w of the parameters that are perturbed now, and g."""
 
     weights: dict[Tensor, Tensor] = field(default_factory=dict)
     grads: dict[Tensor, Tensor] = field(default_factory=dict)

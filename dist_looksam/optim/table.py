@@ -1,4 +1,4 @@
-"""The one table of optimizer names, and how a row becomes an optimizer."""
+"""The table of optimizer names, and how a row becomes an optimizer."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from ..errors import ConfigError
 from .bases import BASES, Base
-from .rule import Rule
+from .rule import Rule, check_k
 from .sharpness import Sharpness
 
 RHO = {"model": 0.02, "layer": 0.0005}  # by measurement on small data: README, "Defaults"
@@ -17,9 +17,9 @@ RHO = {"model": 0.02, "layer": 0.0005}  # by measurement on small data: README, 
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """One row: which ascent, whether k can be set, what happens between looks, which base.
+    """One row: the ascent, whether k can be set and g_v is reused between looks, the default base.
 
-    rho: the default of the flag, None for that of the ascent's scope.
+    rho: default of the flag --rho; None: that of the ascent's scope.
     """
 
     ascent: str | None
@@ -30,7 +30,7 @@ class Method:
 
     @property
     def default_rho(self) -> float:
-        """Of the flag --rho; 0 without ascent."""
+        """Default of the flag --rho; 0 without ascent."""
         return RHO.get(self.ascent or "", 0.0) if self.rho is None else self.rho
 
 
@@ -80,10 +80,9 @@ def rule_of(
     decompose: str = "model",
     reuse: str = "paper",
 ) -> Rule:
-    """The rule of a method; k counts only where the row lets it be set."""
+    """The rule of a method; k has an effect only where the row lets it be set."""
     row = method(name)
-    if not isinstance(k, int) or k < 1:
-        raise ConfigError(f"k must be a whole number >= 1, got {k}. 1 looks every step.")
+    check_k(k)
     return Rule(
         ascent=row.ascent,
         k=k if row.settable_k else 1,
@@ -96,29 +95,31 @@ def rule_of(
 
 
 def unused(name: str, base: str) -> list[str]:
-    """Settings that change nothing for this method on this base."""
-    row, found = method(name), []
+    """Settings without effect for this method on this base."""
+    row, flags = method(name), []
     if row.ascent is None:
-        found += ["rho", "p", "ascent"]
+        flags += ["rho", "p", "ascent"]
     if row.ascent != "layer":
-        found += ["layer_ascent"]
+        flags += ["layer_ascent"]
     if not row.settable_k:
-        found += ["k"]
+        flags += ["k"]
     if not row.reuses_gv:
-        found += ["alpha", "decompose", "reuse"]
-    return found + [flag for flag in ("betas", "momentum") if flag not in BASES[base].uses]
+        flags += ["alpha", "decompose", "reuse"]
+    return flags + [flag for flag in ("betas", "momentum") if flag not in BASES[base].uses]
 
 
 def groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Two groups of trainable parameters: matrices with weight decay; biases and norms without."""
-    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    decayed = [p for _, p in named if len(getattr(p, "ds_shape", p.shape)) > 1]
-    rest = [p for _, p in named if len(getattr(p, "ds_shape", p.shape)) <= 1]
-    both = [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": rest, "weight_decay": 0.0},
+    parts: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for p in model.parameters():
+        if p.requires_grad:
+            parts[len(getattr(p, "ds_shape", p.shape)) > 1].append(p)
+    decays = {True: weight_decay, False: 0.0}
+    return [
+        {"params": part, "weight_decay": decays[is_matrix]}
+        for is_matrix, part in parts.items()
+        if part
     ]
-    return [g for g in both if g["params"]]
 
 
 def build_base(
@@ -149,6 +150,6 @@ def build(
     alpha: float,
     model: nn.Module | None = None,
 ) -> Sharpness:
-    """Any row around its base; a row without ascent gives the base its plain gradient."""
+    """The optimizer of a rule around its base; without ascent the base gets its plain gradient."""
     params = [p for group in base_optimizer.param_groups for p in group["params"]]
     return Sharpness(params, base_optimizer, rule=rule, rho=rho, alpha=alpha, model=model)

@@ -1,9 +1,9 @@
-"""Which rank this process is, of how many, and where they meet.
+"""The ranks of a job: rank, size and master address from the launcher's variables.
 
-`python -m dist_looksam.world`, started as a run would be, prints what each rank sees and tries an
+`python -m dist_looksam.world`, started like a run, prints these on each rank and tries an
 all-reduce.
 """
 
-from dist_looksam.world.launchers import World, slurm_job
+from .launchers import World, slurm_job
 
 __all__ = ["World", "slurm_job"]

@@ -1,11 +1,10 @@
-"""`python -m dist_looksam.world`: what each rank sees, whether they can add, and how fast."""
+"""`python -m dist_looksam.world`: prints each rank's place, tests and times an all-reduce."""
 
 import os
 import socket
 import sys
 import time
 from collections.abc import Sequence
-from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from dist_looksam.cli.arguments import Parser, guarded
@@ -17,7 +16,8 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print one line a rank, then rank 0's verdict. 0 good, 1 wrong sums; raises ConfigError."""
+    """Print a line per rank, then rank 0's results. Returns 0, or 1 for wrong sums or devices.
+    Raises ConfigError."""
     parser = Parser(prog="dist-looksam world", description=__doc__)
     parser.add_argument("--local_rank", "--local-rank", type=int, default=None)
     parser.add_argument("--megabytes", type=float, default=16.0, help="size of the all-reduce")
@@ -35,33 +35,25 @@ def main(argv: Sequence[str]) -> int:
         return _all_reduce(world, flags.device, flags.megabytes, flags.timeout)
     except LostRank as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
-        os._exit(1)  # a destructor of the transport may wait for the lost rank
+        os._exit(1)  # the transport's destructor may wait for the lost rank
 
 
 def _all_reduce(world: World, device: str, megabytes: float, timeout: float) -> int:
-    """Meet, add rank + 1 over the ranks, then time an all-reduce of `megabytes` MB of fp32.
+    """Connect, add rank + 1 over the ranks, then time an all-reduce of `megabytes` MB of fp32.
 
-    Raises LostRank where a rank does not come or is lost; ConfigError where the port is taken.
+    Raises LostRank if a rank does not come or is lost; ConfigError if the port is taken.
     """
     import torch
     import torch.distributed as dist
 
-    from dist_looksam.world.roster import Roster
+    from dist_looksam.world.roster import join
 
-    gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     place = torch.device("cpu")
-    if gpu:  # launchers may show each rank one device
+    if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
+        # Launchers may show each rank one device.
         place = torch.device("cuda", world.local_rank % torch.cuda.device_count())
         torch.cuda.set_device(place)
-    roster = Roster(world, timeout=timeout)
-    dist.init_process_group(
-        "nccl" if gpu else "gloo",
-        store=dist.PrefixStore("group", roster.store),
-        rank=world.rank,
-        world_size=world.size,
-        timeout=timedelta(seconds=timeout),
-    )
-    with roster:
+    with join(world, place, timeout=timeout):
         right, seats, best = _measured(world, place, megabytes)
     dist.destroy_process_group()
     if world.rank == 0:
@@ -77,7 +69,7 @@ def _all_reduce(world: World, device: str, megabytes: float, timeout: float) -> 
 
 
 def _measured(world: World, place: "torch.device", megabytes: float) -> tuple[bool, int, float]:
-    """Whether the sum was right; how many seats (host, local rank) differ; seconds, best of 5."""
+    """Whether the sum was right; number of distinct (host, local rank); seconds, best of 5."""
     import torch
     import torch.distributed as dist
 

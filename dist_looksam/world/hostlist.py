@@ -1,4 +1,4 @@
-"""SLURM's compressed lists: `node[1-3,07-09],x1` of hosts, `4(x2),1` of tasks per node."""
+"""Parses SLURM's compressed lists: `node[1-3,07-09],x1` of hosts, `4(x2),1` of tasks per node."""
 
 import re
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ _COUNT = re.compile(r"(\d+)(?:\(x(\d+)\))?")
 
 
 def expand(hosts: str) -> list[str]:
-    """The single host names, in order; leading zeros and several brackets in a name are kept.
+    """The host names, in order; with leading zeros, also for several brackets in a name.
 
     Raises ValueError for text that is not such a list. Source: SLURM's hostlist, `man scontrol`
     (show hostnames).

@@ -1,7 +1,7 @@
-"""The variables that launchers set, and which of them to believe.
+"""Rank, size and master address from the variables that launchers set.
 
-A *launcher* starts the processes; its *claim* is what its variables say this process is. Launchers
-nest: torchrun inside srun leaves both sets of variables, and the innermost is right.
+A *launcher* starts the processes; its *claim* is the rank, size, ... in its variables. Launchers
+can be nested: torchrun inside srun leaves both sets of variables, and the innermost is right.
 """
 
 import hashlib
@@ -12,44 +12,27 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dist_looksam.errors import ConfigError
-from dist_looksam.world import hostlist
+from ..errors import ConfigError
+from . import hostlist
 
 LOCAL = "127.0.0.1"
 DEFAULT_PORT = 29500
+
+
+def _names(prefix: str, node: str = "") -> tuple[str, str, str, str, str]:
+    ranks = (f"{prefix}_{name}" for name in ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE"))
+    return (*ranks, node)  # type: ignore[return-value]
+
+
 # Innermost first. The variables: rank, size, local rank, local size, node.
 _VARIABLES = {
     "torchrun": ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK"),
     "deepspeed": ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "CROSS_RANK"),
-    "horovod": (
-        "HOROVOD_RANK",
-        "HOROVOD_SIZE",
-        "HOROVOD_LOCAL_RANK",
-        "HOROVOD_LOCAL_SIZE",
-        "HOROVOD_CROSS_RANK",
-    ),
-    "openmpi": (
-        "OMPI_COMM_WORLD_RANK",
-        "OMPI_COMM_WORLD_SIZE",
-        "OMPI_COMM_WORLD_LOCAL_RANK",
-        "OMPI_COMM_WORLD_LOCAL_SIZE",
-        "",
-    ),
-    "mvapich2": (
-        "MV2_COMM_WORLD_RANK",
-        "MV2_COMM_WORLD_SIZE",
-        "MV2_COMM_WORLD_LOCAL_RANK",
-        "MV2_COMM_WORLD_LOCAL_SIZE",
-        "",
-    ),
+    "horovod": _names("HOROVOD", "HOROVOD_CROSS_RANK"),
+    "openmpi": _names("OMPI_COMM_WORLD"),
+    "mvapich2": _names("MV2_COMM_WORLD"),
     "flux": ("FLUX_TASK_RANK", "FLUX_JOB_SIZE", "FLUX_TASK_LOCAL_ID", "", ""),
-    "jsrun": (
-        "JSM_NAMESPACE_RANK",
-        "JSM_NAMESPACE_SIZE",
-        "JSM_NAMESPACE_LOCAL_RANK",
-        "JSM_NAMESPACE_LOCAL_SIZE",
-        "",
-    ),
+    "jsrun": _names("JSM_NAMESPACE"),
     "pals": ("PALS_RANKID", "PMI_SIZE", "PALS_LOCAL_RANKID", "PMI_LOCAL_SIZE", "PALS_NODEID"),
     "mpich": ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS", ""),
     "slurm": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "", "SLURM_NODEID"),
@@ -57,15 +40,10 @@ _VARIABLES = {
 }
 # Only the named launcher sets its mark; RANK and WORLD_SIZE are set by many, and by hand.
 _MARKS = {"torchrun": "TORCHELASTIC_RUN_ID", "deepspeed": "CROSS_SIZE"}
-# MPI's own, whose ranks can ask mpi4py where rank 0 is.
+# MPI launchers, under which mpi4py can broadcast the address of rank 0.
 _OF_MPI = ("openmpi", "jsrun", "mvapich2", "flux", "pals", "mpich")
-_OF_SCHEDULERS = (
-    "flux",
-    "jsrun",
-    "pals",
-    "slurm",
-)  # may start the daemons of a launcher above them
-# Ranks of launchers that are not above, or ranks within a node: above 0 where others were started.
+_OF_SCHEDULERS = ("flux", "jsrun", "pals", "slurm")  # may start the daemons of other launchers
+# Ranks of unsupported launchers, or ranks within a node: above 0 only if there are several ranks.
 _SIGNS = (
     *("PMIX_RANK", "PMI_ID", "ALPS_APP_PE", "MP_CHILD", "MPT_LRANK", "MPIRUN_RANK", "LOCAL_RANK"),
     *("MVP_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "PMI_LOCAL_RANK"),
@@ -75,7 +53,7 @@ _SLURM_SPECIAL_STEPS = 0xFFFFFFF0  # the shell of `salloc`, the batch script: no
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """This process among the others. All ranks agree on size, master_addr and master_port.
+    """This process's place in the job. All ranks have the same size, master_addr and master_port.
 
     `local_rank` counts within `node`, `local_size` is the number of ranks there. `launcher` is one
     of torchrun, deepspeed, horovod (over gloo, or over Open MPI), openmpi, jsrun, mvapich2, flux,
@@ -95,13 +73,13 @@ class World:
     def from_env(
         cls, env: Mapping[str, str] | None = None, *, local_rank: int | None = None
     ) -> "World":
-        """What the launcher's variables in `env` (default: os.environ) say.
+        """From the launcher's variables in `env` (default: os.environ).
 
         `local_rank` is the value of a `--local_rank` flag, if there was one. MASTER_ADDR and
-        MASTER_PORT win over what would be derived. No communication, except that under an MPI over
-        several nodes without MASTER_ADDR the address is broadcast with mpi4py.
-        Raises ConfigError where two launchers contradict each other, where several ranks were
-        started by an unknown one, or no address can be found.
+        MASTER_PORT take precedence over derived values. No communication, except that under an MPI
+        over several nodes without MASTER_ADDR the address is broadcast with mpi4py.
+        Raises ConfigError if two launchers contradict each other, if an unknown one has started
+        several ranks, or if there is no address.
         """
         env = os.environ if env is None else env
         claim = _innermost(env)
@@ -121,12 +99,6 @@ class World:
             launcher="horovod" if _by_horovodrun(claim, env) else claim.launcher,
         )
 
-    @property
-    def url(self) -> str:
-        """The init_method of torch.distributed."""
-        host = f"[{self.master_addr}]" if ":" in self.master_addr else self.master_addr
-        return f"tcp://{host}:{self.master_port}"
-
     def __str__(self) -> str:
         return (
             f"rank {self.rank}/{self.size}  local {self.local_rank}/{self.local_size}  "
@@ -135,7 +107,7 @@ class World:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class _Claim:
     launcher: str
     rank: int
@@ -169,7 +141,7 @@ def _port(env: Mapping[str, str]) -> int | None:
 
 
 def _claim(launcher: str, env: Mapping[str, str]) -> _Claim | None:
-    """What one launcher says, or None where it did not start this process."""
+    """The claim of one launcher, or None if it did not start this process."""
     if launcher in _MARKS and _MARKS[launcher] not in env:
         return None
     rank, size, local_rank, local_size, node = (_number(env, n) for n in _VARIABLES[launcher])
@@ -184,21 +156,14 @@ def _claim(launcher: str, env: Mapping[str, str]) -> _Claim | None:
             f"{launcher} says this is rank {rank} of {size}, ranks count from 0 to size - 1: "
             f"correct {_VARIABLES[launcher][0]} or {_VARIABLES[launcher][1]}."
         )
-    return _Claim(
-        launcher=launcher,
-        rank=rank,
-        size=size,
-        local_rank=local_rank,
-        local_size=local_size,
-        node=node,
-    )
+    return _Claim(launcher, rank, size, local_rank, local_size, node)
 
 
 def _by_horovodrun(claim: _Claim, env: Mapping[str, str]) -> bool:
-    """True if Open MPI was called by horovodrun, which leaves no variable of its own then.
+    """True if horovodrun has called Open MPI's mpirun, for which it sets no variable of its own.
 
-    It always calls mpirun with these settings, and gives both transports one list of interfaces.
-    Under another MPI it leaves nothing to know it by.
+    It always calls mpirun with these settings, and gives both transports the same list of
+    interfaces. Under another MPI it cannot be recognised.
     """
     interfaces = env.get("OMPI_MCA_btl_tcp_if_include")
     return (
@@ -214,7 +179,7 @@ def _slurm_sizes(env: Mapping[str, str], node: int | None) -> tuple[int | None, 
     """(tasks of the step, tasks on this node); (None, None) outside a step of several tasks.
 
     In a batch script, and in the shell of `salloc`, SLURM_PROCID=0 and SLURM_NTASKS are set too,
-    but nobody has started the other tasks.
+    but the other tasks are not started.
     """
     step = _number(env, "SLURM_STEP_ID")
     if step is None:
@@ -233,19 +198,20 @@ def _slurm_sizes(env: Mapping[str, str], node: int | None) -> tuple[int | None, 
 
 
 def _flux_local_size(env: Mapping[str, str], size: int | None) -> int | None:
-    """Tasks on a node where all have the same number, which Flux says nowhere; else None."""
+    """Tasks on a node if all nodes have equally many; Flux has no variable for it. Else None."""
     nodes = _number(env, "FLUX_JOB_NNODES")
     return size // nodes if size and nodes and size % nodes == 0 else None
 
 
 def _innermost(env: Mapping[str, str]) -> _Claim | None:
-    """The claim to believe; ConfigError where another one can be neither its copy nor around it."""
+    """The claim of the innermost launcher. ConfigError if another claim contradicts it and is not
+    of a launcher around it."""
     claims = [claim for launcher in _VARIABLES if (claim := _claim(launcher, env)) is not None]
     if not claims:
         _no_half_claim(env)
         return None
     inner, others = claims[0], {claim.launcher: claim for claim in claims[1:]}
-    if inner.launcher in _MARKS:  # these name themselves, whatever is around them
+    if inner.launcher in _MARKS:  # unambiguous
         return inner
     around = {*_OF_SCHEDULERS} if inner.launcher != "slurm" else set()
     if "mpich" in others and "slurm" in others and others["mpich"].same(others["slurm"]):
@@ -266,7 +232,7 @@ def _innermost(env: Mapping[str, str]) -> _Claim | None:
 
 
 def _no_half_claim(env: Mapping[str, str]) -> None:
-    """ConfigError where several ranks were evidently started, which would each train alone."""
+    """ConfigError if some variable shows that there are several ranks: each would train alone."""
     rank, size = _number(env, "RANK"), _number(env, "WORLD_SIZE")
     if (rank or 0) > 0 or (size or 1) > 1:
         raise ConfigError(
@@ -291,7 +257,7 @@ def _above(env: Mapping[str, str], name: str, least: int) -> bool:
 
 
 def _local_rank(claim: _Claim, flag: int | None, local_size: int) -> int:
-    """The launcher's own number, which a `--local_rank` flag may give instead but not deny."""
+    """The launcher's local rank, or that of a `--local_rank` flag, which must not contradict it."""
     if flag is None or flag < 0:  # -1 is what old launch scripts write for "none"
         flag = claim.local_rank
     if claim.local_rank is not None and flag != claim.local_rank:
@@ -324,7 +290,7 @@ def _meeting_point(claim: _Claim, env: Mapping[str, str]) -> tuple[str, int]:
 
 
 def _job_port(launcher: str, env: Mapping[str, str]) -> int:
-    """A port below the ephemeral ones, the same in one job and another in the next."""
+    """A port below the ephemeral ones, the same within a job, different between jobs."""
     names = {
         "slurm": ("SLURM_JOB_ID", "SLURM_STEP_ID"),
         "openmpi": ("OMPI_MCA_ess_base_jobid", "PMIX_NAMESPACE"),
@@ -377,9 +343,9 @@ def _agreed_by_mpi(claim: _Claim) -> tuple[str, int]:
 
 
 def slurm_job(env: Mapping[str, str] | None = None) -> str | None:
-    """This process's SLURM job, as scontrol and scancel want it; None outside SLURM.
+    """This process's SLURM job, as an argument for scontrol and scancel; None outside SLURM.
 
-    An array's element has a number of its own, too, but one element's is that of the whole array.
+    ARRAY_ELEMENT in an array: the plain job number of one of its elements is that of the array.
     """
     env = os.environ if env is None else env
     array, element = env.get("SLURM_ARRAY_JOB_ID"), env.get("SLURM_ARRAY_TASK_ID")

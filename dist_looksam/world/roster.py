@@ -1,8 +1,8 @@
-"""Who takes part, on which host, and who was lost.
+"""The ranks of a job, their hosts, and the detection of lost ranks by heartbeats.
 
-Every rank *beats*: it counts up a key of the job's store, which rank 0 (under torchrun: its agent)
-keeps. A rank is *lost* when it stopped beating without a word. gloo and NCCL only know that a
-neighbour is silent, and the neighbour may just be waiting for the rank that is gone.
+Every rank sends heartbeats: it increments a key of the job's store, on rank 0 (under torchrun: in
+its agent). A rank is *lost* when its heartbeats stop and it has not reported its end. gloo and NCCL
+only notice that a neighbour is silent, and that neighbour may just be waiting for the lost rank.
 """
 
 import os
@@ -14,36 +14,43 @@ import time
 from datetime import timedelta
 from types import TracebackType
 
+import torch
 import torch.distributed as dist
 
-from dist_looksam.errors import ConfigError, RunError
-from dist_looksam.world.launchers import World
+from ..errors import ConfigError, RunError
+from .launchers import World
 
-# What gloo and the store say when a peer is gone; NCCL's errors have a class of their own.
-_WIRE = (
-    "Connection closed",
-    "Connection reset",
-    "Connection refused",
-    "Connection timed out",
-    "Connect timeout",
-    "Timed out",
-    "Socket Timeout",
-    "Broken pipe",
-    "connectFullMesh",
+# Errors of gloo and the store when a peer is gone; NCCL's errors have a class of their own.
+_CONNECTION_ERRORS = (
+    *("Connection closed", "Connection reset", "Connection refused", "Connection timed out"),
+    *("Connect timeout", "Timed out", "Socket Timeout", "Broken pipe", "connectFullMesh"),
 )
-_BLINK = 3.0  # seconds without a beat that a loaded machine may need
+_GRACE = 3.0  # seconds between two heartbeats that a loaded machine may need
 
 
 class LostRank(RunError):
-    """The ranks cannot talk any more. Every rank says so; only a hard exit is safe after it."""
+    """The ranks can no longer communicate. Raised on every rank; only a hard exit is safe then."""
+
+
+def join(world: World, device: torch.device, *, timeout: float) -> "Roster":
+    """Meet the other ranks and make torch's process group. Raises as `Roster`."""
+    roster = Roster(world, timeout=timeout)
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        store=dist.PrefixStore("group", roster.store),
+        rank=world.rank,
+        world_size=world.size,
+        timeout=timedelta(seconds=timeout),
+    )
+    return roster
 
 
 class Roster:
-    """The ranks of one job, met; a context manager around all that communicates.
+    """The connected ranks of one job; a context manager around all communication.
 
-    Inside, an error of the transport becomes LostRank with one sentence, and another error is told
-    to the other ranks. A rank whose collective does not return at all (NCCL can hang) is ended from
-    a thread, soon after `timeout`.
+    Inside, an error of the transport becomes LostRank with one sentence, and any other error is
+    reported to the other ranks. If a collective does not return at all (NCCL can hang), a thread
+    ends the process soon after `timeout`.
 
     Args:
         world: this rank. timeout: seconds to wait for the others, here and in a collective.
@@ -62,10 +69,10 @@ class Roster:
             self._job = self._name(shared)
         self.store = dist.PrefixStore(self._job, shared)
         self.hosts = self._meet(shared)
-        self._line = dist.PrefixStore(self._job, self._connect(timeout))
-        self._heard = time.monotonic()
+        self._heartbeats = dist.PrefixStore(self._job, self._connect(timeout))
+        self._last_contact = time.monotonic()
         self._verdict = ""
-        self._over = threading.Event()
+        self._stopped = threading.Event()
         self._threads = [
             threading.Thread(target=work, daemon=True, name=work.__name__)
             for work in (self._beat, self._watch)
@@ -73,24 +80,24 @@ class Roster:
         for thread in self._threads:
             thread.start()
 
-    def _connect(self, timeout: float, *, keeper: bool = False) -> dist.TCPStore:
+    def _connect(self, timeout: float, *, is_master: bool = False) -> dist.TCPStore:
         return dist.TCPStore(
             self.world.master_addr,
             self.world.master_port,
-            is_master=keeper,
+            is_master=is_master,
             timeout=timedelta(seconds=timeout),
             wait_for_workers=False,
         )
 
     def _open(self) -> dist.TCPStore:
         world = self.world
-        keeper = world.rank == 0 and not self._agent
+        is_master = world.rank == 0 and not self._agent
         try:
-            if not keeper:
-                self._await_keeper()
-            return self._connect(self.timeout, keeper=keeper)
+            if not is_master:
+                self._await_store()
+            return self._connect(self.timeout, is_master=is_master)
         except RuntimeError as error:
-            if keeper and ("EADDRINUSE" in str(error) or "already in use" in str(error)):
+            if is_master and ("EADDRINUSE" in str(error) or "already in use" in str(error)):
                 raise ConfigError(
                     f"the master port must be free, got {world.master_port}, which another process "
                     f"on {socket.gethostname()} has; export another MASTER_PORT."
@@ -101,13 +108,13 @@ class Roster:
                 f"0 started, the name resolves and no firewall is between."
             ) from None
 
-    def _await_keeper(self) -> None:
-        """Until rank 0 listens. (The store's own waiting fills the screen when it is in vain.)"""
+    def _await_store(self) -> None:
+        """Wait until rank 0 listens. (The store's own waiting prints many errors.)"""
         end = time.monotonic() + self.timeout
         while True:
             try:
-                where = self.world.master_addr, self.world.master_port
-                socket.create_connection(where, timeout=self.timeout).close()
+                address = self.world.master_addr, self.world.master_port
+                socket.create_connection(address, timeout=self.timeout).close()
                 return
             except OSError as error:
                 if time.monotonic() > end:
@@ -115,10 +122,10 @@ class Roster:
                 time.sleep(0.1)
 
     def _name(self, shared: dist.TCPStore) -> str:
-        """A name of this start of the job, from the rank 0 that lives now.
+        """A name of this start of the job, from the current rank 0.
 
-        torchrun's agent keeps one store for all restarts, so keys of the last start are there. Its
-        count of them is no name: an agent counts failures of its own ranks only.
+        torchrun's agent has one store for all restarts, with the keys of earlier starts in it. Its
+        number of restarts is no such name: an agent counts failures of its own ranks only.
         """
         mine = secrets.token_hex(8)
         if self.world.rank == 0:
@@ -132,7 +139,7 @@ class Roster:
             raise self._not_met("rank 0") from None
 
     def _answer(self, shared: dist.TCPStore, keys: list[str]) -> None:
-        """Rank 0 tells all who ask the name of this start, until all have come."""
+        """Rank 0 answers requests for the name of this start, until all ranks have come."""
         done: set[int] = set()
         end = time.monotonic() + self.timeout
         while not self.store.check(keys) and time.monotonic() < end:
@@ -172,43 +179,43 @@ class Roster:
             f"{self.world.launcher} was told."
         )
 
-    # Two threads: one talks and may be stuck in the talking, one only looks at the clock.
+    # Two threads: one communicates and may block, the other only checks the time.
 
     def _beat(self) -> None:
         count = 0
-        seen: dict[int, tuple[bytes, float]] = {}
+        last: dict[int, tuple[bytes, float]] = {}  # rank -> its heartbeat and when it changed
         try:
-            while not self._over.wait(self._interval):
+            while not self._stopped.wait(self._interval):
                 count += 1
-                self._line.set(f"beat/{self.world.rank}", str(count))
+                self._heartbeats.set(f"beat/{self.world.rank}", str(count))
                 if self.world.rank == 0:
-                    self._judge(seen)
-                if self._line.check(["verdict"]):
-                    self._verdict = self._line.get("verdict").decode()
-                self._heard = time.monotonic()
+                    self._find_silent(last)
+                if self._heartbeats.check(["verdict"]):
+                    self._verdict = self._heartbeats.get("verdict").decode()
+                self._last_contact = time.monotonic()
         except RuntimeError:
-            pass  # `_heard` stands still from now on
+            pass  # `_last_contact` no longer changes
 
-    def _judge(self, seen: dict[int, tuple[bytes, float]]) -> None:
-        """Rank 0 tells all when a rank has been silent for the whole time-out."""
+    def _find_silent(self, last: dict[int, tuple[bytes, float]]) -> None:
+        """On rank 0: write the verdict if a rank has sent no heartbeat for `timeout`."""
         now = time.monotonic()
         keys = [f"beat/{r}" for r in range(self.world.size)]
-        for rank, beat in enumerate(self._line.multi_get(keys)):
-            if rank not in seen or seen[rank][0] != beat:
-                seen[rank] = beat, now
-        silent = [r for r, (_, when) in seen.items() if now - when > self.timeout]
+        for rank, beat in enumerate(self._heartbeats.multi_get(keys)):
+            if rank not in last or last[rank][0] != beat:
+                last[rank] = beat, now
+        silent = [r for r, (_, when) in last.items() if now - when > self.timeout]
         if silent and not self._verdict:
-            self._line.set("verdict", self._named(silent))
+            self._heartbeats.set("verdict", self._named(silent))
 
     def _watch(self) -> None:
-        """End this process where its collective ought to have raised, and did not."""
-        grace = 4 * _BLINK + 4 * self._interval
-        judged = 0.0
-        while not self._over.wait(self._interval):
+        """End this process if its collective should have raised and did not."""
+        grace = 4 * _GRACE + 4 * self._interval
+        since = 0.0
+        while not self._stopped.wait(self._interval):
             now = time.monotonic()
-            judged = judged or (now if self._verdict else 0.0)
-            alone = now - self._heard > self.timeout + grace
-            if alone or (judged and now - judged > grace):
+            since = since or (now if self._verdict else 0.0)
+            alone = now - self._last_contact > self.timeout + grace
+            if alone or (since and now - since > grace):
                 print(f"error: {self._verdict or self._no_store()}", file=sys.stderr, flush=True)
                 os._exit(1)
 
@@ -227,60 +234,63 @@ class Roster:
             self._leave()
             return
         text = str(error)
-        wire = isinstance(error, dist.DistError) or (
-            isinstance(error, RuntimeError) and any(words in text for words in _WIRE)
+        of_transport = isinstance(error, dist.DistError) or (
+            isinstance(error, RuntimeError) and any(part in text for part in _CONNECTION_ERRORS)
         )
-        reason = "" if wire else f"{type(error).__name__}: {text.strip().splitlines()[:1]}"
-        found: list[str] = []
-        asking = threading.Thread(target=self._ask, args=(reason, found), daemon=True)
-        asking.start()
-        asking.join(4 * _BLINK + 3 * self._interval)
+        reason = "" if of_transport else f"{type(error).__name__}: {text.strip().splitlines()[:1]}"
+        causes: list[str] = []
+        thread = threading.Thread(target=self._find_cause, args=(reason, causes), daemon=True)
+        thread.start()
+        thread.join(4 * _GRACE + 3 * self._interval)
         self._leave()
-        if wire:
+        if of_transport:
             first = text.strip().splitlines()[0]
-            raise LostRank(found[0] if found else self._verdict or self._no_store()) from (
+            raise LostRank(causes[0] if causes else self._verdict or self._no_store()) from (
                 RuntimeError(first)
             )
 
     def _leave(self) -> None:
-        """Python aborts at its end where a thread is inside the store's C++ then."""
-        self._over.set()
+        """End the threads: Python aborts at exit if one is inside the store's C++ then."""
+        self._stopped.set()
         for thread in self._threads:
-            thread.join(_BLINK)
+            thread.join(_GRACE)
 
-    def _ask(self, reason: str, found: list[str]) -> None:
-        """Leave a word in the store, see who is silent without one, and wait for the others."""
+    def _find_cause(self, reason: str, causes: list[str]) -> None:
+        """Report this rank's error, append the cause on other ranks, and wait for their reports."""
         try:
-            line = dist.PrefixStore(self._job, self._connect(_BLINK))
-            line.set(f"ended/{self.world.rank}", reason or "wire")
+            store = dist.PrefixStore(self._job, self._connect(_GRACE))
+            store.set(f"ended/{self.world.rank}", reason or "wire")
             beats = [f"beat/{r}" for r in range(self.world.size)]
-            before = line.multi_get(beats)
-            time.sleep(max(_BLINK, 3 * self._interval))
-            after = line.multi_get(beats)
-            words = self._words(line)
-            lost = [r for r in range(self.world.size) if before[r] == after[r] and r not in words]
-            causes = [(r, word) for r, word in words.items() if word != "wire"]
+            before = store.multi_get(beats)
+            time.sleep(max(_GRACE, 3 * self._interval))
+            after = store.multi_get(beats)
+            reports = self._reports(store)
+            lost = [r for r in range(self.world.size) if before[r] == after[r] and r not in reports]
+            errors = [(r, report) for r, report in reports.items() if report != "wire"]
             if lost:
-                found.append(self._named(lost))
-            elif causes:
-                rank, word = causes[0]
-                found.append(f"rank {rank} on {self.hosts[rank]} failed: {word}")
+                causes.append(self._named(lost))
+            elif errors:
+                rank, report = errors[0]
+                causes.append(f"rank {rank} on {self.hosts[rank]} failed: {report}")
             else:
-                found.append(
+                causes.append(
                     f"a collective did not end within {self.timeout:g} s though all ranks live; "
                     f"raise --timeout if one of them is only slow."
                 )
-            end = time.monotonic() + _BLINK
-            while len(self._words(line)) + len(lost) < self.world.size and time.monotonic() < end:
+            end = time.monotonic() + _GRACE
+            while len(self._reports(store)) + len(lost) < self.world.size:
+                if time.monotonic() > end:
+                    break
                 time.sleep(0.2)
             if self.world.rank == 0:
-                time.sleep(1.0)  # the store goes with this process
+                time.sleep(1.0)  # the store ends with this process
         except RuntimeError:
-            pass  # the store is gone, or this host's network is
+            pass  # the store or this host's network is gone
 
-    def _words(self, line: dist.Store) -> dict[int, str]:
+    def _reports(self, store: dist.Store) -> dict[int, str]:
+        """rank -> its error, or "wire" for one of the transport; ranks that have ended."""
         keys = {r: f"ended/{r}" for r in range(self.world.size)}
-        return {r: line.get(key).decode() for r, key in keys.items() if line.check([key])}
+        return {r: store.get(key).decode() for r, key in keys.items() if store.check([key])}
 
     def _named(self, ranks: list[int]) -> str:
         hosts = sorted({self.hosts[r] for r in ranks})

@@ -144,7 +144,7 @@ def test_an_overflow_in_either_pass_costs_the_step_and_nothing_else(name, base, 
         assert engine.passes == passes + 1  # known at once, so the second pass was spared
     loss.bad = ()
     again = engine.step(small.micro_batches(5, dtype=F32))
-    assert again.look, "the look that was lost is owed"
+    assert again.look, "the look that was skipped must be repeated"
     assert bool(again.seen.finite) and not same(everything(engine), before)
     assert not engine.step(small.micro_batches(6, dtype=F32)).look
     assert all(torch.isfinite(x).all() for x in everything(engine))

@@ -99,7 +99,7 @@ def test_a_plain_torch_optimizer_never_looks_and_trains_as_without_the_engine():
         assert torch.equal(got, want)
 
 
-def test_on_one_rank_climbing_its_own_gradient_is_climbing_the_global_one():
+def test_on_one_rank_its_own_gradient_perturbs_as_the_global_one():
     trained = []
     for ascent in ("global", "rank"):
         model = small.net()

@@ -180,7 +180,7 @@ def test_what_is_loaded_or_set_after_counters_came_in_the_groups_stays():
         assert (optimizer.steps, optimizer.must_retry_look()) == (steps, owed)
 
 
-def test_counters_in_the_groups_are_in_nobodys_way():
+def test_counters_in_the_groups_disturb_no_other_code():
     """The base's own state is torch's; a scheduler and a new group come, and a plain torch
     checkpoint replaces the groups: the counters survive all of it."""
     optimizer = brought(after_four_steps())

@@ -165,7 +165,7 @@ def test_a_resume_without_a_g_v_looks_first():
     assert [closure.step() for _ in range(3)] == [2, 1, 2]
 
 
-def test_every_group_climbs_and_learns():
+def test_every_group_is_perturbed_and_learns():
     """rollovd/LookSAM perturbs and updates the first group alone; so do its many copies."""
     params = problem.parameters()
     optimizer = build(params, "look_sam", "sgd")
@@ -246,7 +246,7 @@ def test_the_first_look_remembers_gradients_and_not_weights():
     np.testing.assert_allclose(g_v_of(optimizer, params)[0].numpy(), [-0.192, 0.144], rtol=1e-9)
 
 
-def test_the_layer_wise_climb_is_relative_to_every_layer():
+def test_the_layer_wise_perturbation_is_relative_to_every_layer():
     """EnderDragonzy/looksam_wise_layer is not layer-wise: one norm for all. Here each layer moves
     by rho ||w_i||, however different the sizes of its weights and gradients are."""
     params = parameters([3.0, 4.0], [3e-3, -4e-3, 0.0], [1e3])
@@ -263,7 +263,7 @@ def test_the_layer_wise_climb_is_relative_to_every_layer():
 
 
 @pytest.mark.parametrize("make", [SAM, LookSAM, LookLayerSAM])
-def test_from_the_first_step_on_the_climb_is_undone(make):
+def test_from_the_first_step_on_the_perturbation_is_undone(make):
     """EnderDragonzy/looksam_wise_layer leaves the first perturbation in the weights; Composer
     takes it off with sub_, which gives other bits. lr = 0, so nothing else moves them."""
     params = problem.parameters(torch.float32)

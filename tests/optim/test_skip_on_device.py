@@ -41,7 +41,7 @@ class NothingIsRead(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("name", ["lamb", "lars"])
-def test_nobody_reads_whether_a_step_was_skipped(name):
+def test_no_code_reads_whether_a_step_was_skipped(name):
     params = problem.parameters()
     optimizer = build_base(params, name)
     closure = problem.Closure(params, optimizer)

@@ -77,7 +77,7 @@ def _gradient(weights: list, samples: tuple) -> tuple[float, list]:
 def truth(
     optimizer: str, base: str | None = None, *, ranks: int = 0, **changed
 ) -> reference.Result:
-    """What tests/reference.py says; `ranks` > 0: every rank climbs its own gradient."""
+    """What tests/reference.py says; `ranks` > 0: every rank perturbs along its own gradient."""
     start = list(net().parameters())
     layer = reference.TABLE[optimizer][0] == "layer"
     matrices = [i for i, p in enumerate(start) if p.ndim > 1]

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.needs("deepspeed")
 CASES = [
     {"optimizer": "look_layer_sam", "base_name": "lamb", "stage": s} for s in ("ddp", 0, 1, 2, 3)
 ] + [
-    # Every rank climbs its own gradient: nothing is sent for eps, and the mean of g once.
+    # Every rank perturbs along its own gradient: nothing is sent for eps, and the mean of g once.
     {"optimizer": "sam", "base_name": "adamw", "stage": "ddp", "ascent": "rank"},
 ]
 LAYERS = len(list(task.net().parameters()))

@@ -63,7 +63,7 @@ def test_all_ranks_hold_the_same_bits(result, ranks, number):
 
 
 @pytest.mark.parametrize("name", ["sam", "look_sam"])
-def test_climbing_ones_own_gradient_is_another_method(name):
+def test_perturbing_along_ones_own_gradient_is_another_method(name):
     """So that the cases above could not pass if --ascent rank did nothing."""
     apart = task.truth(name, "sgd", ranks=2).weights[-1]
     together = task.truth(name, "sgd").weights[-1]
@@ -97,4 +97,4 @@ def test_the_pass_that_sorts_buckets_takes_no_random_numbers(result, ranks, numb
     """It put back torch's alone: augmentation in Python or NumPy then drew others after a resume
     than in the run that was not interrupted."""
     got = result(ranks, number)
-    assert got["seen"] == [got["want"]] * 2  # the pass for nothing, and the step's own
+    assert got["seen"] == [got["want"]] * 2  # the warm-up pass, and the step's own

@@ -1,8 +1,8 @@
-"""Elastic Horovod: workers come and go, and the run goes on from its newest checkpoint.
+"""Elastic Horovod: when workers join or leave, the run goes on from its newest checkpoint.
 
 A commit is a checkpoint on disk and not, as in Horovod's own `TorchState`, a copy in memory: a
-killed rank takes its slice of a sharded state with it, and a checkpoint can be read by any number
-of ranks. Every start over builds everything anew, so nothing of a lost worker's time survives.
+killed rank loses its slice of a sharded state, and any number of ranks can read a checkpoint.
+Every restart builds everything anew.
 """
 
 from collections.abc import Callable
@@ -18,8 +18,8 @@ Train = Callable[..., dict[str, Any] | None]
 def run(train: Train, settings: Any, world: Any) -> dict[str, Any] | None:
     """train(settings, world, commit=...), again from the newest checkpoint after every change.
 
-    A lost worker interrupts the collective that waits for it; a new one is let in at a checkpoint.
-    The world is what Horovod says now, since the launcher's variables are of the first start.
+    A lost worker interrupts the collective that waits for it; a new one joins at a checkpoint. The
+    world is Horovod's, since the launcher's variables are those of the first start.
     """
     if not hvd.is_initialized():
         hvd.init()
@@ -37,7 +37,7 @@ def run(train: Train, settings: Any, world: Any) -> dict[str, Any] | None:
             state.began = True
             state.commit()
 
-        # Rank 0 is always one that has been there before, and `state` is as it says.
+        # Rank 0 is never a new worker, and all ranks have its `state`.
         return train(replace(settings, resume="auto") if state.began else settings, now,
                      commit=commit)  # fmt: skip
 

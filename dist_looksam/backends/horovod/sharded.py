@@ -1,11 +1,11 @@
-"""Horovod with ZeRO's first stage: weights whole on every rank, all state for the own slice only.
+"""Horovod with ZeRO stage 1: whole weights on every rank, state for the rank's own slice only.
 
-The layers of a param group lie in one row, padded to equal slices, with the gradients beside it. A
-rank's slice of a row is the parameter that the optimizer knows: it is a view of the row, so that a
-step writes where forward reads, and one all-gather completes the row. A look costs one more
-reduce-scatter and one more all-gather: a rank knows g on its own slice alone, so that only it can
-perturb that slice. Going back costs nothing, since the gather after the base's step brings both.
-With eps of its own gradient, which a rank has whole, nothing is gathered for eps.
+The layers of a param group are flattened into one row, padded to equal slices; their gradients into
+another. A rank's slice of a row is the optimizer's parameter: a view of the row, so that a step
+writes where forward reads, and one all-gather completes the row. A look costs one more
+reduce-scatter and one more all-gather, since a rank has g of its own slice only and can perturb
+only that. Restoring needs no communication: the gather after the base's step does both. With eps of
+its own gradient, which a rank has whole, nothing is gathered for eps.
 """
 
 from collections.abc import Sequence
@@ -39,8 +39,8 @@ class Row:
 class HorovodSharded(Horovod):
     """`Horovod` with the base's state and g_v for 1 / ranks of every param group.
 
-    Args: as of `Horovod`. The optimizer's groups are given the own slices in place of their layers;
-        its state must be empty, and its base none of Horovod's.
+    Args: as of `Horovod`. The rank's slices replace the layers in the optimizer's groups; its state
+        must be empty, and its base not one of Horovod's.
     """
 
     def _share_state(self) -> None:
@@ -49,9 +49,9 @@ class HorovodSharded(Horovod):
             "the backend is made."
         )
 
-    def listen(self) -> None:
-        """Lay the layers in rows; nothing is sent before a pass has ended."""
-        if self.theirs is not None:
+    def prepare(self) -> None:
+        """Flatten the layers into rows. Without hooks: nothing is sent before a pass has ended."""
+        if self.horovod_optimizer is not None:
             raise ConfigError(
                 "zero_stage 1 needs a plain base optimizer, got hvd.DistributedOptimizer; "
                 "leave it out, since gradients are reduced here."
@@ -66,10 +66,10 @@ class HorovodSharded(Horovod):
             visible_dtype=self.dtype,
             driver=refuse_step,
         )
-        self.copies = (1, 0)
+        self.replicas = (1, 0)
         refuse_state_dict(base)
         watch_first_step(self)
-        self._shown = False  # w + eps is in slices that are not this rank's own
+        self._perturbed_elsewhere = False  # other ranks' slices of the rows are perturbed
 
     def _row(self, number: int, group: dict[str, Any]) -> Row:
         layers = tuple(group["params"])
@@ -94,7 +94,6 @@ class HorovodSharded(Horovod):
     # Gradients.
 
     def backward(self, batches: Sequence[Any], loss: Loss, *, average: bool = True) -> Tensor:
-        """See `Backend.backward`."""
         for row in self.rows:
             row.grads.zero_()
             at = 0
@@ -107,11 +106,11 @@ class HorovodSharded(Horovod):
         """One reduce-scatter per param group: the mean on the own slice."""
         if not average:
             return
-        sent = [
+        handles = [
             hvd.reducescatter_async(self._wire(row.grads), name=f"grad.{n}", op=hvd.Average)
             for n, row in enumerate(self.rows)
         ]
-        for row, handle in zip(self.rows, sent, strict=True):
+        for row, handle in zip(self.rows, handles, strict=True):
             row.flat.master.grad = wait(handle).to(row.grads.dtype)
 
     def gradients(self) -> list[Tensor]:
@@ -123,18 +122,17 @@ class HorovodSharded(Horovod):
 
     @torch.no_grad()
     def publish(self) -> None:
-        """Every rank's slices on every rank: one all-gather per param group."""
-        sent = [
+        """Complete the rows with all ranks' slices: one all-gather per param group."""
+        handles = [
             hvd.allgather_async(row.flat.master, name=f"weight.{n}")
             for n, row in enumerate(self.rows)
         ]
-        for row, handle in zip(self.rows, sent, strict=True):
+        for row, handle in zip(self.rows, handles, strict=True):
             row.weights.copy_(wait(handle))
         torch.clear_autocast_cache()
-        self._shown = False
+        self._perturbed_elsewhere = False
 
     def perturb(self, *, local: bool) -> bool:
-        """See `Backend.perturb`."""
         if local:
             finite = self._perturb_own()
             return self.scaler is None or bool(self.mean(finite.float()) == 1)
@@ -142,7 +140,7 @@ class HorovodSharded(Horovod):
         if self.scaler is not None and not bool(finite):  # a sum over ranks: the same on all
             return False
         self.publish()
-        self._shown = True
+        self._perturbed_elsewhere = True
         return True
 
     @torch.no_grad()
@@ -154,29 +152,27 @@ class HorovodSharded(Horovod):
         self.finish_gradients(average=True)
         masters = [flat.master for flat in self.flats]
         self.optimizer.keep(masters, [m.grad for m in masters if m.grad is not None])
-        self._shown = True
+        self._perturbed_elsewhere = True
         return self.optimizer.perturb_whole_(masters, weights, grads)
 
     def update(self) -> Seen:
-        """See `Backend.update`."""
         seen = super().update()
         self.publish()
         return seen
 
     def skip(self) -> Seen:
-        """See `Backend.skip`."""
         seen = super().skip()
-        if self._shown:
+        if self._perturbed_elsewhere:
             self.publish()
         return seen
 
     def abandon(self) -> None:
-        """See `Backend.abandon`. The slices of others come back only if they answer."""
+        """See `Backend.abandon`. Other ranks' slices are restored only if these ranks answer."""
         self.optimizer.abandon()
-        if self._shown:
+        if self._perturbed_elsewhere:
             self.publish()
 
-    # What a checkpoint needs.
+    # For checkpoints.
 
     def held(self) -> Sequence[Flat]:
         """The own slice of every row."""

@@ -1,13 +1,14 @@
-"""Horovod, every rank whole: hooks below `DistributedOptimizer` reduce exactly where a step needs.
+"""Horovod with whole weights and state on every rank.
 
-A parameter's gradient leaves as soon as backward has accumulated it for the last time, so that
-reducing overlaps with the rest of backward. Collectives are named by what they carry: the names
-that Horovod makes up count calls, and a worker that joins later would count from another start.
+Hooks of our own, in place of `DistributedOptimizer`, start a gradient's all-reduce as soon as
+backward has accumulated it for the last time, so that it overlaps with the rest of backward. Every
+collective has a fixed name: Horovod's default names count calls, and a worker that joins later
+would have another count.
 """
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import horovod.torch as hvd
@@ -24,13 +25,13 @@ from ..plain import Plain
 COMPRESSIONS = ("none", "fp16")
 
 
-def gather(thing: Any) -> list[Any]:
-    """`thing` of every rank, in their order. One object gather."""
-    return hvd.allgather_object(thing, name="gather")
+def gather(value: Any) -> list[Any]:
+    """`value` of every rank, in the order of ranks. One object gather."""
+    return hvd.allgather_object(value, name="gather")
 
 
 def start(size: int) -> None:
-    """Begin Horovod. ConfigError if it found another number of ranks than were started."""
+    """Initialise Horovod. ConfigError if it has another number of ranks than were started."""
     if not hvd.is_initialized():
         hvd.init()
     if hvd.size() != size:
@@ -48,8 +49,8 @@ class Horovod(Plain):
 
     Args:
         module, optimizer, precision: as of `Plain`. The optimizer's base may be an existing
-            `hvd.DistributedOptimizer`, which then does the reducing, with its own settings.
-        compression: "fp16" sends gradients in 16 bits; "none" in fp32, whatever the arithmetic.
+            `hvd.DistributedOptimizer`, which then reduces gradients with its own settings.
+        compression: "fp16" sends gradients in 16 bits; "none" in fp32, at every precision.
 
     Raises:
         ConfigError: a setting is not allowed. RunError: ranks hold different weights.
@@ -71,22 +72,22 @@ class Horovod(Plain):
             hvd.init()
         self.rank, self.size = hvd.rank(), hvd.size()
         base = optimizer.base_optimizer
-        self.theirs: Any = base if hasattr(base, "skip_synchronize") else None
-        self._half = compression == "fp16"
-        self._armed = False
+        self.horovod_optimizer: Any = base if hasattr(base, "skip_synchronize") else None
+        self._fp16 = compression == "fp16"
+        self._sending = False
         self._unfinished = False  # an abandoned pass may have sent some gradients
-        self._sent: dict[Tensor, tuple[int, Tensor]] = {}  # parameter -> (handle, what travels)
+        self._sent: dict[Tensor, tuple[int, Tensor]] = {}  # parameter -> (handle, sent tensor)
         super().__init__(module, optimizer, precision=precision)
         self._names = {p: n for n, p in self._named()}
-        self._start_alike()
-        self.listen()
+        self._broadcast()
+        self.prepare()
         check_alike(module)
 
-    def _start_alike(self) -> None:
-        """Rank 0's state, then its weights: what loading a state may do to weights is undone.
+    def _broadcast(self) -> None:
+        """Rank 0's state, then its weights, which also undoes changes of weights by the former.
 
         Not `hvd.broadcast_optimizer_state`, which steps an empty optimizer on zero gradients, so
-        that weights decay on those ranks that had no state.
+        that weights decay on ranks without state.
         """
         filled = hvd.allgather_object(bool(self.optimizer.state), name="start.filled")
         if any(filled):
@@ -101,15 +102,15 @@ class Horovod(Plain):
 
     # Gradients.
 
-    def listen(self) -> None:
-        """Hook every parameter, unless a user's optimizer has done so."""
-        if self.theirs is None:
+    def prepare(self) -> None:
+        """Hook every parameter, unless a `DistributedOptimizer` has done so."""
+        if self.horovod_optimizer is None:
             for p in self._names:
                 p.register_post_accumulate_grad_hook(self._send)
 
     def _send(self, param: Tensor) -> None:
         """Autograd's hook: must return nothing."""
-        if not self._armed:
+        if not self._sending:
             return
         name = self._names[param]
         if param in self._sent:
@@ -123,42 +124,39 @@ class Horovod(Plain):
         self._sent[param] = hvd.allreduce_async_(wire, name=f"grad.{name}", op=hvd.Average), wire
 
     def _wire(self, grad: Tensor) -> Tensor:
-        """What travels; the gradient itself where nothing must change. bf16 Horovod cannot add."""
-        return grad.to(torch.float16 if self._half else torch.promote_types(grad.dtype, F32))
+        """The tensor to send; `grad` itself if its dtype is right. Horovod cannot add bf16."""
+        dtype = torch.float16 if self._fp16 else torch.promote_types(grad.dtype, torch.float32)
+        return grad.to(dtype)
 
     @contextmanager
-    def _silence(self) -> Iterator[None]:
-        armed, self._armed = self._armed, False
+    def no_sync(self) -> Iterator[None]:
+        """Inside, hooks send nothing."""
+        sending, self._sending = self._sending, False
         try:
             yield
         finally:
-            self._armed = armed
-
-    def no_sync(self) -> AbstractContextManager[Any]:
-        """Hooks that send nothing."""
-        return self._silence()
+            self._sending = sending
 
     def backward(self, batches: Sequence[Any], loss: Loss, *, average: bool = True) -> Tensor:
-        """See `Backend.backward`."""
-        if self._unfinished:  # every rank sends what it has not, or they would wait for each other
+        if self._unfinished:  # every rank sends the rest, or ranks would wait for each other
             self.finish_gradients(average=True)
             self._unfinished = False
-        if self.theirs is not None:  # it counts backwards, and sends at the last
-            self.theirs.set_backward_passes_per_step(len(batches) + (not average))
-        self._armed = average
+        if self.horovod_optimizer is not None:  # it counts backwards, and sends at the last
+            self.horovod_optimizer.set_backward_passes_per_step(len(batches) + (not average))
+        self._sending = average
         try:
             return super().backward(batches, loss, average=average)
         finally:
-            self._armed = False
+            self._sending = False
 
     def finish_gradients(self, *, average: bool) -> None:
         """Wait for the means."""
         if not average:
             return
-        if self.theirs is not None:
-            self.theirs.synchronize()
+        if self.horovod_optimizer is not None:
+            self.horovod_optimizer.synchronize()
             return
-        self._armed = True
+        self._sending = True
         for param in self._names:
             if param not in self._sent:
                 self._send(param)
@@ -170,16 +168,17 @@ class Horovod(Plain):
         self._sent.clear()
 
     def abandon(self) -> None:
-        """See `Backend.abandon`. What was sent is waited for by the next pass, on all ranks."""
+        """See `Backend.abandon`. The next pass completes these reductions, on all ranks."""
         super().abandon()
         self._unfinished = True
 
     def update(self) -> Seen:
         """See `Backend.update`. A user's DistributedOptimizer has nothing left to reduce."""
-        with self.theirs.skip_synchronize() if self.theirs is not None else nullcontext():
+        theirs = self.horovod_optimizer
+        with nullcontext() if theirs is None else theirs.skip_synchronize():
             return super().update()
 
-    # Small things.
+    # Other collectives.
 
     def average_(self, tensors: Sequence[Tensor]) -> None:
         """One all-reduce of all tensors together."""
@@ -193,28 +192,27 @@ class Horovod(Plain):
         name = f"mean.{tuple(numbers.shape)}.{numbers.dtype}"
         return wait(hvd.allreduce_async(numbers.detach(), name=name, op=hvd.Average))
 
-    def gather(self, thing: Any) -> list[Any]:
+    def gather(self, value: Any) -> list[Any]:
         """One object gather."""
-        return gather(thing)
+        return gather(value)
 
     def after_load(self) -> None:
         """See `StoredLayers.after_load`. RunError if ranks read different weights."""
         check_alike(self.module)
 
 
-F32 = torch.float32
-_NAP = 1e-4  # seconds
+_POLL_INTERVAL = 1e-4  # seconds
 
 
 def wait(handle: int) -> Tensor:
-    """What `hvd.synchronize` returns, but asleep until it is there.
+    """`hvd.synchronize`, which polls without a pause, with a sleep between polls.
 
-    Horovod asks without a pause and keeps the core from who else needs it: its own thread, which
-    does the sending, and the loader's workers. 3 ranks of a tiny model on 2 cores over gloo: steps
-    take two thirds of the time, checkpoints a quarter; 2 ranks there take up to a third more.
+    That leaves the core to Horovod's own thread, which does the sending, and to the loader's. With
+    3 ranks of a tiny model on 2 cores over gloo, steps take two thirds of the time and checkpoints
+    a quarter; with 2 ranks up to a third more.
     """
     while not hvd.poll(handle):
-        time.sleep(_NAP)
+        time.sleep(_POLL_INTERVAL)
     return hvd.synchronize(handle)
 
 

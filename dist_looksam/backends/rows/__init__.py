@@ -1,11 +1,10 @@
-"""Backends by name: one file here is one row, found by its place in this folder.
+"""Backends by name: every module of this folder is one row.
 
-What a backend imports (DeepSpeed, Horovod, torch's FSDP) is imported inside the row's methods, so
-that `--help` and the other backends do without.
+A row imports its library (DeepSpeed, Horovod, torch's FSDP) inside its methods, so that `--help`
+and the other backends do not need it.
 """
 
 from collections.abc import Callable
-from datetime import timedelta
 from typing import Any
 
 import torch
@@ -14,9 +13,10 @@ from torch import nn
 
 from ...errors import ConfigError
 from ...optim.sharpness import Sharpness
-from ...rows import found
+from ...rows import load_rows
 from ...world import World
-from ...world.roster import Roster
+from ...world.roster import Roster, join
+from .. import ranks
 from ..backend import Backend
 
 OptimizerOf = Callable[[nn.Module], Sharpness]
@@ -25,15 +25,15 @@ OptimizerOf = Callable[[nn.Module], Sharpness]
 class BackendRow:
     """One backend. A module of this folder subclasses this and binds an instance to the name ROW.
 
-    `settings` are the program's `Settings`, which stand above this room: here they are `Any`, and a
-    row reads the flags that it needs, after `resolve`, by their names.
+    `settings` are the program's `Settings`. This package may not import them, so their type here is
+    `Any`; a row reads flags by name, after `resolve`.
 
     Attributes:
         name: as in --backend.
-        flags: the settings that not every backend has, and that this one has.
-        layout: which formulas of plan/layouts/ count its memory and what it sends; None: none do.
+        flags: settings that this backend has and not all others have.
+        layout: the formulas of plan/layouts/ for its memory and traffic; None: there are none.
         uncounted: where layout is None: the end of plan's sentence, what to plan instead.
-        place: in lists of names; rows without one come last, by name.
+        place: position in lists of names; rows without one come last, by name.
     """
 
     name: str
@@ -43,12 +43,12 @@ class BackendRow:
     place: int = 99
 
     def auto(self, settings: Any, *, ranks: int, launcher: str) -> int:
-        """How strongly `--backend auto` means this one: 0 not, 1 by the number of ranks, 2 by a
-        setting, 3 by the launcher. The highest is taken."""
+        """The priority of this backend for `--backend auto`: 0 no match, 1 by the number of ranks,
+        2 by a setting, 3 by the launcher. The highest is taken."""
         return 0
 
     def lacking(self, settings: Any) -> str | None:
-        """The sentence that names what this machine lacks for the backend; None: nothing."""
+        """A sentence on what this machine lacks for the backend; None: nothing."""
         return None
 
     def resolve(self, settings: Any) -> dict[str, Any]:
@@ -59,42 +59,30 @@ class BackendRow:
         """ConfigError for resolved settings that the backend cannot train with, on any machine."""
 
     def restarting(self) -> Callable[..., Any] | None:
-        """run(train, settings, world), which calls train again after workers came or went, where
-        the launcher asks for this; None elsewhere."""
+        """run(train, settings, world), which calls train again when workers have joined or left;
+        None where the launcher does not restart."""
         return None
 
     def join(self, world: World, device: torch.device, timeout: float) -> Roster | None:
-        """Meet the other ranks: torch's process group, if there is none.
+        """Connect to the other ranks: make torch's process group, if there is none.
 
-        Returns what watches for lost ranks, or None.
+        Returns the roster that watches for lost ranks, or None.
         """
-        if dist.is_initialized():
-            return None
-        roster = Roster(world, timeout=timeout)
-        dist.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo",
-            store=dist.PrefixStore("group", roster.store),
-            rank=world.rank,
-            world_size=world.size,
-            timeout=timedelta(seconds=timeout),
-        )
-        return roster
+        return None if dist.is_initialized() else join(world, device, timeout=timeout)
 
-    def gather(self, thing: Any) -> list[Any]:
-        """Everybody's small picklable thing, in the order of ranks; after `join`, before `make`."""
-        found: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(found, thing)
-        return found
+    def gather(self, value: Any) -> list[Any]:
+        """A small picklable value of every rank, in the order of ranks. Call it after `join`."""
+        return ranks.gather(value)
 
     def make(
         self, settings: Any, model: nn.Module, optimizer_of: OptimizerOf, device: torch.device
     ) -> Backend:
-        """The backend around a model that is still on the CPU and the optimizer over it."""
+        """The backend of a model that is still on the CPU, and of the optimizer over it."""
         raise NotImplementedError
 
 
 def refuse_rank_ascent(settings: Any, got: str, instead: str) -> None:
-    """ConfigError for --ascent rank, where no rank has whole gradients of its own."""
+    """ConfigError for --ascent rank, where ranks have no whole gradients of their own."""
     if settings.ascent == "rank":
         raise ConfigError(
             f"ascent rank needs whole gradients on every rank, got {got}; "
@@ -102,7 +90,7 @@ def refuse_rank_ascent(settings: Any, got: str, instead: str) -> None:
         )
 
 
-BACKENDS: dict[str, BackendRow] = found(__name__, __path__)
+BACKENDS: dict[str, BackendRow] = load_rows(__name__, __path__)
 
 
 def chosen(settings: Any, *, ranks: int, launcher: str) -> BackendRow:

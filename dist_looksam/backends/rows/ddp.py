@@ -10,7 +10,7 @@ from . import BackendRow, OptimizerOf
 
 
 class DDPRow(BackendRow):
-    """Every rank whole."""
+    """Every rank holds all weights and state."""
 
     name = "ddp"
     layout = "buckets"

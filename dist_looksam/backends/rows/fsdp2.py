@@ -10,7 +10,7 @@ from . import BackendRow, OptimizerOf, refuse_rank_ascent
 
 
 class FSDP2Row(BackendRow):
-    """The optimizer is made over what fully_shard leaves."""
+    """The optimizer is made over the DTensors of fully_shard."""
 
     name = "fsdp2"
     layout = "fsdp2"

@@ -1,4 +1,4 @@
-"""Horovod, whole or with state sharded as ZeRO's first stage: see backends/horovod/."""
+"""Horovod, with whole state or state sharded as in ZeRO stage 1: see backends/horovod/."""
 
 import importlib
 import importlib.util
@@ -15,7 +15,7 @@ from . import BackendRow, OptimizerOf
 
 
 class HorovodRow(BackendRow):
-    """Horovod makes its own connections, so ranks meet in no process group."""
+    """Horovod makes its own connections: there is no process group of torch's."""
 
     name = "horovod"
     flags = frozenset({"zero_stage", "compression"})
@@ -41,8 +41,8 @@ class HorovodRow(BackendRow):
             )
 
     def restarting(self) -> Callable[..., Any] | None:
-        """horovodrun was given a range of numbers of workers. ConfigError if Horovod cannot be
-        loaded then."""
+        """Under elastic horovodrun (--min-np, --max-np). ConfigError if Horovod cannot be loaded
+        there."""
         if os.environ.get("HOROVOD_ELASTIC") != "1":
             return None
         _load()
@@ -56,10 +56,10 @@ class HorovodRow(BackendRow):
 
         whole.start(world.size)
 
-    def gather(self, thing: Any) -> list[Any]:
+    def gather(self, value: Any) -> list[Any]:
         from ..horovod import whole
 
-        return whole.gather(thing)
+        return whole.gather(value)
 
     def make(
         self, settings: Any, model: nn.Module, optimizer_of: OptimizerOf, device: torch.device
@@ -74,7 +74,7 @@ class HorovodRow(BackendRow):
 
 
 def _load() -> None:
-    """ConfigError if Horovod cannot be loaded, which is so after torch was changed."""
+    """ConfigError if Horovod cannot be loaded, as after torch was changed."""
     try:
         importlib.import_module("horovod.torch")
     except ImportError as error:

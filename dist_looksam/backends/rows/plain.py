@@ -11,7 +11,7 @@ from . import BackendRow, OptimizerOf
 
 
 class PlainRow(BackendRow):
-    """Nothing to meet, nothing to send."""
+    """One rank, no communication."""
 
     name = "plain"
     layout = "whole"

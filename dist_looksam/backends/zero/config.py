@@ -28,7 +28,7 @@ def stage_of(file: dict[str, Any], flag: int | None) -> int:
 
 
 def clip_of(file: dict[str, Any], flag: float | None) -> float | None:
-    """The clipping: the flag's or the file's, for ours is the clipping, after look or reuse.
+    """The maximum norm for our clipping, which replaces DeepSpeed's: the flag's or the file's.
 
     ConfigError if it is set in both places.
     """
@@ -53,10 +53,10 @@ def make(
     precision: str,
     offload: bool,
 ) -> dict[str, Any]:
-    """What deepspeed.initialize gets.
+    """The configuration for deepspeed.initialize.
 
     Raises:
-        ConfigError: the file contradicts a flag, or asks for what would train wrongly.
+        ConfigError: the file contradicts a flag, or has a setting that would train wrongly.
     """
     _check_file(file, precision, stage)
     numbers = {
@@ -100,7 +100,7 @@ def _check_file(file: dict[str, Any], precision: str, stage: int) -> None:
         if name in file:
             raise ConfigError(f"the DeepSpeed config must not have {name}, got one; {instead}.")
     for name in ("bf16", "fp16"):
-        if file.get(name, {}).get("enabled") in (True,) and precision != name:
+        if file.get(name, {}).get("enabled") is True and precision != name:
             raise ConfigError(
                 f"precision must agree with the DeepSpeed config, got {precision} and {name}; "
                 f"use --precision {name}."

@@ -1,4 +1,4 @@
-"""The user's DeepSpeed file: JSON, with values that DeepSpeed takes wherever they are used here."""
+"""Reads and checks the user's DeepSpeed file, JSON."""
 
 import json
 from collections.abc import Callable
@@ -27,8 +27,8 @@ _NUMBER: Kind = ("a number from 0", _number)
 _TEXT: Kind = ("a text", lambda value: isinstance(value, str))
 _DEVICE: Kind = ("cpu, none or nvme", lambda value: value in ("cpu", "none", "nvme"))
 
-# Dotted names, an object before what is in it. All but objects at the top may be "auto" or null,
-# which say nothing.
+# By dotted name, an object before its entries. Values may be "auto" or null, which means not set;
+# objects at the top may not be "auto".
 _KINDS: dict[str, Kind] = {
     "train_batch_size": _WHOLE,
     "train_micro_batch_size_per_gpu": _WHOLE,
@@ -62,10 +62,10 @@ _KINDS: dict[str, Kind] = {
 
 
 def read(path: str | None) -> dict[str, Any]:
-    """The user's file, or {}. Values that say nothing are left out, old forms are made new.
+    """The user's file, or {}. Values that set nothing are left out, old forms are replaced.
 
     Raises:
-        ConfigError: it is not there, not a JSON object, or a value that is used here is of a type
+        ConfigError: it does not exist, is no JSON object, or a value that is used here is of a type
             that DeepSpeed does not take.
     """
     if path is None:
@@ -92,12 +92,12 @@ def read(path: str | None) -> dict[str, Any]:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """DeepSpeed, too, refuses a name that is there twice."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{next(n for n in names if names.count(n) > 1)} twice")
-    return found
+    """Names must be unique, as for DeepSpeed."""
+    names = [name for name, _ in pairs]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{name} twice")
+    return dict(pairs)
 
 
 def _renew(content: dict[str, Any]) -> None:

@@ -1,10 +1,11 @@
-"""Where DeepSpeed keeps things: every private name of the library is in this file.
+"""Access to DeepSpeed's tensors: every private name of the library is in this file.
 
 A flat (see flat.py) is a partition of one param group (stages 1 and 2), of one sub-group (stage 3),
 or a whole layer (stage 0).
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -83,42 +84,40 @@ class Layout:
             pieces, offsets = [], []
             for p in layers:
                 _, offset, length = zero.grad_position[zero.get_param_id(p)]
-                start = min(dist.get_rank(self.group) * length, p.ds_numel)
-                stop = min(start + length, p.ds_numel)  # the rest is padding
-                pieces.append(Piece(self.names[id(p)], tuple(p.ds_shape), start, stop))
+                pieces.append(self._piece(p, length))
                 offsets.append(offset)
             number = zero.sub_group_to_group_id[sub]
             yield Flat(master, number, tuple(pieces), tuple(offsets))
 
-    def frozen(self) -> list[Flat]:
-        """Stage 3: this rank's cut of every layer that is not trained."""
-        trained = {p.name for flat in self.flats for p in flat.pieces}
-        found = []
-        for p in self.engine.module.parameters() if self.stage == 3 else ():
-            if self.names[id(p)] not in trained:
-                length = p.ds_tensor.ds_numel
-                start = min(dist.get_rank(self.group) * length, p.ds_numel)
-                stop = min(start + length, p.ds_numel)
-                piece = Piece(self.names[id(p)], tuple(p.ds_shape), start, stop)
-                found.append(Flat(p.ds_tensor.detach(), NO_GROUP, (piece,), (0,)))
-        return found
+    def _piece(self, p: Any, length: int) -> Piece:
+        """Stage 3: this rank's piece of a layer that is cut into pieces of `length` entries."""
+        start = min(dist.get_rank(self.group) * length, p.ds_numel)
+        stop = min(start + length, p.ds_numel)  # the rest is padding
+        return Piece(self.names[id(p)], tuple(p.ds_shape), start, stop)
 
-    # Gradients, still scaled by the loss scale.
+    def frozen(self) -> list[Flat]:
+        """Stage 3: this rank's piece of every layer that is not trained."""
+        trained = {p.name for flat in self.flats for p in flat.pieces}
+        params = self.engine.module.parameters() if self.stage == 3 else ()
+        return [
+            Flat(p.ds_tensor.detach(), NO_GROUP, (self._piece(p, p.ds_tensor.ds_numel),), (0,))
+            for p in params
+            if self.names[id(p)] not in trained
+        ]
+
+    # Gradients, still multiplied by the loss scale.
 
     def gradients(self) -> list[Tensor]:
         """One shard per layer, flat after flat, after the last backward of a step."""
-        found: list[Tensor] = []
-        for number, flat in enumerate(self.flats):
-            found += self._of_flat(number, flat)
-        return found
+        return [g for n, flat in enumerate(self.flats) for g in self._of_flat(n, flat)]
 
     def _of_flat(self, number: int, flat: Flat) -> list[Tensor]:
         if self.sharded_bf16:
             return flat.views(self.zero.fp32_groups_gradient_flat_partition[number])
-        if self.stage == 0 or flat.master.grad is not None:  # offload keeps it there
-            if flat.master.grad is None:
-                return [v[:0] for v in flat.views(flat.master)]
+        if flat.master.grad is not None:  # at stage 0, and with offload
             return flat.views(flat.master.grad)
+        if self.stage == 0:
+            return [v[:0] for v in flat.views(flat.master)]
         fragments = self.zero.averaged_gradients[number]
         whole = getattr(fragments, "flat_partition", None)
         if whole is not None:
@@ -139,10 +138,10 @@ class Layout:
         layers = [p for group in self.zero.bit16_groups for p in group]
         return layers, [_or_zero(self.zero.get_gradient_for_reduction(p), p) for p in layers]
 
-    def forget_pass(self) -> None:
-        """Clear what a pass that was broken off has left: gradients, buckets, gathered layers.
+    def reset_pass(self) -> None:
+        """After an exception within a pass: clear gradients, buckets and gathered layers.
 
-        Local. In the state in which `step` of DeepSpeed's optimizer leaves them.
+        Leaves the state that `step` of DeepSpeed's optimizer leaves. Local.
         """
         zero = self.zero
         for p in self.engine.module.parameters():
@@ -184,28 +183,28 @@ class Layout:
             return 1.0
         return float(self.zero.loss_scale)
 
-    def freeze_scale(self) -> dict[str, Any]:
-        """The loss scaler's counters, for `thaw_scale` after a step that must not count."""
+    @contextmanager
+    def fixed_scale(self) -> Iterator[None]:
+        """Inside, steps of DeepSpeed's do not change the loss scaler's counters."""
         scaler = getattr(self.zero, "loss_scaler", None)
-        return dict(vars(scaler)) if scaler is not None else {}
-
-    def thaw_scale(self, frozen: dict[str, Any]) -> None:
-        """Put the counters back."""
-        scaler = getattr(self.zero, "loss_scaler", None)
-        if scaler is not None:
-            vars(scaler).update(frozen)
+        before = dict(vars(scaler)) if scaler is not None else {}
+        try:
+            yield
+        finally:
+            if scaler is not None:
+                vars(scaler).update(before)
 
     def read_scale(self) -> dict[str, float]:
-        """What a checkpoint holds of a dynamic loss scale; {} where there is none."""
+        """The state of a dynamic loss scale, for a checkpoint; {} without one."""
         scaler: Any = getattr(self.zero, "loss_scaler", None)
         if not hasattr(scaler, "last_overflow_iter"):
             return {}
-        good = scaler.cur_iter - scaler.last_overflow_iter - 1
-        patience = {"hysteresis": int(scaler.cur_hysteresis)}
-        return {"scale": float(scaler.cur_scale), "good": int(good), **patience}
+        good = int(scaler.cur_iter - scaler.last_overflow_iter - 1)
+        scale, hysteresis = float(scaler.cur_scale), int(scaler.cur_hysteresis)
+        return {"scale": scale, "good": good, "hysteresis": hysteresis}
 
     def write_scale(self, saved: dict[str, float]) -> None:
-        """Put it back; {} leaves the scale as it starts."""
+        """Restore the loss scale; {} leaves it unchanged."""
         scaler: Any = getattr(self.zero, "loss_scaler", None)
         if saved and hasattr(scaler, "last_overflow_iter"):
             scaler.cur_scale = saved["scale"]
@@ -215,7 +214,7 @@ class Layout:
     # Making the master weights visible to forward.
 
     def publish(self) -> None:
-        """Copy the masters to the weights that forward uses; one all-gather where they are cut."""
+        """Copy the masters to the weights that forward uses; one all-gather if masters are cut."""
         if self.stage == 0:
             return
         if self.stage < 3:
@@ -233,18 +232,18 @@ def _or_zero(grad: Tensor | None, like: Tensor) -> Tensor:
 
 
 def _walk(fragments: Sequence[Tensor], flat: Flat) -> list[Tensor]:
-    """Shards out of a list of tensors that follow each other as the flat's entries do."""
+    """Shards out of consecutive fragments of the flat."""
     starts, at = {}, 0
     for fragment in fragments:
         starts[at] = fragment.view(-1)
         at += fragment.numel()
-    found = []
+    shards = []
     for piece, offset in zip(flat.pieces, flat.offsets, strict=True):
         length = piece.stop - piece.start
         if length == 0:
-            found.append(flat.master[:0])
+            shards.append(flat.master[:0])
         elif offset in starts and starts[offset].numel() >= length:
-            found.append(starts[offset][:length])
+            shards.append(starts[offset][:length])
         else:
-            found.append(torch.cat([f.view(-1) for f in fragments])[offset : offset + length])
-    return found
+            shards.append(torch.cat([f.view(-1) for f in fragments])[offset : offset + length])
+    return shards

@@ -1,4 +1,4 @@
-"""DeepSpeed itself: imported, started, and refused where it would train wrongly."""
+"""Imports and starts DeepSpeed, and refuses engines that would train wrongly."""
 
 import logging
 import os
@@ -14,7 +14,7 @@ from .layout import check_version
 
 
 def load_deepspeed() -> Any:
-    """The library, told not to compile an op for gloo at its start (2 minutes, and a lock file)."""
+    """The library, without compiling an op for gloo at import (2 minutes, and a lock file)."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed
@@ -29,7 +29,7 @@ def load_deepspeed() -> Any:
 
 
 def open_engine(module: nn.Module, optimizer: Sharpness, config: dict[str, Any]) -> Any:
-    """deepspeed.initialize. The process group exists."""
+    """deepspeed.initialize; the process group must exist."""
     deepspeed = load_deepspeed()
     accelerator = deepspeed.accelerator.get_accelerator()
     if config.get("fp16", {}).get("enabled") and not accelerator.is_fp16_supported():
@@ -37,7 +37,7 @@ def open_engine(module: nn.Module, optimizer: Sharpness, config: dict[str, Any])
             f"precision fp16 is not supported by DeepSpeed on this {accelerator.device_name()}, "
             f"got fp16; use --precision bf16 or --backend ddp."
         )
-    # DeepSpeed insists on it, and srun and mpirun do not set it. It becomes the current device.
+    # DeepSpeed needs it, and makes it the current device; srun and mpirun do not set it.
     device = torch.cuda.current_device() if torch.cuda.is_available() else 0
     os.environ.setdefault("LOCAL_RANK", str(device))
     check_config(config)
@@ -48,7 +48,7 @@ def open_engine(module: nn.Module, optimizer: Sharpness, config: dict[str, Any])
 
 
 def check_config(config: dict[str, Any]) -> None:
-    """ConfigError if DeepSpeed does not take it; its own errors are of many kinds and lines."""
+    """ConfigError, in one sentence, if DeepSpeed raises any error for the configuration."""
     # `config.make` has checked these, and DeepSpeed does not know the number of ranks yet.
     of_ranks = {"train_batch_size", "gradient_accumulation_steps"}
     try:
@@ -65,7 +65,7 @@ def check_config(config: dict[str, Any]) -> None:
 
 
 def check_parallel(engine: Any) -> None:
-    """ConfigError where ranks hold different parameters under one name."""
+    """ConfigError for parallelism in which ranks hold different parameters of one name."""
     kinds = {
         "mixture of experts": engine.has_moe_layers,
         "tensor parallelism": engine.mp_world_size > 1 or engine.autotp_size() > 1,
@@ -81,7 +81,7 @@ def check_parallel(engine: Any) -> None:
 
 
 def check_arithmetic(engine: Any, stage: int) -> None:
-    """ConfigError for 16 bits whose loss scale, or whose rounding, a step does not see."""
+    """ConfigError for 16 bits with a loss scale or a rounding that a step does not account for."""
     dtype = engine.torch_autocast_dtype()
     if engine.torch_autocast_enabled() and dtype in (torch.float16, None):
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""What a ZeRO rank holds: sums over ranks, and its pieces of weights and state."""
+"""The state of a ZeRO rank: its pieces of weights and state, for checkpoints and for sums."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,13 +17,13 @@ from .layout import Layout
 
 
 class ZeroState(Ranks, StoredLayers):
-    """The half of `Zero` that moves no weights. Attributes as there."""
+    """The part of `Zero` that changes no weights. Attributes as there."""
 
     engine: Any
     optimizer: Sharpness
     layout: Layout
     device: torch.device
-    copies: tuple[int, int]
+    replicas: tuple[int, int]
     stage: int
     rank: int
     size: int
@@ -31,7 +31,7 @@ class ZeroState(Ranks, StoredLayers):
     # Sums.
 
     def reduce(self, sums: Tensor) -> Tensor:
-        """Add over the ranks that split a layer; nothing at stage 0, where all hold all."""
+        """Add over the ranks that split a layer; at stage 0 every rank has all: nothing to add."""
         if self.stage == 0:
             return whole(sums)
         sums = sums.to(self.device)
@@ -39,7 +39,6 @@ class ZeroState(Ranks, StoredLayers):
         return sums
 
     def memory(self) -> dict[str, int]:
-        """See `Backend.memory`."""
         params = list(self.engine.module.parameters())
         weights = num_bytes(getattr(p, "ds_tensor", p) for p in params)
         masters = num_bytes(f.master for f in self.layout.flats)
@@ -50,7 +49,6 @@ class ZeroState(Ranks, StoredLayers):
     # Checkpoints.
 
     def held(self) -> Sequence[Flat]:
-        """See `StoredLayers.held`."""
         return [*self.layout.flats, *self.layout.frozen()]
 
     def after_load(self) -> None:
@@ -67,14 +65,14 @@ class ZeroState(Ranks, StoredLayers):
 
     def whole(self, tensor: Tensor) -> Tensor:
         """See `StoredLayers.whole`: one reduce."""
-        places = {p.name: (f, i) for f in self.held() for i, p in enumerate(f.pieces)}
+        pieces = {p.name: (f, i) for f in self.held() for i, p in enumerate(f.pieces)}
         name = self.layout.names.get(id(tensor), "")
-        if name not in places:  # a buffer, or frozen and whole
+        if name not in pieces:  # a buffer, or frozen and whole
             return tensor.detach()
-        flat, i = places[name]
-        piece, master = flat.pieces[i], flat.master.detach()
+        flat, i = pieces[name]
+        piece = flat.pieces[i]
         whole = torch.zeros(torch.Size(piece.shape).numel(), device=self.device)
-        whole[piece.start : piece.stop] = flat.read(master)[i]
+        whole[piece.start : piece.stop] = flat.read(flat.master.detach())[i]
         if self.stage > 0:
             dist.reduce(whole, 0, group=self.layout.group)
         return whole.view(piece.shape)

@@ -1,9 +1,9 @@
 """DeepSpeed ZeRO: perturbing the weights is one more kind of optimizer step.
 
 DeepSpeed calls the client optimizer's `step()` with its flat fp32 masters and their reduced,
-unscaled gradients, and then shows the masters to forward. So the client perturbs in one such step
-and restores in the next; nothing of DeepSpeed is copied or patched, and no gather is spent on going
-back: the weights that are shown after the base's step are those of the next step.
+unscaled gradients, and then copies the masters to the weights that forward uses. So the client
+perturbs in one such step and restores in the next; nothing of DeepSpeed is copied or patched, and
+restoring needs no gather: the one after the base's step brings the next step's weights.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ...maths.shards import copies
+from ...maths.shards import clones
 from ...optim.seen import Seen
 from ...optim.sharpness import Sharpness
 from ..backend import Loss
@@ -46,10 +46,10 @@ class Zero(ZeroState):
         self.optimizer: Sharpness = engine.basic_optimizer
         self.stage = int(engine.zero_optimization_stage())
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
-        self.copies = (1, 0) if self.stage else (self.size, self.rank)
+        self.replicas = (1, 0) if self.stage else (self.size, self.rank)
         self.layout = Layout(engine, self.optimizer, self.stage)
         self.whole_gradients = self.layout.whole_gradients
-        self.device = engine.device
+        self.device = torch.device(engine.device)
         self.autocast = autocast
         dtype = next(self.module.parameters()).dtype
         flat_of = {f.master: f for f in self.layout.flats}
@@ -63,24 +63,20 @@ class Zero(ZeroState):
             device=self.device,
         )
         watch_first_step(self)
-        on_gpu = torch.device(self.device).type == "cuda"
-        self._offloaded = on_gpu and any(not m.is_cuda for m in self.masters)
+        self._offloaded = self.device.type == "cuda" and any(not m.is_cuda for m in self.masters)
         self._work: Callable[[list[Tensor]], None] | None = None
         self._unscale = 1.0
 
     # Passes.
 
     def evaluate(self, forward: Callable[[nn.Module], Tensor]) -> Tensor:
-        """See `Backend.evaluate`."""
         with torch.no_grad(), self._arithmetic():
             return forward(self.module)
 
     def _arithmetic(self) -> torch.autocast:
-        kind = torch.device(self.device).type
-        return torch.autocast(kind, self.autocast, enabled=self.autocast is not None)
+        return torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None)
 
     def backward(self, batches: Sequence[Any], loss: Loss, *, average: bool = True) -> Tensor:
-        """See `Backend.backward`."""
         total = torch.zeros((), device=self.device)
         for i, batch in enumerate(batches):
             last = i == len(batches) - 1
@@ -92,8 +88,7 @@ class Zero(ZeroState):
         return total / len(batches)
 
     def _wait_for_host(self) -> None:
-        """With offload, DeepSpeed's copies of gradients to the host and of weights from it may be
-        under way, and touching either end would be a race."""
+        """With offload: wait for DeepSpeed's copies to and from the host."""
         if self._offloaded:
             torch.cuda.synchronize(self.device)
 
@@ -111,13 +106,13 @@ class Zero(ZeroState):
             return  # a step that must change nothing
         groups = self.optimizer.param_groups
         params = [p for group in groups for p in group["params"] if p.grad is not None]
-        now = self.layout.scale()
-        if now != self._unscale:  # changed between backward and unscaling by the new one
-            torch._foreach_mul_([p.grad for p in params], now / self._unscale)
+        scale = self.layout.scale()
+        if scale != self._unscale:  # DeepSpeed has changed it since backward, then unscaled by it
+            torch._foreach_mul_([p.grad for p in params], scale / self._unscale)
         self._work(params)
 
     def _run(self, step: Callable[[], Any], work: Callable[[list[Tensor]], None]) -> None:
-        """A step of DeepSpeed's in which the client does `work`."""
+        """Call `step` of DeepSpeed, within which the client calls `work` on its parameters."""
         self._work, self._unscale = work, self.layout.scale()
         try:
             step()
@@ -134,18 +129,16 @@ class Zero(ZeroState):
             return False
 
         def work(params: list[Tensor]) -> None:
-            self.optimizer.perturb_(params, copies([_grad(p) for p in params]), perturbation)
+            grads: list[Any] = [p.grad for p in params]
+            self.optimizer.perturb_(params, clones(grads), perturbation)
 
-        frozen = self.layout.freeze_scale()
-        try:
-            self._run(self.engine.optimizer.step, work)  # and no step of DeepSpeed's engine
-        finally:
-            self.layout.thaw_scale(frozen)
+        with self.layout.fixed_scale():
+            self._run(self.engine.optimizer.step, work)  # not the step of DeepSpeed's engine
         self.engine.optimizer.zero_grad()
         return True
 
     def _perturb_locally(self) -> bool:
-        """Every rank moves the weights that forward sees along its own gradient, and no master."""
+        """Perturb the weights that forward sees along this rank's own gradient; no master."""
         layers, own = self.layout.visible()
         weights = [p.detach().view(-1) for p in layers]
         grads = [g.float().view(-1) / self.layout.scale() for g in own]
@@ -153,10 +146,10 @@ class Zero(ZeroState):
         self.optimizer.keep(self.masters, means)
         self.optimizer.perturb_whole_(self.masters, weights, grads)
         self.average_(grads)
-        coming = iter(grads)
+        remaining = iter(grads)
         for flat, mean in zip(self.layout.flats, means, strict=True):
             for piece, view in zip(flat.pieces, flat.views(mean), strict=True):
-                view.copy_(next(coming)[piece.start : piece.stop])
+                view.copy_(next(remaining)[piece.start : piece.stop])
         self.engine.optimizer.zero_grad()
         return bool(torch.isfinite(torch.stack([g.sum() for g in grads]).sum()))
 
@@ -165,37 +158,30 @@ class Zero(ZeroState):
         """See `Backend.update`: the step of DeepSpeed's engine."""
         update = self.optimizer.decide(self.masters, self._unscaled())
         if not bool(update.finite):
-            return self._give_up(look=self.optimizer.perturbed)
-        update = replace(update, finite=torch.tensor(True))  # on the host, which knows it now
+            return self._skip(look=self.optimizer.perturbed)
+        update = replace(update, finite=torch.tensor(True))  # on the host: no further read
         self._run(self.engine.step, lambda params: self.optimizer.apply_(params, update))
         return self.optimizer.finish(update)
 
     @torch.no_grad()
     def skip(self) -> Seen:
-        """See `Backend.skip`."""
-        return self._give_up(look=True)
+        return self._skip(look=True)
 
-    def _give_up(self, *, look: bool) -> Seen:
-        """A step with a gradient that is not finite: DeepSpeed counts it, nothing else changes."""
-        moved = self.optimizer.perturbed
+    def _skip(self, *, look: bool) -> Seen:
+        """DeepSpeed counts the step and in fp16 lowers the loss scale; nothing else changes."""
+        perturbed = self.optimizer.perturbed
         self.optimizer.restore()
-        self.engine.step()  # with no work for the client; in fp16 it lowers the scale
+        self.engine.step()  # with no work for the client
         self.engine.optimizer.zero_grad()
-        if moved:
+        if perturbed:
             self.layout.publish()
         return self.optimizer.skip(look=look)
 
     @torch.no_grad()
     def abandon(self) -> None:
-        """See `Backend.abandon`."""
         self._wait_for_host()
-        moved = self.optimizer.perturbed
+        perturbed = self.optimizer.perturbed
         self.optimizer.abandon()
-        self.layout.forget_pass()
-        if moved:
+        self.layout.reset_pass()
+        if perturbed:
             self.layout.publish()
-
-
-def _grad(param: Tensor) -> Tensor:
-    assert param.grad is not None
-    return param.grad

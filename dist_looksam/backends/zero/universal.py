@@ -1,14 +1,14 @@
 """A DeepSpeed checkpoint of a user's engine as a universal one, with g_v and any base's state.
 
 DeepSpeed's own converter (`python -m deepspeed.checkpoint.ds_to_universal`) knows Adam's state
-alone: it drops g_v and the counters, and ends in an error with other bases. Its loader takes
-whatever state it finds per layer (ZeRO stages 1 and 2), so what is needed is a folder with it all:
+alone: it drops g_v and the counters, and fails with other bases. Its loader takes any state per
+layer (ZeRO stages 1 and 2). So this module writes a folder with all of it:
 
     OUT/zero/<layer>/<key>.pt      {"param": the whole layer's slot}; step.pt: a number
     OUT/zero/optimizer_state.pt    loss scale, groups; in each group our counters as "sharpness"
     OUT/mp_rank_00_model_states.pt as it was
 
-Private names of the library are those of files it writes, version 0.19.
+Private names of the library are those in the files of version 0.19.
 """
 
 import os
@@ -36,13 +36,13 @@ def convert(source: Path, target: Path) -> list[str]:
 
     Raises:
         ConfigError: `source` is no checkpoint that can be converted, or `target` exists.
-        RunError: a file is damaged, lacks what DeepSpeed writes, names a path outside `target`,
-            or cannot be written. Nothing is left behind then.
+        RunError: a file is damaged or incomplete, names a path outside `target`, or cannot be
+            written. `target` does not exist then.
     """
     if target.exists():
         raise ConfigError(f"out must be a new folder, got {target}, which exists; name another.")
     scratch = target.with_name(f".{target.name}.writing")
-    shutil.rmtree(scratch, ignore_errors=True)  # of one that was killed
+    shutil.rmtree(scratch, ignore_errors=True)  # left by a killed process
     try:
         keys = _write(_tag(source), scratch)
         os.rename(scratch, target)
@@ -77,7 +77,7 @@ def _write(tag: Path, scratch: Path) -> list[str]:
 
 
 def _place(folder: Path, name: str, key: str) -> Path:
-    """Where a layer's slot is written. RunError if names from the file lead out of the folder."""
+    """The file of a layer's slot. RunError if names in the checkpoint lead out of the folder."""
     parts = name.split("/")  # of an absolute name, the first is empty
     if not set(parts).isdisjoint({"", ".", ".."}) or "/" in key or "\0" in name + key:
         raise RunError(
@@ -105,12 +105,12 @@ def _tag(source: Path) -> Path:
 
 
 def _rank_files(tag: Path) -> list[Path]:
-    found = tag.glob("*zero_pp_rank_*_mp_rank_00_optim_states.pt")
-    return sorted(found, key=lambda p: int(p.name.split("pp_rank_")[1].split("_")[0]))
+    paths = tag.glob("*zero_pp_rank_*_mp_rank_00_optim_states.pt")
+    return sorted(paths, key=lambda p: int(p.name.split("pp_rank_")[1].split("_")[0]))
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """One of DeepSpeed's files, which are pickles: only its own few classes may be made."""
+    """One of DeepSpeed's files: pickles, in which only a few of its own classes are allowed."""
     load_deepspeed()
     if not hasattr(torch.serialization, "safe_globals"):
         raise ConfigError(
@@ -122,7 +122,7 @@ def _read(path: Path) -> dict[str, Any]:
     from deepspeed.utils.tensor_fragment import fragment_address
 
     def member(kind: Any, name: str) -> Any:
-        """What Python 3.11.0 to 3.11.3 write of an enum's member is getattr(kind, name)."""
+        """Python 3.11.0 to 3.11.3 pickle a member of an enum as getattr(kind, name)."""
         if kind is not ZeroStageEnum:
             raise ValueError(f"getattr of {kind}")
         return kind[name]
@@ -133,7 +133,7 @@ def _read(path: Path) -> dict[str, Any]:
         with torch.serialization.safe_globals(known), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a pickle that is none of torch's
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a damaged or hostile pickle makes of itself
+    except Exception as error:  # a damaged or hostile pickle may raise anything
         raise RunError(
             f"{path} is damaged, or holds more than DeepSpeed writes; no code of it was run."
         ) from error
@@ -166,7 +166,7 @@ def _write_layers(folder: Path, ranks: list[dict[str, Any]], shapes: dict[str, A
 
 
 def _layer(ranks: list[dict[str, Any]], group: int, name: str) -> tuple[dict[str, Tensor], Any]:
-    """A layer's slots, each put together from the ranks' fragments, and the steps it has taken."""
+    """A layer's slots, each joined from the ranks' fragments, and its number of steps."""
     parts: dict[str, list[Tensor]] = {}
     step = None
     for rank in ranks:
@@ -183,7 +183,7 @@ def _layer(ranks: list[dict[str, Any]], group: int, name: str) -> tuple[dict[str
 
 
 def _write_rest(folder: Path, first: dict[str, Any], module: dict[str, Tensor]) -> None:
-    """What is no layer's: the optimizer's common state, and frozen parameters and buffers."""
+    """The optimizer's state that is of no layer; frozen parameters and buffers."""
     base = first["base_optimizer_state"]
     counters = {"sharpness": base["sharpness"]} if "sharpness" in base else {}
     common = {k: v for k, v in first.items() if k not in _SHARDED}

@@ -1,16 +1,16 @@
-"""Data sets by name: one file here is one row, found by its place in this folder."""
+"""Data sets by name: every module of this folder is one row."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from ...errors import ConfigError
-from ...rows import found
+from ...rows import load_rows
 from ..source import Source
 
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """Of a data set before it is opened. `shape` is (channels, height, width)."""
+    """Size of a data set that is not opened. `shape` is (channels, height, width)."""
 
     samples: int  # in training, held-out ones included
     classes: int
@@ -23,13 +23,13 @@ class DataSet:
 
     open        open(data_dir, image_size=, augment=, seed=) -> its training and its test split; see
                 source.Source. ConfigError if data is missing or malformed.
-    size        size(image_size), before anything is opened.
-    stands_for  where only opening tells the size: the data set whose size is `size`.
-    data_dir    whether it "needs", "may" or "never" be given the flag.
-    epochs      default length of a training.
-    augment     what --augment auto means.
-    model       what --model auto means; "auto" takes it by the size of the images.
-    place       in lists of names; rows without one come last, by name.
+    size        size(image_size), without opening it.
+    stands_for  the data set whose size is `size`, if the own size is known only after opening.
+    data_dir    whether the flag --data_dir is needed: "needs", "may" or "never".
+    epochs      default of --epochs.
+    augment     value of --augment auto.
+    model       value of --model auto; "auto" chooses by the size of the images.
+    place       position in lists of names; rows without one come last, by name.
     """
 
     name: str
@@ -54,7 +54,7 @@ class DataSet:
             )
 
 
-SETS: dict[str, DataSet] = found(__name__, __path__)
+SETS: dict[str, DataSet] = load_rows(__name__, __path__)
 
 
 def data_set(name: str) -> DataSet:

@@ -16,8 +16,8 @@ _TEST = 360
 def open_(
     data_dir: object, *, image_size: int, augment: Augment, seed: int
 ) -> tuple[Embedded, Embedded]:
-    """Both splits, the same for every seed; they keep their own size."""
-    # As sklearn.datasets.load_digits reads it, whose import takes every rank 1.5 s.
+    """Both splits, the same for every seed, 8x8 whatever `image_size` is."""
+    # As sklearn.datasets.load_digits, whose import would take every rank 1.5 s.
     table = distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")
     rows = torch.from_numpy(np.loadtxt(str(table), delimiter=","))  # 64 pixels 0..16, the digit
     pixels = (rows[:, :-1] / 16 * 255).round().to(torch.uint8).reshape(-1, 1, 8, 8)

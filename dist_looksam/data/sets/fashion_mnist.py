@@ -23,7 +23,7 @@ FASHION_CLASSES = (
 def open_(
     data_dir: str | Path | None, *, image_size: int, augment: Augment, seed: int
 ) -> tuple[Embedded, Embedded]:
-    """Both splits; they keep their own size. ConfigError if the files are missing."""
+    """Both splits, 28x28 whatever `image_size` is. ConfigError if the files are missing."""
     folder = Path(data_dir or FASHION_DIR)
     splits = []
     for stem in ("train", "t10k"):

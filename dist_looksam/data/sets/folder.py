@@ -8,7 +8,7 @@ from . import DataSet, Size
 
 def open_(data_dir: Any, **how: Any) -> tuple[Source, Source]:
     """Scans both trees; see `folder.folder`."""
-    from ..folder import folder  # what decodes is loaded where there are files
+    from ..folder import folder  # imports the decoders, which other data sets do not need
 
     return folder(data_dir, **how)
 

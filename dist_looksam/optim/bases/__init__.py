@@ -1,11 +1,11 @@
-"""Base optimizers by name: one file here is one row, found by its place in this folder."""
+"""Base optimizers by name: every module of this folder is one row."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch.optim import Optimizer
 
-from ...rows import found
+from ...rows import load_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,15 +17,15 @@ class Base:
     lr, weight_decay, eps  defaults of the flags.
     uses          which of the flags betas, momentum and eps `make` takes.
     fused         make takes fused=True: torch's kernels that can skip a step on the device.
-    trusted       a step adds up squared norms of layers over the ranks that split them, once.
+    trusted       has trust ratios: one reduce a step, of the layers' squared norms.
     state         fp32 tensors of a layer's size that are kept between steps.
-    counter_bytes bytes a layer keeps besides: its number of steps.
+    counter_bytes bytes of a layer's number of steps, kept between steps.
     temporaries   fp32 tensors of a layer's size that a step makes and frees.
     traffic       tensors of a layer's size that a step reads or writes, 4 bytes an entry.
-    place         in lists of names; rows without one come last, by name.
+    place         position in lists of names; rows without one come last, by name.
 
-    state, counter_bytes, temporaries and traffic are what `dist-looksam plan` counts with: see
-    plan/memory.py and plan/times.py, whose tests hold them against real runs.
+    `dist-looksam plan` computes with state, counter_bytes, temporaries and traffic: see
+    plan/memory.py and plan/times.py, whose tests compare them with real runs.
     """
 
     name: str
@@ -43,4 +43,4 @@ class Base:
     place: int = 99
 
 
-BASES: dict[str, Base] = found(__name__, __path__)
+BASES: dict[str, Base] = load_rows(__name__, __path__)

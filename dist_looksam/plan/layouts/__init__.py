@@ -5,7 +5,7 @@ Each file of this folder is one layout; a backend's row names its own.
 
 from typing import Any
 
-from ...rows import found
+from ...rows import load_rows
 from ..run import PlannedRun
 
 
@@ -68,4 +68,4 @@ class Layout:
         return True
 
 
-LAYOUTS: dict[str, Layout] = found(__name__, __path__)
+LAYOUTS: dict[str, Layout] = load_rows(__name__, __path__)
