@@ -21,13 +21,15 @@ from dist_looksam.report.statistic import MeanSd
 from dist_looksam.report.study import Label
 
 AMBER, SKY, OLIVE = "#e69f00", "#56b4e9", "#7f7a00"
-# In the order of METHODS; the rest is for new methods and for variants of one method.
+# The first four are of bases, the next of methods with ascent. More methods and variants take
+# what follows; more bases take from the end, so that no new row changes the style of another.
 _COLOURS = [GREY, INK, AMBER, OLIVE, BLUE, SKY, ORANGE, GREEN, PURPLE,
             "#a50f15", "#00a3a3", "#6b4f2a", "#e377c2", "#3f007d", "#4d9221",
             "#b2abd2"]  # fmt: skip
 _SHAPES = ["triangle-left", "circle", "square", "triangle-right", "diamond", "wedge",
            "triangle-up", "triangle-down", "cross", "arrow", "M-1,-1L1,-1L-1,1L1,1Z",
            "M0,-1L0.59,0.81L-0.95,-0.31L0.95,-0.31L-0.59,0.81Z"]  # fmt: skip
+_OF_BASES = 4
 _SHORT = "datum.value % 512 || datum.value < 1024 ? datum.label : datum.value / 1024 + 'k'"
 _CROSS = "M-1,-1L1,1M1,-1L-1,1"  # a run that diverged
 _EDGE = 0.3  # octaves from the outer points to the ends of the axis
@@ -43,25 +45,34 @@ class Style:
     dash: list[int]
 
 
+def _own(palette: list[str], method: str) -> str:
+    """A method's entry of `palette`, by its place among bases or among the others."""
+    alike = [m for m in METHODS if (METHODS[m].ascent is None) == (METHODS[method].ascent is None)]
+    place = alike.index(method)
+    if METHODS[method].ascent is not None:
+        return palette[(_OF_BASES + place) % len(palette)]
+    return palette[place if place < _OF_BASES else _OF_BASES - 1 - place]
+
+
 def styles(labels: Iterable[Label]) -> dict[str, Style]:
     """A style for each label. The first of a method has the method's own colour and marker; other
     labels of the same method have its marker and a colour that is no method's.
     """
-    order, made = list(METHODS), {}
+    made: dict[str, Style] = {}
     own: dict[str, str] = {}
     for label in labels:
         if label.method not in own or label.name == label.method:
             own[label.method] = label.name
     free = 0
     for label in labels:
-        known = label.method in order
-        place = order.index(label.method) if known else len(order)
+        known = label.method in METHODS
         if not known or own[label.method] != label.name:
-            colour, free = _COLOURS[(len(order) + free) % len(_COLOURS)], free + 1
+            colour, free = _COLOURS[(len(METHODS) + free) % len(_COLOURS)], free + 1
         else:
-            colour = _COLOURS[place % len(_COLOURS)]
+            colour = _own(_COLOURS, label.method)
+        shape = _own(_SHAPES, label.method) if known else _SHAPES[len(METHODS) % len(_SHAPES)]
         dash = [5, 3] if label.base_label == label.name else [1, 0]
-        made[label.name] = Style(colour, _SHAPES[place % len(_SHAPES)], dash)
+        made[label.name] = Style(colour, shape, dash)
     return made
 
 

@@ -107,7 +107,7 @@ def test_who_comes_from_davda54_gets_a_hint(make):
 
 def test_a_name_that_is_no_base_is_refused():
     """`build_base` made a Lamb of it."""
-    with pytest.raises(ConfigError, match="base must be one of .*lamb.*, got 'adam'"):
+    with pytest.raises(ConfigError, match=r"base must be one of .*lamb.*, got 'adam'"):
         table.build_base("adam", parameters([1.0]), lr=0.1)
 
 

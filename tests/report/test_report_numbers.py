@@ -279,6 +279,20 @@ def test_every_method_has_a_colour_and_a_marker_that_are_the_same_in_every_study
         assert styles(tmp_path / name, [name]) == {name: every[name]}
 
 
+def test_a_new_base_changes_the_colour_and_marker_of_no_other_method(tmp_path, monkeypatch):
+    """A fifth base moved those of sam and all after it: pictures of two versions differed."""
+    before = styles(tmp_path / "before", METHODS)
+    more = {"nadam": METHODS["adamw"], **METHODS}
+    names = ["sgd", "adamw", "lamb", "lars", "nadam", *METHODS]  # as a base's row is put in
+    for name in list(METHODS):
+        monkeypatch.delitem(METHODS, name)
+    for name in dict.fromkeys(names):
+        monkeypatch.setitem(METHODS, name, more[name])
+    after = styles(tmp_path / "after", METHODS)
+    assert {name: after[name] for name in before} == before
+    assert after["nadam"].colour not in {style.colour for style in before.values()}
+
+
 def test_variants_of_a_method_have_its_marker_and_a_colour_of_no_method(tmp_path):
     for label in ("look_sam", "a variant", "another"):
         point = {"method": "look_sam", "label": label, "stage": "final", "batch_size": 192}
