@@ -18,7 +18,8 @@ class DDP(Ranks, Plain):
     """Plain on every rank, with one gradient all-reduce per pass.
 
     Norms need no communication, since weights and averaged gradients are the same everywhere.
-    The process group must exist. A module that the user has wrapped already is taken as it is.
+    The process group must exist. A module that the user has wrapped already is taken as it is, with
+    the ranks of its process group.
 
     DDP sorts its buckets anew after its first pass, and where a number lies in a bucket decides in
     which order the ranks' shares of it are added. So before the first step of every process one
@@ -30,9 +31,10 @@ class DDP(Ranks, Plain):
     name = "ddp"
 
     def __init__(self, module: nn.Module, optimizer: Any, *, precision: str = "fp32") -> None:
-        self.rank, self.size = dist.get_rank(), dist.get_world_size()
         inner = getattr(module, "_orig_mod", module)  # of torch.compile
         self._wrapped = inner if isinstance(inner, DistributedDataParallel) else None
+        self.group = self._wrapped.process_group if self._wrapped else None
+        self.rank, self.size = dist.get_rank(self.group), dist.get_world_size(self.group)
         self._given = module
         super().__init__(
             self._wrapped.module if self._wrapped else module, optimizer, precision=precision

@@ -1,4 +1,4 @@
-"""What ranks tell each other in the default process group: means, and small things."""
+"""What ranks tell each other in their process group: means, and small things."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -23,18 +23,19 @@ class Ranks:
 
     size: int
     ranks_may_join = False
+    group: dist.ProcessGroup | None = None  # of them all; None: the default one
     device: torch.device
 
     def mean(self, numbers: Tensor) -> Tensor:
         """One small all-reduce."""
         numbers = numbers.to(self.device, copy=True)
-        dist.all_reduce(numbers)
+        dist.all_reduce(numbers, group=self.group)
         return numbers / self.size
 
     def average_(self, tensors: Sequence[Tensor]) -> None:
         """Replace whole tensors by their mean: one all-reduce of all together."""
         flat = torch.cat([t.reshape(-1) for t in tensors])
-        dist.all_reduce(flat)
+        dist.all_reduce(flat, group=self.group)
         flat /= self.size
         for t, new in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
             t.copy_(new.view_as(t))
@@ -42,5 +43,5 @@ class Ranks:
     def gather(self, thing: Any) -> list[Any]:
         """One object gather."""
         found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, thing)
+        dist.all_gather_object(found, thing, group=self.group)
         return found

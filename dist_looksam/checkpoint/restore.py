@@ -32,6 +32,9 @@ def restore(engine: Engine, path: str | Path) -> Reader:
         ConfigError: there is no checkpoint, or it is of another model or other param groups.
         RunError: none is whole. The engine is as before in either case.
     """
+    check_engine(engine)
+    if not isinstance(path, str | Path):
+        raise ConfigError(f"path must be a checkpoint or a folder of them, got {path!r}.")
     backend = engine.backend
     reader, damaged = choose(backend, _candidates(Path(path)))
     if reader is None:
@@ -46,6 +49,15 @@ def restore(engine: Engine, path: str | Path) -> Reader:
             warnings.warn(f"{problem} {reader.path} is taken instead.", stacklevel=2)
     take(engine, reader, settings=True)
     return reader
+
+
+def check_engine(engine: Any) -> None:
+    """ConfigError for anything but an Engine, whose backend knows where weights and state are."""
+    if not isinstance(engine, Engine):
+        raise ConfigError(
+            f"a checkpoint is of an Engine, got a {type(engine).__name__}; pass the Engine first "
+            f"(one around the module and its optimizer will do)."
+        )
 
 
 def _candidates(path: Path) -> list[Path]:

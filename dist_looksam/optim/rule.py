@@ -1,6 +1,7 @@
 """When to look, and which gradient the base then gets: one method's settings, with no state."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -20,14 +21,27 @@ def check_choice(name: str, got: object, allowed: tuple[str, ...]) -> None:
         raise ConfigError(f"{name} must be one of {', '.join(allowed)}, got {got!r}.")
 
 
+def check_number(name: str, got: Any, usual: float) -> None:
+    """Raise ConfigError unless `got` is one number, of Python, NumPy or a tensor."""
+    try:
+        float(got)
+        number = not isinstance(got, str)
+    except (TypeError, ValueError, RuntimeError):
+        number = False
+    if not number:
+        raise ConfigError(f"{name} must be a number, got {got!r}. One that will do is {usual}.")
+
+
 def check_rho(rho: float) -> None:
     """Raise ConfigError unless rho is a finite number >= 0."""
+    check_number("rho", rho, 0.05)
     if not 0 <= rho < float("inf"):
         raise ConfigError(f"rho must be >= 0 and finite, got {rho}. Use 0 for no perturbation.")
 
 
 def check_alpha(alpha: float) -> None:
     """Raise ConfigError unless alpha is a finite number >= 0."""
+    check_number("alpha", alpha, 0.7)
     if not 0 <= alpha < float("inf"):
         raise ConfigError(f"alpha must be >= 0 and finite, got {alpha}. Use 0 to reuse nothing.")
 
@@ -61,6 +75,7 @@ class Rule:
         check_choice("reuse", self.reuse, REUSES)
         if isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1:
             raise ConfigError(f"k must be a whole number >= 1, got {self.k}. 1 looks every step.")
+        check_number("p", self.p, 2)
         if not self.p > 1:
             raise ConfigError(f"p must be > 1 (inf is allowed), got {self.p}. The usual p is 2.")
         if self.ascent == "layer" and self.p != 2:

@@ -18,6 +18,7 @@ from ..maths.look import Update
 from ..maths.shards import Reduce, Shards, copies, dots, whole
 from .base import Pieces, guarded_step, in_one_piece
 from .counters import Counted
+from .groups import CHECKS
 from .rule import Rule
 from .seen import Probe, Seen
 
@@ -109,9 +110,10 @@ class TwoGradients(Counted):
             p: n for n, group in enumerate(self.param_groups) for p in group["params"]
         }
         groups = self.base_optimizer.param_groups
-        values = tuple(
-            self.setting(groups[group_of[p]], name) for p in params for _ in self.pieces(p, p)
-        )
+        settings = [self.setting(group, name) for group in groups]
+        for value in settings:  # a schedule, or the caller, may have changed it
+            CHECKS[name](value)
+        values = tuple(settings[group_of[p]] for p in params for _ in self.pieces(p, p))
         if len(set(values)) <= 1:
             return values[0] if values else 0.0
         if self._columns.get(name, ((), 0.0))[0] != values:
@@ -146,6 +148,8 @@ class TwoGradients(Counted):
         perturbation = self.perturbation(params, self._split(params, grads))
         grads = copies(grads)  # DDP may own the memory behind .grad
         self.perturb_(params, grads, perturbation)
+        if average_ is None and self._perturbed is not None:
+            self._perturbed.used = params
         if average_ is not None:
             average_(grads)
         return perturbation.finite
@@ -273,6 +277,10 @@ class TwoGradients(Counted):
     def update(self) -> Seen:
         """After the last pass, whose gradients are in `.grad`: the rest of the step."""
         self.restore()
+        if self._perturbed is not None:
+            for p in self._perturbed.used:  # one that the second pass did not use has a g_s of zero
+                if p.grad is None and p.requires_grad:
+                    p.grad = torch.zeros_like(p)
         params, grads = self._active()
         if self._perturbed is not None:
             for p in params:  # one that the first pass did not use had a gradient of zero
@@ -330,13 +338,17 @@ class TwoGradients(Counted):
 
 @dataclass
 class _Perturbed:
-    """What a look keeps until its end: w of the parameters that are perturbed now, and g."""
+    """What a look keeps until its end: w of the parameters that are perturbed now, and g.
+
+    used: the parameters that the first pass gave a gradient, where it is the same on all ranks.
+    """
 
     weights: dict[Tensor, Tensor] = field(default_factory=dict)
     grads: dict[Tensor, Tensor] = field(default_factory=dict)
     cosine_sums: list[Tensor] = field(default_factory=list)
     eps_cosine: Tensor | None = None
     gv_sums: list[Tensor] = field(default_factory=list)
+    used: Shards = ()
 
     def grads_of(self, params: Shards) -> list[Tensor]:
         return [self.grads[p] for p in params]
