@@ -149,7 +149,7 @@ class TwoGradients(Counted):
         grads = copies(grads)  # DDP may own the memory behind .grad
         self.perturb_(params, grads, perturbation)
         if average_ is None and self._perturbed is not None:
-            self._perturbed.used = params
+            self._perturbed.used = {p: p.requires_grad for p in params}
         if average_ is not None:
             average_(grads)
         return perturbation.finite
@@ -278,8 +278,8 @@ class TwoGradients(Counted):
         """After the last pass, whose gradients are in `.grad`: the rest of the step."""
         self.restore()
         if self._perturbed is not None:
-            for p in self._perturbed.used:  # one that the second pass did not use has a g_s of zero
-                if p.grad is None and p.requires_grad:
+            for p, required in self._perturbed.used.items():
+                if p.grad is None and p.requires_grad == required:  # not used up there: g_s is 0
                     p.grad = torch.zeros_like(p)
         params, grads = self._active()
         if self._perturbed is not None:
@@ -340,7 +340,8 @@ class TwoGradients(Counted):
 class _Perturbed:
     """What a look keeps until its end: w of the parameters that are perturbed now, and g.
 
-    used: the parameters that the first pass gave a gradient, where it is the same on all ranks.
+    used: the parameters that the first pass gave a gradient, where these are the same on all
+    ranks, and whether they required it then: shards of FSDP2 do not.
     """
 
     weights: dict[Tensor, Tensor] = field(default_factory=dict)
@@ -348,7 +349,7 @@ class _Perturbed:
     cosine_sums: list[Tensor] = field(default_factory=list)
     eps_cosine: Tensor | None = None
     gv_sums: list[Tensor] = field(default_factory=list)
-    used: Shards = ()
+    used: dict[Tensor, bool] = field(default_factory=dict)
 
     def grads_of(self, params: Shards) -> list[Tensor]:
         return [self.grads[p] for p in params]

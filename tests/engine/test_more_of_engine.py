@@ -3,7 +3,9 @@
 import pytest
 import small
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 from torch.nn.functional import cross_entropy, mse_loss
 
 from dist_looksam import SAM, ConfigError, Engine, LookSAM
@@ -97,31 +99,41 @@ class Sometimes(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.base, self.part, self.used = small.net(), nn.Linear(6, 4).double(), True
+        self.factor = 1.0
 
     def forward(self, x):
-        return self.base(x) + (self.part(x) if self.used else 0.0)
+        return self.base(x) + (self.factor * self.part(x) if self.used else 0.0)
 
 
-def test_a_layer_that_the_first_pass_alone_uses_counts_by_engine_too():
+@pytest.mark.parametrize("shard", [False, True], ids=["whole", "fsdp2"])
+def test_a_layer_that_the_first_pass_alone_uses_counts_by_engine_too(shard, tmp_path):
     """See tests/optim/test_more_mistakes.py. Where the second pass gives it a gradient of zero, by
-    way of `0 * part`, the result is the same."""
-    got = []
-    for zero in (False, True):
-        torch.manual_seed(0)
-        model, calls = Sometimes(), []
-        optimizer = LookSAM(model.parameters(), SGD(model.parameters(), lr=0.1), k=2)
+    way of `0 * part`, the result is the same. FSDP2's shards do not require gradients."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        for a, b in zip(_sometimes(shard, zero=False), _sometimes(shard, zero=True), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=0)
+    finally:
+        dist.destroy_process_group()
 
-        def loss(m, batch, calls=calls, zero=zero):
-            calls.append(1)
-            m.used = len(calls) != 2
-            value = small.loss(m, batch)
-            return value + 0.0 * m.part(batch[0]).sum() if zero and not m.used else value
 
-        own = Engine(model, optimizer, loss)
-        reports = [own.step(small.micro_batches(t)) for t in range(3)]
-        got.append([*model.state_dict().values(), *(r.seen.update_norm for r in reports)])
-    for a, b in zip(*got, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=0)
+def _sometimes(shard, *, zero):
+    """Weights and norms after three steps, of which the second pass did not use the part."""
+    torch.manual_seed(0)
+    model, calls = Sometimes(), []
+    if shard:
+        fully_shard(model)
+    optimizer = LookSAM(model.parameters(), SGD(model.parameters(), lr=0.1), k=2)
+
+    def loss(m, batch):
+        calls.append(1)
+        m.used = zero or len(calls) != 2
+        m.factor = 0.0 if len(calls) == 2 else 1.0
+        return small.loss(m, batch)
+
+    own = Engine(model, optimizer, loss)
+    reports = [own.step(small.micro_batches(t)) for t in range(3)]
+    return [*own.backend.full_weights().values(), *(r.seen.update_norm for r in reports)]
 
 
 def test_sam_still_takes_a_plain_loss_of_any_floating_dtype():
