@@ -5,18 +5,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .backends.backend import Backend, Loss
-from .backends.batches import check_batches, check_ranks
+from .backends.batches import check_batches, check_loss, check_ranks
 from .backends.ddp import DDP
 from .backends.plain import PRECISION_DTYPES, Plain
 from .backends.wrappers import check_wrappers, in_ddp, several_ranks
 from .errors import ConfigError
-from .optim.checks import check_fp32, check_inside, check_no_fsdp1
+from .optim.checks import check_base, check_fp32, check_inside, check_no_fsdp1
 from .optim.replay import Replay
-from .optim.rule import Rule, check_choice
+from .optim.rule import Rule, check_choice, check_number
 from .optim.seen import Seen
 from .optim.sharpness import Sharpness
 
@@ -80,12 +81,13 @@ class Engine:
         precision: str = "fp32",
         ascent: str = "global",
     ) -> None:
+        _check_kinds(model, loss)
         check_choice("precision", precision, tuple(PRECISION_DTYPES))
         check_choice("ascent", ascent, ASCENTS)
-        if clip is not None and not clip > 0:
-            raise ConfigError(f"clip must be > 0, got {clip}. Leave it out for no clipping.")
-        if loss is None:
-            raise ConfigError("Engine needs loss, got none; pass loss(model, batch) -> mean loss.")
+        if clip is not None:
+            check_number("clip", clip, 1.0)
+            if not clip > 0:
+                raise ConfigError(f"clip must be > 0, got {clip}. Leave it out for no clipping.")
         if isinstance(model, nn.Module):
             self.backend = _backend(model, optimizer, precision)
         else:
@@ -98,6 +100,7 @@ class Engine:
         self.optimizer = self.backend.optimizer
         self.optimizer.clip = clip
         self.module = self.backend.module
+        assert loss is not None  # by _check_kinds
         self.loss = loss
         self.ascent = ascent
         self.passes = 0
@@ -110,13 +113,15 @@ class Engine:
 
         Raises:
             ConfigError: they are no list, or their sizes (the first dimension of all tensors in a
-                batch) differ: within this rank at any step, between ranks at the first.
+                batch) differ: within this rank at any step, between ranks at the first. Or `loss`
+                returned something else than a 0-dim tensor with a gradient.
         """
         self._check_sizes(batches)
         number = self.optimizer.steps
         replay = Replay(self.module)
         try:
-            loss, seen, passes = self._passes(batches, replay)
+            with torch.enable_grad():
+                loss, seen, passes = self._passes(batches, replay)
         except BaseException:
             self.backend.abandon()
             replay.undo()
@@ -125,6 +130,11 @@ class Engine:
         replay.undo_buffers(unless=seen.finite)
         self.optimizer.mark_stepped()
         return Report(number, self.backend.mean(loss), seen)
+
+    def _checked_loss(self, model: nn.Module, batch: Any) -> Tensor:
+        value = self.loss(model, batch)
+        check_loss(value)
+        return value
 
     def _check_sizes(self, batches: Sequence[Any]) -> None:
         """Sizes of all ranks are compared in the first step, by one gather; never under Horovod,
@@ -140,19 +150,32 @@ class Engine:
         The second pass of a look is left out if the gradient of the first is not finite.
         """
         backend, local = self.backend, self.ascent == "rank" and self.optimizer.may_look()
-        loss = backend.backward(batches, self.loss, average=not local)
+        loss = backend.backward(batches, self._checked_loss, average=not local)
         if not self.optimizer.looks():
             return loss, backend.update(), 1
         if not backend.perturb(local=local):
             return loss, backend.skip(), 1
         with replay.again():
-            backend.backward(batches, self.loss)
+            backend.backward(batches, self._checked_loss)
         return loss, backend.update(), 2
+
+
+def _check_kinds(model: Any, loss: Any) -> None:
+    """ConfigError for arguments of Engine that are of another kind, or in another order."""
+    if not isinstance(model, nn.Module) and not hasattr(model, "whole_gradients"):
+        raise ConfigError(
+            f"model must be a module, a DeepSpeedEngine or a backend, got a "
+            f"{type(model).__name__}; call Engine(model, optimizer, loss)."
+        )
+    if not callable(loss):
+        got = "none" if loss is None else f"a {type(loss).__name__}"
+        raise ConfigError(f"Engine needs loss, got {got}; pass loss(model, batch) -> mean loss.")
 
 
 def _with_rule(optimizer: Optimizer) -> Sharpness:
     if isinstance(optimizer, Sharpness):
         return optimizer
+    check_base(optimizer)
     params = [p for group in optimizer.param_groups for p in group["params"]]
     return Sharpness(params, optimizer, rule=Rule(ascent=None))
 

@@ -13,7 +13,8 @@ def check_batches(batches: Any) -> list[int | None]:
     """The number of samples of each micro-batch, None if unknown.
 
     Raises:
-        ConfigError: no list, an empty one, or their sizes differ.
+        ConfigError: no list, an empty one, or their sizes differ; or one batch, a list of its
+            samples and labels.
     """
     if not isinstance(batches, Sequence) or isinstance(batches, str):
         raise ConfigError(
@@ -22,6 +23,12 @@ def check_batches(batches: Any) -> list[int | None]:
         )
     if not batches:
         raise ConfigError("step needs at least one micro-batch, got an empty list; pass [batch].")
+    kinds = {(batch.dtype, batch.ndim) for batch in batches if isinstance(batch, Tensor)}
+    if len(kinds) > 1:
+        raise ConfigError(
+            f"step needs a list of micro-batches, got one of {len(batches)} tensors of different "
+            f"kinds, as the parts of one batch are; pass [batch]."
+        )
     sizes = [size_of(batch) for batch in batches]
     check_sizes(sizes)
     return sizes
@@ -47,6 +54,24 @@ def check_ranks(by_rank: Sequence[Sequence[int | None]]) -> None:
             f"{' and '.join(map(str, counts))}; give each rank as many."
         )
     check_sizes([size for sizes in by_rank for size in sizes])
+
+
+def check_loss(value: Any) -> None:
+    """ConfigError unless this is a 0-dim tensor that backward can be called on."""
+    if not isinstance(value, Tensor):
+        got = f"a {type(value).__name__}"
+    elif value.ndim:
+        got = f"a tensor of shape {tuple(value.shape)}"
+    elif not value.is_floating_point():
+        got = f"one in {value.dtype}"
+    elif not value.requires_grad:
+        got = "one without a gradient (detached, or computed without gradients)"
+    else:
+        return
+    raise ConfigError(
+        f"loss must return the mean loss of a micro-batch as a 0-dim tensor with a gradient, got "
+        f"{got}; return loss.mean(), of the outputs that the module gave."
+    )
 
 
 def size_of(batch: Any) -> int | None:

@@ -19,7 +19,8 @@ class DDP(Ranks, Plain):
     """Plain on every rank, with one gradient all-reduce per pass.
 
     Norms need no communication, since weights and averaged gradients are the same everywhere.
-    The process group must exist. A module that is already in DDP is not wrapped again.
+    The process group must exist. A module that is already in DDP is not wrapped again; its ranks
+    are those of its process group.
 
     DDP reorders its buckets after its first pass, and an entry's position in its bucket decides in
     which order the ranks' gradients are added. So the first step of a process begins with a warm-up
@@ -31,9 +32,10 @@ class DDP(Ranks, Plain):
     name = "ddp"
 
     def __init__(self, module: nn.Module, optimizer: Any, *, precision: str = "fp32") -> None:
-        self.rank, self.size = dist.get_rank(), dist.get_world_size()
         inner = uncompiled(module)
         self._ddp = inner if isinstance(inner, DistributedDataParallel) else None
+        self.group = self._ddp.process_group if self._ddp else None
+        self.rank, self.size = dist.get_rank(self.group), dist.get_world_size(self.group)
         self._user_module = module
         super().__init__(self._ddp.module if self._ddp else module, optimizer, precision=precision)
         self._warmed_up = False

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..optim.checks import check_fp32
 from ..optim.seen import Seen
 from ..optim.sharpness import Sharpness
 from .backend import Loss, Piece
@@ -112,6 +113,8 @@ class Plain(StoredLayers):
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
 
     def backward(self, batches: Sequence[Any], loss: Loss, *, average: bool = True) -> Tensor:
+        groups = self.optimizer.param_groups
+        check_fp32(p for group in groups for p in group["params"])  # module.half() may have come
         self.optimizer.zero_grad()
         scale = self.scaler.scale if self.scaler else 1.0
         total = torch.zeros((), device=self.device)

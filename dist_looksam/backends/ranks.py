@@ -1,4 +1,4 @@
-"""Collectives of small tensors and objects in torch's default process group."""
+"""Collectives of small tensors and objects in torch's process groups."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,10 +10,10 @@ from torch import Tensor
 from ..errors import ConfigError
 
 
-def gather(value: Any) -> list[Any]:
-    """`value` of every rank, in the order of ranks. One object gather."""
-    values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
+def gather(value: Any, group: Any = None) -> list[Any]:
+    """`value` of every rank of a process group, in the order of ranks. One object gather."""
+    values: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(values, value, group=group)
     return values
 
 
@@ -30,22 +30,23 @@ class Ranks:
 
     size: int
     ranks_may_join = False
+    group: dist.ProcessGroup | None = None  # of them all; None: the default one
     device: torch.device
 
     def mean(self, numbers: Tensor) -> Tensor:
         """One small all-reduce."""
         numbers = numbers.to(self.device, copy=True)
-        dist.all_reduce(numbers)
+        dist.all_reduce(numbers, group=self.group)
         return numbers / self.size
 
     def average_(self, tensors: Sequence[Tensor]) -> None:
         """Replace whole tensors by their mean: one all-reduce of all together."""
         flat = torch.cat([t.reshape(-1) for t in tensors])
-        dist.all_reduce(flat)
+        dist.all_reduce(flat, group=self.group)
         flat /= self.size
         for t, new in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
             t.copy_(new.view_as(t))
 
     def gather(self, value: Any) -> list[Any]:
         """One object gather."""
-        return gather(value)
+        return gather(value, self.group)

@@ -31,6 +31,9 @@ def restore(engine: Engine, path: str | Path) -> Reader:
         ConfigError: there is no checkpoint, or it is of another model or other param groups.
         RunError: all are damaged. The engine is unchanged in either case.
     """
+    check_engine(engine)
+    if not isinstance(path, str | Path):
+        raise ConfigError(f"path must be a checkpoint or a folder of them, got {path!r}.")
     backend = engine.backend
     reader, damaged = choose(backend, candidates(Path(path)))
     if reader is None:
@@ -45,6 +48,15 @@ def restore(engine: Engine, path: str | Path) -> Reader:
             warnings.warn(f"{problem} {reader.path} is taken instead.", stacklevel=2)
     take(engine, reader, settings=True)
     return reader
+
+
+def check_engine(engine: Any) -> None:
+    """ConfigError for anything but an Engine, whose backend knows where weights and state are."""
+    if not isinstance(engine, Engine):
+        raise ConfigError(
+            f"a checkpoint is of an Engine, got a {type(engine).__name__}; pass the Engine first "
+            f"(one around the module and its optimizer will do)."
+        )
 
 
 def choose(backend: Backend, paths: Sequence[Path]) -> tuple[Reader | None, list[str]]:

@@ -32,6 +32,7 @@ from ..errors import ConfigError, RunError
 from .form import FORMAT, MANIFEST, part_name, read_json, sync_folder, write_json, write_tensors
 from .module import aliases, extra_states, unlayered
 from .reader import found
+from .restore import check_engine
 from .values import pack, packable
 
 PATIENCE = 120.0  # seconds until a shared file system shows rank 0 the files of other ranks
@@ -56,11 +57,12 @@ class Writer:
     Args:
         engine: whose state is saved; or its backend, without the number of passes.
         folder: checkpoints/ of the run, on a file system that all ranks share.
-        keep: number of newest checkpoints to keep; 0 keeps all.
+        keep: number of newest checkpoints to keep, the last written always among them; 0 keeps all.
         background: False makes `save` return when the checkpoint is committed.
 
     Raises:
-        ConfigError: the base optimizer has state outside its state_dict's "state".
+        ConfigError: the base optimizer has state outside its state_dict's "state", or `keep` is out
+            of range.
     """
 
     def __init__(
@@ -73,6 +75,10 @@ class Writer:
     ) -> None:
         self._engine = engine if isinstance(engine, Engine) else None
         backend = engine.backend if isinstance(engine, Engine) else engine
+        if isinstance(keep, bool) or not isinstance(keep, int) or keep < 0:
+            raise ConfigError(
+                f"keep must be a whole number >= 0, got {keep!r}. 0 keeps all checkpoints."
+            )
         _check_base(backend.optimizer.base_optimizer)
         self.backend, self.folder, self.keep = backend, Path(folder), keep
         self.background = background
@@ -274,7 +280,9 @@ class Writer:
             self._delete(final)
         os.rename(job.scratch, final)
         sync_folder(self.folder)
-        for old in found(self.folder)[self.keep :] if self.keep else ():
+        # A run that went back leaves later steps in the folder: this one stays nevertheless.
+        others = [path for path in found(self.folder) if path != final]
+        for old in others[self.keep - 1 :] if self.keep else ():
             self._delete(old)
 
     def _delete(self, path: Path) -> None:
@@ -292,7 +300,7 @@ def save(
     Args:
         folder: for step-N, N the engine's number of steps; on a file system that all ranks share.
         extra: JSON for `restore(...).extra`.
-        keep: number of newest checkpoints to keep; 0 keeps all.
+        keep: number of newest checkpoints to keep, this one always among them; 0 keeps all.
 
     Returns:
         The checkpoint's folder.
@@ -301,6 +309,9 @@ def save(
         ConfigError: the optimizer has state that no checkpoint can hold.
         RunError: it cannot be written.
     """
+    check_engine(engine)
+    if extra is not None and not isinstance(extra, dict):
+        raise ConfigError(f"extra must be a dictionary, got a {type(extra).__name__}.")
     step = engine.optimizer.steps
     writer = Writer(engine, folder, keep=keep)
     writer.save(step, extra or {})

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from ..errors import ConfigError
 from ..maths.shards import Reduce, Shards, clones, scalars, whole
 from ..maths.trust import trust_ratio
 from .checks import check_real, check_whole
+from .rule import check_number
 
 Pieces = Callable[[Tensor, Tensor], list[Tensor]]
 
@@ -42,6 +44,7 @@ class _Trusted(Optimizer):
 
     def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
         for name in ("lr", "weight_decay"):
+            check_number(name, defaults[name], 0.01)
             if not 0 <= defaults[name] < float("inf"):
                 raise ConfigError(f"{name} must be >= 0 and finite, got {defaults[name]}.")
         super().__init__(params, defaults)
@@ -146,6 +149,8 @@ def _by_kind(group: dict[str, Any]) -> list[list[Tensor]]:
     by_kind: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     for p in group["params"]:
         if p.grad is not None:
+            if p.grad.is_sparse:
+                raise ConfigError("gradients must be dense, got a sparse one; use sparse=False.")
             by_kind.setdefault((p.device, p.dtype), []).append(p)
     return list(by_kind.values())
 
@@ -177,10 +182,14 @@ class Lamb(_Trusted):
         eps: float = 1e-6,
         weight_decay: float = 0.01,
     ) -> None:
-        if not all(0 <= b < 1 for b in betas):
-            raise ConfigError(f"betas must be in [0, 1), got {betas}. The usual are 0.9 and 0.999.")
-        if not eps >= 0:
-            raise ConfigError(f"eps must be >= 0, got {eps}.")
+        pair = isinstance(betas, tuple | list) and len(betas) == 2
+        if not pair or not all(isinstance(b, Real) and 0 <= b < 1 for b in betas):
+            raise ConfigError(
+                f"betas must be two numbers in [0, 1), got {betas}. The usual are 0.9 and 0.999."
+            )
+        check_number("eps", eps, 1e-6)
+        if not 0 <= eps < float("inf"):
+            raise ConfigError(f"eps must be >= 0 and finite, got {eps}. The usual is 1e-6.")
         super().__init__(
             params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         )
@@ -220,6 +229,7 @@ class Lars(_Trusted):
     def __init__(
         self, params: Any, lr: float = 1e-2, momentum: float = 0.9, weight_decay: float = 5e-4
     ) -> None:
+        check_number("momentum", momentum, 0.9)
         if not 0 <= momentum < 1:
             raise ConfigError(f"momentum must be in [0, 1), got {momentum}. The usual one is 0.9.")
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})

@@ -74,8 +74,8 @@ def check_base(base: Any) -> None:
         )
     if not isinstance(base, Optimizer):
         raise ConfigError(
-            f"base_optimizer must be an instance of torch.optim.Optimizer, got {base!r}; make it "
-            f"over the same parameters first."
+            f"base_optimizer must be an instance of torch.optim.Optimizer, got a "
+            f"{type(base).__name__}; make it over the same parameters first."
         )
     closure = inspect.signature(base.step).parameters.get("closure")
     if hasattr(base, "base_optimizer") or (closure and closure.default is closure.empty):
@@ -83,6 +83,30 @@ def check_base(base: Any) -> None:
             f"base_optimizer must step from gradients alone, got {type(base).__name__}, which "
             f"calls a closure itself; use SGD, AdamW, Lamb or another without a closure."
         )
+
+
+def check_minimises(groups: Iterable[dict[str, Any]]) -> None:
+    """ConfigError for groups that maximise: for them the gradient points away from the loss's rise,
+    and w + eps would be the better point, not the worse one."""
+    if any(group.get("maximize") for group in groups):
+        raise ConfigError(
+            "base_optimizer must minimise, got maximize=True, with which the perturbation would "
+            "improve what it is to make worse; leave maximize out and give the negative as loss."
+        )
+
+
+def check_no_scaler() -> None:
+    """ConfigError in a step that GradScaler.step calls, which takes a closure without a word if it
+    is not named: the base would get gradients that are still multiplied by the scale."""
+    frame = inspect.currentframe()
+    for _ in range(8):  # past torch's wrappers of `step`, and accelerate's
+        frame = frame and frame.f_back
+        if frame and frame.f_code.co_name == "_maybe_opt_step":  # of an enabled GradScaler
+            raise ConfigError(
+                "step must get gradients that are not scaled, got a call of it by GradScaler, "
+                'which unscales no pass; use Engine(precision="fp16"), or bfloat16 by '
+                "torch.autocast without GradScaler."
+            )
 
 
 def check_inside(params: Iterable[Tensor], module: nn.Module) -> None:

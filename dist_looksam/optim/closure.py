@@ -21,7 +21,7 @@ def with_cleared_gradients(closure: Callable[[], Any], params: Shards) -> Any:
     the closure keeps the tensors, as zero_grad(set_to_none=False) does.
 
     Raises:
-        ConfigError: it did not clear them.
+        ConfigError: it did not clear them, or returned a loss and called no backward.
     """
     dense = [p for p in params if p.grad is not None and p.grad.numel() and not p.grad.is_sparse]
     before: list[Tensor] = [p.grad for p in dense]  # type: ignore[misc]
@@ -42,5 +42,11 @@ def with_cleared_gradients(closure: Callable[[], Any], params: Shards) -> Any:
             "the closure must zero the gradients before it computes them, got one that added to "
             "what was there; call optimizer.zero_grad() first in it, or let Engine do the step, "
             "which accumulates micro-batches."
+        )
+    differentiable = isinstance(loss, Tensor) and loss.requires_grad
+    if params and differentiable and all(p.grad is None for p in params):
+        raise ConfigError(
+            "the closure must call backward, got a loss and no gradient of any parameter; call "
+            "loss.backward() in it, before it returns the loss."
         )
     return loss

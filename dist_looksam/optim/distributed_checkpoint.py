@@ -13,6 +13,12 @@ def counters_in(state_dict: dict[str, Any]) -> dict[str, Any] | None:
     Raises:
         ConfigError: there is g_v without the counters.
     """
+    if not {"state", "param_groups"} <= state_dict.keys():
+        raise ConfigError(
+            f"state_dict must be an optimizer's, got one without state or param_groups "
+            f"({', '.join(map(str, list(state_dict)[:3])) or 'empty'}); pass what "
+            f"optimizer.state_dict() returned."
+        )
     for place in (state_dict, *state_dict["param_groups"]):
         if "sharpness" in place:
             return place["sharpness"]

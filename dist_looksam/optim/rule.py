@@ -1,6 +1,7 @@
 """When to look, and which gradient the base optimizer gets: a method's settings, without state."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -26,14 +27,27 @@ def check_k(k: object) -> None:
         raise ConfigError(f"k must be a whole number >= 1, got {k}. 1 looks every step.")
 
 
+def check_number(name: str, got: Any, usual: float) -> None:
+    """Raise ConfigError unless `got` is one number, of Python, NumPy or a tensor."""
+    try:
+        float(got)
+        number = not isinstance(got, str)
+    except (TypeError, ValueError, RuntimeError):
+        number = False
+    if not number:
+        raise ConfigError(f"{name} must be a number, got {got!r}. One that will do is {usual}.")
+
+
 def check_rho(rho: float) -> None:
     """Raise ConfigError unless rho is a finite number >= 0."""
+    check_number("rho", rho, 0.05)
     if not 0 <= rho < float("inf"):
         raise ConfigError(f"rho must be >= 0 and finite, got {rho}. Use 0 for no perturbation.")
 
 
 def check_alpha(alpha: float) -> None:
     """Raise ConfigError unless alpha is a finite number >= 0."""
+    check_number("alpha", alpha, 0.7)
     if not 0 <= alpha < float("inf"):
         raise ConfigError(f"alpha must be >= 0 and finite, got {alpha}. Use 0 to reuse nothing.")
 
@@ -66,6 +80,7 @@ class Rule:
         check_choice("decompose", self.decompose, SCOPES)
         check_choice("reuse", self.reuse, REUSES)
         check_k(self.k)
+        check_number("p", self.p, 2)
         if not self.p > 1:
             raise ConfigError(f"p must be > 1 (inf is allowed), got {self.p}. The usual p is 2.")
         if self.ascent == "layer" and self.p != 2:

@@ -4,7 +4,7 @@ Both share `param_groups` and `state`, so a scheduler works on either, and g_v i
 base's own state, as `state[param]["g_v"]`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -13,7 +13,16 @@ from torch.optim import Optimizer
 
 from ..errors import ConfigError
 from . import groups
-from .checks import check_base, check_inside, check_real, check_same, check_whole, warn_of_halves
+from .checks import (
+    check_base,
+    check_inside,
+    check_minimises,
+    check_no_scaler,
+    check_real,
+    check_same,
+    check_whole,
+    warn_of_halves,
+)
 from .closure import with_cleared_gradients
 from .distributed_checkpoint import counters_in, made_state
 from .replay import Replay
@@ -63,6 +72,7 @@ class Sharpness(TwoGradients):
         super().__init__(groups.copied(params), {})
         check_same(self, base_optimizer)
         check_real(self._layers())
+        self._check_minimises(base_optimizer.param_groups)
         self._own = {"rho": rho, "alpha": alpha}
         self._keys = groups.keys_of(base_optimizer)
         defaults = {key: self._own[name] for name, key in self._keys.items()}
@@ -70,6 +80,10 @@ class Sharpness(TwoGradients):
         groups.place(self.param_groups, base_optimizer, defaults=self._own)
         self.base_optimizer = base_optimizer
         self._follow_base()
+
+    def _check_minimises(self, groups: Iterable[dict[str, Any]]) -> None:
+        if self.rule.ascent is not None:
+            check_minimises(groups)
 
     def _follow_base(self) -> None:
         self._share_with_base()
@@ -109,6 +123,7 @@ class Sharpness(TwoGradients):
                 "after that; add the group first, or make another Engine."
             )
         group = groups.completed(param_group, base, defaults=self._own)
+        self._check_minimises([{**base.defaults, **group}])
         if self.module is not None:
             check_inside([p for p in group["params"] if isinstance(p, Tensor)], self.module)
         base.add_param_group(group)
@@ -123,8 +138,9 @@ class Sharpness(TwoGradients):
                 accumulates.
 
         Raises:
-            ConfigError: no closure, or one that added to the gradients before it; weights and state
-                are then unchanged, and the caller must zero the gradients.
+            ConfigError: no closure; one that added to the gradients before it, or that called no
+                backward; a call by torch's GradScaler. Weights and state are then unchanged, and
+                the caller must zero the gradients.
         """
         if self.driver is not None:  # DeepSpeed calls this in its own step
             self.driver()
@@ -134,12 +150,18 @@ class Sharpness(TwoGradients):
                 "step needs a base optimizer of its own, got hvd.DistributedOptimizer; give both "
                 "to Engine, which waits for the reduced gradients of each pass."
             )
+        check_no_scaler()
         if closure is None and made_state(self):
             return None
         if closure is None:
             raise ConfigError(
                 f"{type(self).__name__}.step needs a closure, got none; "
                 "pass a function that zeroes, computes, calls backward and returns the loss."
+            )
+        if not callable(closure):
+            raise ConfigError(
+                f"step needs a function that zeroes, computes, calls backward and returns the "
+                f"loss, got a {type(closure).__name__}; pass the function, not its result."
             )
         check_whole(self._layers())
         if self.steps == 0:
@@ -202,7 +224,15 @@ class Sharpness(TwoGradients):
         self._count_from(counters or {"steps": 0, "owed": False})
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "module": None}  # a copy of the optimizer copies no network
+        # Without hooks, as torch copies optimizers, and without a scheduler's wrapper of `step`,
+        # which would step this optimizer and not the copy.
+        scheduled = hasattr(self.__dict__.get("step"), "_wrapped_by_lr_sched")
+        kept = {
+            key: value
+            for key, value in self.__dict__.items()
+            if not (key.startswith("_optimizer_") or (scheduled and key == "step"))
+        }
+        return {**kept, "module": None}  # a copy of the optimizer copies no network
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

@@ -18,6 +18,7 @@ from ..maths.look import Update
 from ..maths.shards import Reduce, Shards, clones, dots, whole
 from .base import Pieces, guarded_step, in_one_piece
 from .counters import StepCounters
+from .groups import CHECKS
 from .rule import Rule
 from .seen import Probe, Seen
 
@@ -108,9 +109,10 @@ class TwoGradients(StepCounters):
             p: n for n, group in enumerate(self.param_groups) for p in group["params"]
         }
         groups = self.base_optimizer.param_groups
-        values = tuple(
-            self.setting(groups[group_of[p]], name) for p in params for _ in self.pieces(p, p)
-        )
+        settings = [self.setting(group, name) for group in groups]
+        for value in settings:  # a schedule, or the caller, may have changed it
+            CHECKS[name](value)
+        values = tuple(settings[group_of[p]] for p in params for _ in self.pieces(p, p))
         if len(set(values)) <= 1:
             return values[0] if values else 0.0
         if self._columns.get(name, ((), 0.0))[0] != values:
@@ -145,6 +147,8 @@ class TwoGradients(StepCounters):
         perturbation = self.perturbation(params, self._split(params, grads))
         grads = clones(grads)  # DDP may own the memory behind .grad
         self.perturb_(params, grads, perturbation)
+        if average_ is None and self._perturbed is not None:
+            self._perturbed.used = {p: p.requires_grad for p in params}
         if average_ is not None:
             average_(grads)
         return perturbation.finite
@@ -270,6 +274,10 @@ class TwoGradients(StepCounters):
     def update(self) -> Seen:
         """After the last pass, whose gradients are in `.grad`: the rest of the step."""
         self.restore()
+        if self._perturbed is not None:
+            for p, required in self._perturbed.used.items():
+                if p.grad is None and p.requires_grad == required:  # not used up there: g_s is 0
+                    p.grad = torch.zeros_like(p)
         params, grads = self._active()
         if self._perturbed is not None:
             for p in params:  # the first pass did not use all: their g is zero
@@ -327,13 +335,18 @@ class TwoGradients(StepCounters):
 
 @dataclass
 class _Perturbed:
-    """Kept until a look ends: w of the parameters that are perturbed now, and g."""
+    """Kept until a look ends: w of the parameters that are perturbed now, and g.
+
+    used: the parameters that the first pass gave a gradient, where these are the same on all
+    ranks, and whether they required it then: shards of FSDP2 do not.
+    """
 
     weights: dict[Tensor, Tensor] = field(default_factory=dict)
     grads: dict[Tensor, Tensor] = field(default_factory=dict)
     cosine_sums: list[Tensor] = field(default_factory=list)
     eps_cosine: Tensor | None = None
     gv_sums: list[Tensor] = field(default_factory=list)
+    used: dict[Tensor, bool] = field(default_factory=dict)
 
     def grads_of(self, params: Shards) -> list[Tensor]:
         return [self.grads[p] for p in params]
