@@ -106,7 +106,7 @@ def unused(name: str, base: str) -> list[str]:
         found += ["k"]
     if not row.reuses_gv:
         found += ["alpha", "decompose", "reuse"]
-    return found + [flag for flag in ("betas", "momentum") if flag not in BASES[base].uses]
+    return found + [flag for flag in ("betas", "momentum", "eps") if flag not in BASES[base].uses]
 
 
 def groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -20,19 +20,22 @@ SUMMARY = "summary.json"
 JOB = "job.json"
 SUBMITTED = "submitted.json"  # launch/slurm.sbatch writes it before it starts the ranks
 PLACED = (SUBMITTED, "point.json")  # put into a run directory before the run
+WEIGHTS = "model.safetensors"
+_LEFT = (CONFIG, SUMMARY, WEIGHTS, "metrics.jsonl", "probe.jsonl")  # what a run writes anew
 LOCK = ".lock"
 LOG = "log.txt"
 _PATIENCE = 5.0  # seconds that a run may need to die
 _held: dict[Path, IO[str]] = {}
 
 
-def prepare(out: Path, *, resume_step: int | None) -> list[str]:
+def prepare(out: Path, *, resume_step: int | None, resumed: Path | None = None) -> list[str]:
     """Make `out`, and see that it can be written. Rank 0 only. Returns what the user is told.
 
-    resume_step None: a fresh run. It finds an older one there: that is renamed to out.1, out.2,
-    ..., never written over, but for what an earlier start of the same SLURM job left: that is the
-    same run, and has no checkpoint. Else later checkpoints, damaged or passed over, are renamed,
-    for the run will come to their steps again. A lock is held on `out` until `release`.
+    resume_step None: a fresh run, as is one that goes on from a checkpoint `resumed` outside of
+    `out`. It finds an older run there, or other files of the same names: `out` is renamed to out.1,
+    out.2, ..., never written over, but for what an earlier start of the same SLURM job left: that
+    is the same run, and has no checkpoint. Else later checkpoints, damaged or passed over, are
+    renamed, for the run will come to their steps again. A lock is held on `out` until `release`.
 
     Raises:
         ConfigError: `out` cannot be written, or another process trains into it.
@@ -42,11 +45,14 @@ def prepare(out: Path, *, resume_step: int | None) -> list[str]:
         out.mkdir(parents=True, exist_ok=True)
         before = holder(out)
         held = _take(out)
-        again = _earlier_start(before) and not checkpoint.found(out / "checkpoints")
-        if resume_step is None and (out / CONFIG).exists() and not again:
-            kept = files.first_free(f"{out}.", start=1)
-            os.rename(out, kept)
-            out.mkdir()
+        saved = checkpoint.found(out / "checkpoints")
+        elsewhere = resumed is not None and out.resolve() not in resumed.resolve().parents
+        again = _earlier_start(before) and (elsewhere or not saved)
+        if (resume_step is None or elsewhere) and used(out) and not again:
+            real = out.resolve() if out.is_symlink() else out  # the link stays where it is
+            kept = files.first_free(f"{real}.", start=1)
+            os.rename(real, kept)
+            real.mkdir()
             for name in PLACED:
                 if (kept / name).exists():
                     os.rename(kept / name, out / name)
@@ -69,6 +75,11 @@ def prepare(out: Path, *, resume_step: int | None) -> list[str]:
             f"name another with --out."
         ) from None
     return notes
+
+
+def used(out: Path) -> bool:
+    """Whether a run's files are in `out`, or others of the same names."""
+    return bool(checkpoint.found(out / "checkpoints")) or any((out / x).exists() for x in _LEFT)
 
 
 def _earlier_start(who: dict[str, Any]) -> bool:
@@ -151,10 +162,16 @@ def _began(pid: int) -> str | None:
 
 def holder(out: Path) -> dict[str, Any]:
     """The process that trains into `out`, or the last that did: host, pid, began; {} if unknown."""
+    return _object(out / LOCK)
+
+
+def _object(path: Path) -> dict[str, Any]:
+    """The JSON object of a file; {} where there is none."""
     try:
-        return json.loads((out / LOCK).read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
+    return found if isinstance(found, dict) else {}
 
 
 def alive(out: Path) -> bool | None:
@@ -181,10 +198,11 @@ def stop(out: Path) -> int | None:
     who = holder(out)
     if not alive(out) or who.get("host") != socket.gethostname():
         return None
-    if who["began"] is None or _began(who["pid"]) != who["began"]:
+    began, pid = who.get("began"), who.get("pid")
+    if began is None or not isinstance(pid, int) or _began(pid) != began:
         return None
-    os.kill(who["pid"], signal.SIGTERM)
-    return int(who["pid"])
+    os.kill(pid, signal.SIGTERM)
+    return pid
 
 
 def to_resume(out: Path, resume: str) -> list[Path]:
@@ -229,8 +247,4 @@ def record(out: Path, world: World, hosts: list[str]) -> None:
 def job(out: Path) -> dict[str, Any]:
     """What job.json says, and of a SLURM job that has not begun to train what its script wrote;
     nothing where there is neither."""
-    found: dict[str, Any] = {}
-    for name in (JOB, SUBMITTED):
-        with suppress(OSError, ValueError):
-            found |= json.loads((out / name).read_text(encoding="utf-8"))
-    return found
+    return _object(out / JOB) | _object(out / SUBMITTED)

@@ -164,7 +164,8 @@ def _take(folder: Path, found: RunSet) -> None:
     if (folder / "config.yaml").exists() or (folder / "point.json").exists():
         try:
             found.runs.append(_read(folder))
-        except (ValueError, TypeError, KeyError, OSError, yaml.YAMLError, RunError) as error:
+        except (ValueError, TypeError, LookupError, AttributeError, OSError, yaml.YAMLError,
+                RunError) as error:  # fmt: skip
             text = " ".join(str(error).split())
             found.notes.append(f"{folder} could not be read and is left out: {text}")
         return

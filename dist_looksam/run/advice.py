@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from ..optim.seen import Seen
-from ..optim.table import unused
+from ..optim.table import base_row, unused
 from ..record.metrics import Row
 from ..settings.config import DEFAULTS, Settings
 
@@ -14,19 +14,27 @@ MANY_SKIPS = 20
 
 
 def without_effect(settings: Settings) -> list[str]:
-    """The settings that were given but that the method or its base does not have, in a sentence.
+    """A sentence for the settings that were given but that the method or its base does not have,
+    and one for each that another setting switches off.
 
     Args:
         settings: resolved.
     """
     assert settings.base is not None
-    nothing = {"rho": 0.0}  # what `resolved` makes of None where nothing climbs
-    names = unused(settings.optimizer, settings.base)
-    given = [n for n in names if getattr(settings, n) not in (DEFAULTS[n], nothing.get(n))]
-    if not given:
-        return []
-    flags = ", ".join(f"--{n}" for n in given)
-    return [f"{flags}: no effect with optimizer {settings.optimizer} on {settings.base}"]
+    nothing = {"rho": 0.0, "eps": base_row(settings.base).eps}  # what `resolved` makes of None
+    method_on_base = f"optimizer {settings.optimizer} on {settings.base}"
+    why = dict.fromkeys(unused(settings.optimizer, settings.base), method_on_base)
+    if "rho" in why:
+        why["probe_every"] = method_on_base
+    if settings.lr_scaling == "none":
+        why["lr_base_batch"] = "lr_scaling none"
+    if settings.data != "folder":
+        why["image_size"] = f"data {settings.data}"
+    given: dict[str, list[str]] = {}
+    for name, reason in why.items():
+        if getattr(settings, name) not in (DEFAULTS[name], nothing.get(name)):
+            given.setdefault(reason, []).append(f"--{name}")
+    return [f"{', '.join(flags)}: no effect with {reason}" for reason, flags in given.items()]
 
 
 def nothing_learnt(skips: int, done: int, settings: Settings) -> str | None:

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .. import checkpoint, models
+from .. import checkpoint, files, models
 from ..data import Data, EvalLoader, TrainLoader
 from ..data.fingerprint import fingerprint
 from ..data.source import UNREADABLE
@@ -331,11 +331,11 @@ class Fit:
         }
         if self.first:
             assert weights is not None
-            save_file(weights, self.out / "model.safetensors")
-            shutil.copymode(self.out / rundir.CONFIG, self.out / "model.safetensors")  # was 0600
+            _write_weights(weights, self.out / rundir.WEIGHTS)
+            shutil.copymode(self.out / rundir.CONFIG, self.out / rundir.WEIGHTS)  # was 0600
             drawn = self._draw()
             text = json.dumps({**summary, **self.made_with}, indent=1)
-            (self.out / rundir.SUMMARY).write_text(text + "\n")
+            files.replace_text(self.out / rundir.SUMMARY, text + "\n")
             self.progress.note(f"top1 {self.top1:.2%}; {drawn}")
         return summary
 
@@ -346,3 +346,13 @@ class Fit:
         except ConfigError as error:
             return f"curves.png was not drawn: {error}"
         return f"curves: {curves(self.out)}"
+
+
+def _write_weights(weights: dict[str, Tensor], path: Path) -> None:
+    try:
+        save_file(weights, path)
+    except Exception as error:  # the library raises its own for a full disk
+        raise RunError(
+            f"{path} was not written: {error}; the newest checkpoint is whole, `dist-looksam "
+            f"checkpoint export` makes the same file of it."
+        ) from error

@@ -15,6 +15,7 @@ from typing import Any, get_args, get_origin
 
 import yaml
 
+from .. import files
 from ..cli.arguments import Parser
 from ..errors import ConfigError, did_you_mean
 from .numbers import whole
@@ -84,7 +85,7 @@ class _File(argparse.Action):
 def _content(path: str) -> dict[Any, Any]:
     """The lines of a YAML file by their names."""
     try:
-        found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        found = files.yaml_of(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         what = "not found" if isinstance(error, FileNotFoundError) else error.strerror
         raise ConfigError(f"config must be a YAML file, got '{path}', {what}.") from None
