@@ -6,8 +6,11 @@ import pytest
 import torch
 
 from dist_looksam.cli.main import main
+from dist_looksam.data.augment import Augment
+from dist_looksam.data.folder import folder
 from dist_looksam.errors import ConfigError, RunError
 from dist_looksam.record import jobs, rundir
+from dist_looksam.record.progress import Progress
 from dist_looksam.report import runs
 from dist_looksam.run import fit
 from dist_looksam.run.advice import without_effect
@@ -140,3 +143,29 @@ def test_a_setting_that_another_one_switches_off_is_told(flags, says):
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw", "look_layer_sam"])
 def test_defaults_are_not_told(optimizer):
     assert without_effect(Settings(optimizer=optimizer).for_ranks(ranks=1, launcher="none")) == []
+
+
+def test_a_name_that_the_terminal_or_utf_8_cannot_say_ends_no_run(tmp_path, monkeypatch):
+    """A damaged image whose name is not UTF-8 ended the training in a UnicodeEncodeError, from the
+    warning about it; so did an accent where the output is ASCII."""
+    with (tmp_path / "out").open("w", encoding="ascii") as said, monkeypatch.context() as patch:
+        patch.setattr("sys.stdout", said)
+        with Progress(1, shown=True, log=tmp_path / "log.txt") as progress:
+            progress.note("cannot read \udcff.png of caf\u00e9")
+    assert "\\udcff.png of caf\\xe9" in (tmp_path / "out").read_text()
+    assert "\\udcff.png of caf\u00e9" in (tmp_path / "log.txt").read_text(encoding="utf-8")
+
+
+def test_curves_of_another_program_s_lines_are_one_sentence(tmp_path, capsys):
+    (tmp_path / "metrics.jsonl").write_text('{"epoch": 1, "loss": 2}\n')
+    assert main(["curves", str(tmp_path)]) == 1
+    assert "are not of this program" in capsys.readouterr().err
+
+
+def test_a_tree_with_one_class_is_refused(tmp_path):
+    """train/images/*.jpg, not yet sorted into classes, gave 100 % after the first step."""
+    for split in ("train", "val"):
+        (tmp_path / split / "images").mkdir(parents=True)
+        (tmp_path / split / "images" / "0.jpg").write_text("x")
+    with pytest.raises(ConfigError, match="must hold two class folders or more, got only 'images'"):
+        folder(tmp_path, image_size=16, augment=Augment(), seed=0)

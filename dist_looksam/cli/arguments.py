@@ -1,6 +1,7 @@
 """Command lines: argparse whose mistakes are one sentence, and errors turned into exit codes."""
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -20,6 +21,8 @@ class Parser(argparse.ArgumentParser):
 def guarded(command: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:
     """command(argv), its errors as one line on stderr. 0 done, 1 failed, 2 wrong settings, 130
     Ctrl-C."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may have what it cannot say
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = command(argv) or 0
         sys.stdout.flush()

@@ -220,6 +220,11 @@ def folder(
             f"--data_dir must be a tree that can be read, got {error.filename or root} "
             f"({error.strerror}); correct its permissions or take it out."
         ) from None
+    if len(trained) < 2:
+        raise ConfigError(
+            f"{root / 'train'} must hold two class folders or more, got only '{min(trained)}', of "
+            f"which every guess is right; put the images of each class into a folder of its own."
+        )
     unknown = sorted(set(tested) - set(trained))
     if unknown:
         raise ConfigError(

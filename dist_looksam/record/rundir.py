@@ -108,7 +108,8 @@ def told(out: Path, rank: int) -> Iterator[None]:
         raise
     except Exception as error:
         if rank == 0 and (out / LOG).exists():
-            with suppress(OSError), (out / LOG).open("a", encoding="utf-8") as file:  # a full disk
+            log = (out / LOG).open("a", encoding="utf-8", errors="backslashreplace")
+            with suppress(OSError), log as file:  # a full disk
                 file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} error: {error}\n")
         raise
 
