@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import IO, Any
 
+import yaml
+
 from .errors import RunError
 
 
@@ -27,9 +29,10 @@ def replace_json(path: Path, content: Any) -> None:
 def json_object(path: Path) -> dict[str, Any] | None:
     """The object in a JSON file; None where there is no file or it is damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+    return content if isinstance(content, dict) else None
 
 
 def first_free(stem: Path | str, end: str = "", *, start: int = 0) -> Path:
@@ -55,6 +58,31 @@ def lock(file: IO[str], *, shared: bool = False) -> bool | None:
     return True
 
 
+class _Once(yaml.SafeLoader):
+    """Refuses a mapping that names a key twice: the later value would win without a word."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.MarkedYAMLError(
+                    f"{key.value} is there twice", None, None, key.start_mark
+                )
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else None)
+        return super().construct_mapping(node, deep)
+
+
+def yaml_of(text: str | bytes) -> Any:
+    """What a YAML text that a user wrote says. YAMLError, too, where a key is there twice."""
+    return yaml.load(text, _Once)
+
+
+def _object(found: Any) -> dict[str, Any]:
+    if not isinstance(found, dict):
+        raise ValueError(f"a JSON object is needed, got {found!r:.50}")
+    return found
+
+
 def json_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a file with one per line; [] where there is no file.
 
@@ -67,7 +95,7 @@ def json_lines(path: Path) -> list[dict[str, Any]]:
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
-            rows.append(json.loads(line))
+            rows.append(_object(json.loads(line)))
         except ValueError as error:
             if number == len(lines):
                 break

@@ -1,6 +1,7 @@
 """Command lines: argparse with one-sentence errors, and exit codes of errors."""
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -22,6 +23,8 @@ def guarded(command: Callable[[Sequence[str]], int | None], argv: Sequence[str])
 
     Returns the exit code: 0 done, 1 failed, 2 wrong settings, 130 Ctrl-C.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # file names may have characters it cannot encode
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = command(argv) or 0
         sys.stdout.flush()

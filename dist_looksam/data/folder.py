@@ -211,6 +211,11 @@ def folder(
             f"--data_dir must be a tree that can be read, got {error.filename or root} "
             f"({error.strerror}); correct its permissions or take it out."
         ) from None
+    if len(train_files) < 2:
+        raise ConfigError(
+            f"{root / 'train'} must hold two class folders or more, got only '{min(train_files)}', "
+            f"of which every guess is right; put the images of each class into a folder of its own."
+        )
     unknown = sorted(set(val_files) - set(train_files))
     if unknown:
         raise ConfigError(

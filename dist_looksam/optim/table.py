@@ -105,7 +105,7 @@ def unused(name: str, base: str) -> list[str]:
         flags += ["k"]
     if not row.reuses_gv:
         flags += ["alpha", "decompose", "reuse"]
-    return flags + [flag for flag in ("betas", "momentum") if flag not in BASES[base].uses]
+    return flags + [flag for flag in ("betas", "momentum", "eps") if flag not in BASES[base].uses]
 
 
 def groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from .. import files
 from ..errors import ConfigError, did_you_mean
 
 GB = 1e9
@@ -152,7 +153,7 @@ def save(made: Machine, path: Path) -> None:
 def load(path: Path) -> Machine:
     """The machine in a YAML file. ConfigError if the file is not one of `save`'s form."""
     try:
-        content = yaml.safe_load(path.read_bytes())
+        content = files.yaml_of(path.read_bytes())
     except OSError as error:
         raise ConfigError(
             f"machine must be a file of --calibrate, got {path} ({error.strerror})."

@@ -167,9 +167,18 @@ def row_of(run: Path) -> dict[str, str]:
     return row
 
 
+def _row_or_reason(run: Path) -> dict[str, str]:
+    """`row_of`; of a directory whose files are damaged or of another program, why it is not."""
+    try:
+        return row_of(run)
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, yaml.YAMLError) as error:
+        why = f"cannot be read: {' '.join(str(error).split())}"
+        return dict.fromkeys(COLUMNS, "-") | {"run": str(run), "state": "unknown", "reason": why}
+
+
 def table(folder: Path) -> list[dict[str, str]]:
     """A row for each run in `folder`, then one for each of the user's jobs without a run yet."""
-    rows = [row_of(run) for run in runs_in(folder)]  # [] where there is no folder
+    rows = [_row_or_reason(run) for run in runs_in(folder)]  # [] where there is no folder
     known = {row["job"] for row in rows}
     for number, queued in queue().items():
         if number not in known:

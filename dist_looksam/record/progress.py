@@ -6,7 +6,7 @@ import sys
 import time
 from collections import deque
 from pathlib import Path
-from typing import IO
+from typing import IO, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, ProgressColumn, TaskID, TextColumn
@@ -57,7 +57,7 @@ class Progress:
         self._epoch = ""
         self._look = False
         self._console = Console(file=file or sys.stdout, highlight=False, markup=False)
-        self._log = log.open("a", encoding="utf-8", buffering=1) if shown and log else None
+        self._log = _log(log) if shown and log else None
         self._bar: Bar | None = None
         self._task: TaskID | None = None
         terminal = self._console.is_terminal and not self._console.is_dumb_terminal
@@ -98,7 +98,9 @@ class Progress:
     def note(self, text: str) -> None:
         """A line of its own, above the bar."""
         if self._shown:
-            self._console.print(text, soft_wrap=True)
+            encoding = self._console.encoding  # names of files may have what it cannot say
+            said = text.encode(encoding, "backslashreplace").decode(encoding)
+            self._console.print(said, soft_wrap=True)
             self._write(text)
 
     def eta(self) -> str:
@@ -138,6 +140,10 @@ class Progress:
             self._bar.stop()
         if self._log is not None:
             self._log.close()
+
+
+def _log(path: Path) -> TextIO:
+    return path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
 
 
 class _Facts(ProgressColumn):

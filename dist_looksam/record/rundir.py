@@ -23,19 +23,22 @@ JOB = "job.json"
 SUBMITTED = "submitted.json"  # launch/slurm.sbatch writes it before it starts the ranks
 POINT = "point.json"  # of a sweep
 PLACED = (SUBMITTED, POINT)  # written into a run directory before the run
+WEIGHTS = "model.safetensors"
+_WRITTEN = (CONFIG, SUMMARY, WEIGHTS, METRICS, PROBE)  # by a run
 LOCK = ".lock"
 LOG = "log.txt"
 _PATIENCE = 5.0  # seconds that a run may need to die
 _locks: dict[Path, IO[str]] = {}  # held by this process
 
 
-def prepare(out: Path, *, resume_step: int | None) -> list[str]:
+def prepare(out: Path, *, resume_step: int | None, resumed: Path | None = None) -> list[str]:
     """Make `out`, check that it can be written, lock it until `release`. Rank 0 only.
 
-    Returns notes for the user. With resume_step None a fresh run starts: an older run in `out` is
-    renamed to out.1, out.2, ..., unless it is an earlier start of the same SLURM job without a
-    checkpoint, which is the same run. Otherwise checkpoints of later steps are renamed, because
-    the run will reach these steps again.
+    Returns notes for the user. With resume_step None a fresh run starts; so does one that goes on
+    from a checkpoint `resumed` outside of `out`. An older run in `out`, or other files of the same
+    names, are then renamed to out.1, out.2, ..., unless they are of an earlier start of the same
+    SLURM job without a checkpoint, which is the same run. Otherwise checkpoints of later steps are
+    renamed, because the run will reach these steps again.
 
     Raises:
         ConfigError: `out` cannot be written, or another process trains into it.
@@ -45,11 +48,14 @@ def prepare(out: Path, *, resume_step: int | None) -> list[str]:
         out.mkdir(parents=True, exist_ok=True)
         before = holder(out)
         lock = _take(out)
-        again = _earlier_start(before) and not checkpoint.found(out / "checkpoints")
-        if resume_step is None and (out / CONFIG).exists() and not again:
-            older = files.first_free(f"{out}.", start=1)
-            os.rename(out, older)
-            out.mkdir()
+        saved = checkpoint.found(out / "checkpoints")
+        elsewhere = resumed is not None and out.resolve() not in resumed.resolve().parents
+        again = _earlier_start(before) and (elsewhere or not saved)
+        if (resume_step is None or elsewhere) and used(out) and not again:
+            real = out.resolve() if out.is_symlink() else out  # the link stays where it is
+            older = files.first_free(f"{real}.", start=1)
+            os.rename(real, older)
+            real.mkdir()
             for name in PLACED:
                 if (older / name).exists():
                     os.rename(older / name, out / name)
@@ -72,6 +78,12 @@ def prepare(out: Path, *, resume_step: int | None) -> list[str]:
             f"name another with --out."
         ) from None
     return notes
+
+
+def used(out: Path) -> bool:
+    """Whether a run's files are in `out`, or others of the same names."""
+    saved = checkpoint.found(out / "checkpoints")
+    return bool(saved) or any((out / name).exists() for name in _WRITTEN)
 
 
 def _earlier_start(process: dict[str, Any]) -> bool:
@@ -102,7 +114,8 @@ def log_failure(out: Path, rank: int) -> Iterator[None]:
         raise
     except Exception as error:
         if rank == 0 and (out / LOG).exists():
-            with suppress(OSError), (out / LOG).open("a", encoding="utf-8") as file:  # a full disk
+            log = (out / LOG).open("a", encoding="utf-8", errors="backslashreplace")
+            with suppress(OSError), log as file:  # a full disk
                 file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} error: {error}\n")
         raise
 
@@ -183,10 +196,11 @@ def stop(out: Path) -> int | None:
     process = holder(out)
     if not alive(out) or process.get("host") != socket.gethostname():
         return None
-    if process["began"] is None or _began(process["pid"]) != process["began"]:
+    began, pid = process.get("began"), process.get("pid")
+    if began is None or not isinstance(pid, int) or _began(pid) != began:
         return None
-    os.kill(process["pid"], signal.SIGTERM)
-    return int(process["pid"])
+    os.kill(pid, signal.SIGTERM)
+    return pid
 
 
 def to_resume(out: Path, resume: str) -> list[Path]:

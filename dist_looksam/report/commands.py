@@ -24,8 +24,14 @@ def _draw(name: str, text: str, argv: Sequence[str], draw: Callable[[str], Itera
     parser = Parser(prog=f"dist-looksam {name}", description=text)
     parser.add_argument("runs", metavar="RUN", nargs="+", help="a run directory (--out)")
     for run in parser.parse_args(argv).runs:
-        for path in draw(run):
-            print(path)
+        try:
+            paths = list(draw(run))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise RunError(
+                f"{run} holds lines that are not of this program, got {error!r}; give what "
+                f"train.py --out wrote."
+            ) from error
+        print(*paths, sep="\n")
     return 0
 
 

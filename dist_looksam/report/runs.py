@@ -163,7 +163,8 @@ def _take(folder: Path, run_set: RunSet) -> None:
     if (folder / rundir.CONFIG).exists() or (folder / rundir.POINT).exists():
         try:
             run_set.runs.append(_read(folder))
-        except (ValueError, TypeError, KeyError, OSError, yaml.YAMLError, RunError) as error:
+        except (ValueError, TypeError, LookupError, AttributeError, OSError, yaml.YAMLError,
+                RunError) as error:  # fmt: skip
             text = " ".join(str(error).split())
             run_set.notes.append(f"{folder} could not be read and is left out: {text}")
         return

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 
+from ..data.sets import data_set
 from ..optim.seen import Seen
-from ..optim.table import unused
+from ..optim.table import base_row, unused
 from ..record.metrics import Row
 from ..settings.config import DEFAULTS, Settings
 
@@ -14,19 +15,28 @@ MANY_SKIPS = 20
 
 
 def without_effect(settings: Settings) -> list[str]:
-    """A sentence about given settings that the method or its base does not use; [] for none.
+    """A sentence about given settings that the method or its base does not use, and one about those
+    that another setting makes useless; [] for none.
 
     Args:
         settings: resolved.
     """
     assert settings.base is not None
-    nothing = {"rho": 0.0}  # the value after `resolved` for methods without an ascent
-    names = unused(settings.optimizer, settings.base)
-    given = [n for n in names if getattr(settings, n) not in (DEFAULTS[n], nothing.get(n))]
-    if not given:
-        return []
-    flags = ", ".join(f"--{n}" for n in given)
-    return [f"{flags}: no effect with optimizer {settings.optimizer} on {settings.base}"]
+    unused_values = {"rho": 0.0, "eps": base_row(settings.base).eps}  # after `resolved`
+    method_on_base = f"optimizer {settings.optimizer} on {settings.base}"
+    why = dict.fromkeys(unused(settings.optimizer, settings.base), method_on_base)
+    if "rho" in why:
+        why["probe_every"] = method_on_base
+    if settings.lr_scaling == "none":
+        why["lr_base_batch"] = "lr_scaling none"
+    size = data_set(settings.data).size
+    if size(16).shape == size(32).shape:
+        why["image_size"] = f"data {settings.data}"
+    given: dict[str, list[str]] = {}
+    for name, reason in why.items():
+        if getattr(settings, name) not in (DEFAULTS[name], unused_values.get(name)):
+            given.setdefault(reason, []).append(f"--{name}")
+    return [f"{', '.join(flags)}: no effect with {reason}" for reason, flags in given.items()]
 
 
 def nothing_learnt(skips: int, done: int, settings: Settings) -> str | None:

@@ -326,8 +326,8 @@ class Fit:
         }
         if self.first:
             assert weights is not None
-            save_file(weights, self.out / "model.safetensors")
-            shutil.copymode(self.out / rundir.CONFIG, self.out / "model.safetensors")  # else 0600
+            _write_weights(weights, self.out / rundir.WEIGHTS)
+            shutil.copymode(self.out / rundir.CONFIG, self.out / rundir.WEIGHTS)  # else 0600
             drawn = self._draw()
             files.replace_json(self.out / rundir.SUMMARY, {**summary, **self.made_with})
             self.progress.note(f"top1 {self.top1:.2%}; {drawn}")
@@ -340,3 +340,13 @@ class Fit:
         except ConfigError as error:
             return f"curves.png was not drawn: {error}"
         return f"curves: {curves(self.out)}"
+
+
+def _write_weights(weights: dict[str, Tensor], path: Path) -> None:
+    try:
+        save_file(weights, path)
+    except Exception as error:  # the library raises its own for a full disk
+        raise RunError(
+            f"{path} was not written: {error}; the newest checkpoint is whole, `dist-looksam "
+            f"checkpoint export` makes the same file of it."
+        ) from error

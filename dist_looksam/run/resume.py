@@ -67,8 +67,8 @@ def prepare(
         notes += _changed_data(reader, data)
         if (ranks := reader.manifest["ranks"]) != backend.size:
             notes.append(f"ranks are {backend.size}, were {ranks} when the checkpoint was written")
-    step = None if reader is None else reader.step
-    notes += shared(backend, lambda: rundir.prepare(out, resume_step=step))
+    step, path = (None, None) if reader is None else (reader.step, reader.path)
+    notes += shared(backend, lambda: rundir.prepare(out, resume_step=step, resumed=path))
     if reader is not None:
         notes.append(f"resumed from {reader.path} at step {reader.step}")
         if settings.rule.reuses_gv and "g_v" not in reader.keys and reader.step % settings.k:
@@ -96,7 +96,7 @@ def outlook(settings: Settings, data: Data | Extent) -> tuple[str, list[str]]:
         return begins, notes
     if candidates:
         raise _none_whole(settings, damaged)
-    if (out / rundir.CONFIG).exists():
+    if rundir.used(out):
         return f"anew in {out}; the run that is there gets another name", []
     return f"anew in {out}", []
 

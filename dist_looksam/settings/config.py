@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from .. import files
 from ..backends.rows import BACKENDS, BackendRow, chosen
 from ..data.sets import SETS, data_set
 from ..engine import ASCENTS
@@ -156,6 +157,8 @@ class Settings:
         if self.rho is not None:
             check_rho(self.rho)
         self._check_numbers()
+        if not self.out or "\0" in self.out:  # "" would be the current directory
+            raise ConfigError(f"out must name a directory, got {self.out!r}; name one with --out.")
         if self.epochs is not None and self.steps is not None:
             raise ConfigError(
                 f"either epochs or steps must be given, got epochs {self.epochs:g} and steps "
@@ -333,4 +336,4 @@ def parse(argv: Sequence[str]) -> Settings:
 def write(settings: Settings, path: Path, made_with: dict[str, str | None]) -> None:
     """Write config.yaml; its first line is a comment with the package's version and commit."""
     by = ", ".join(f"{name} {value}" for name, value in made_with.items() if value)
-    path.write_text(f"# dist_looksam {by}\n{settings.to_yaml()}", encoding="utf-8")
+    files.replace_text(path, f"# dist_looksam {by}\n{settings.to_yaml()}")

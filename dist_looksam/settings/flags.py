@@ -15,6 +15,7 @@ from typing import Any, get_args, get_origin
 
 import yaml
 
+from .. import files
 from ..cli.arguments import Parser
 from ..errors import ConfigError, did_you_mean
 from .numbers import whole
@@ -89,9 +90,9 @@ class _File(argparse.Action):
 def _content(path: str) -> dict[Any, Any]:
     """The values of a YAML file by their names."""
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = files.yaml_of(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        what = "not content" if isinstance(error, FileNotFoundError) else error.strerror
+        what = "not found" if isinstance(error, FileNotFoundError) else error.strerror
         raise ConfigError(f"config must be a YAML file, got '{path}', {what}.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())

@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from .. import files
 from ..errors import ConfigError
 from ..optim.table import method
 from ..settings.config import Settings, parse
@@ -144,7 +145,7 @@ def read(path: Path) -> Grid:
             f"sweep needs a YAML file, got {path} ({error.strerror}); see launch/sweeps/."
         ) from None
     try:
-        file = yaml.safe_load(text)
+        file = files.yaml_of(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} must be YAML, got {' '.join(str(error).split())}.") from None
     grid = _grid(_mapping(file, f"{path}", KEYS))
