@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ...maths.shards import copies
+from ...optim.entrywise import check_entrywise
 from ...optim.seen import Seen
 from ...optim.sharpness import Sharpness
 from ..backend import Loss
@@ -32,14 +33,17 @@ class Zero(ZeroState):
         autocast: dtype of arithmetic where the engine's weights are fp32; None for none.
 
     Raises:
-        ConfigError: the engine's optimizer is not ours, or its configuration is one that would
-            give wrong gradients without an error.
+        ConfigError: the engine's optimizer is not ours, its base needs whole layers where the
+            stage cuts them, or its configuration is one that would give wrong gradients without an
+            error.
     """
 
     name = "zero"
 
     def __init__(self, engine: Any, *, autocast: torch.dtype | None = None) -> None:
         check_engine(engine)
+        if engine.zero_optimization_stage():
+            check_entrywise(engine.basic_optimizer.base_optimizer)
         self.engine = engine
         self.model = engine
         self.module: nn.Module = engine.module
