@@ -58,7 +58,7 @@ class FSDP2(Ranks, Plain):
         if mesh.ndim == 2:
             self._check_copies(mesh)
         if mesh.size(mesh.ndim - 1) > 1:
-            check_entrywise(optimizer.base_optimizer)
+            check_entrywise(optimizer.base_optimizer, next(iter(self.shards.values())).device)
         self._hand_over(optimizer)
         super().__init__(module, optimizer, precision=precision)
         self.copies = (mesh.size(0), mesh.get_local_rank(0)) if mesh.ndim == 2 else (1, 0)

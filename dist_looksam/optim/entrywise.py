@@ -26,19 +26,19 @@ STEPS = 30  # some bases begin after 25 steps
 DO = "use SGD, AdamW, Lamb or Lars, or a backend that keeps layers whole (ddp, horovod, ZeRO 0)"
 
 
-def check_entrywise(base: Optimizer) -> None:
+def check_entrywise(base: Optimizer, device: torch.device) -> None:
     """ConfigError for a base that updates half a layer otherwise than the layer.
 
     torch's own are known by class, and a base with `pieces`, such as `Lamb`, is shown the layers in
     its shards. Any other is tried on a layer of each of SHAPES with the settings of every group:
-    whole, and in two flat halves that two instances have, as on two ranks.
+    whole, and in two flat halves that two instances have, as on two ranks; on `device`.
     """
     if type(base) in KNOWN or hasattr(base, "pieces"):
         return
     name = type(base).__name__
     for shape, group in product(SHAPES, base.param_groups):
         try:
-            alike = all(_alike(step) for step in _steps(base, group, shape))
+            alike = all(_alike(step) for step in _steps(base, group, shape, device))
         except Exception as error:
             raise ConfigError(
                 f"a base optimizer on shards must update each weight by itself, which cannot be "
@@ -59,11 +59,10 @@ def _alike(movements: tuple[Tensor, Tensor]) -> bool:
 
 
 def _steps(
-    base: Optimizer, group: dict[str, Any], shape: tuple[int, int]
+    base: Optimizer, group: dict[str, Any], shape: tuple[int, int], device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """After each step, how far a layer has moved: [all its weights], whole and in halves."""
     generator = torch.Generator().manual_seed(0)
-    device = group["params"][0].device
     rows, columns = torch.linspace(0.1, 1, shape[0])[:, None], torch.linspace(0.2, 1, shape[1])
 
     def draw() -> Tensor:

@@ -53,7 +53,7 @@ def engine_of(case: dict, frozen: float = 1.0) -> Engine:
     groups = [{"params": params[:3], "weight_decay": 0.1}, {"params": params[3:]}]
     how = {"momentum": 0.9} if case["base"] == "SGD" else {}
     if case["base"] == "Muon":  # of matrices alone
-        groups = [p for p in params if p.ndim == 2]
+        groups = params = [p for p in params if p.ndim == 2]
     home = importlib.import_module(case.get("of", "torch.optim"))
     kind = getattr(home, case["base"])
     base = kind(groups, lr=0.05, **how)

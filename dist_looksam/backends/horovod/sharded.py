@@ -58,7 +58,7 @@ class HorovodSharded(Horovod):
                 "leave it out, since gradients are reduced here."
             )
         base: Any = self.optimizer.base_optimizer
-        check_entrywise(base)
+        check_entrywise(base, self.device)
         self.rows = [self._row(n, group) for n, group in enumerate(base.param_groups)]
         self.flats = [row.flat for row in self.rows]
         flat_of = {flat.master: flat for flat in self.flats}

@@ -42,8 +42,6 @@ class Zero(ZeroState):
 
     def __init__(self, engine: Any, *, autocast: torch.dtype | None = None) -> None:
         check_engine(engine)
-        if engine.zero_optimization_stage():
-            check_entrywise(engine.basic_optimizer.base_optimizer)
         self.engine = engine
         self.model = engine
         self.module: nn.Module = engine.module
@@ -58,6 +56,8 @@ class Zero(ZeroState):
         dtype = next(self.module.parameters()).dtype
         flat_of = {f.master: f for f in self.layout.flats}
         self.masters = list(flat_of)
+        if self.stage:  # the groups of stage 3 are empty between steps
+            check_entrywise(self.optimizer.base_optimizer, self.masters[0].device)
         self.optimizer.bind(
             pieces=lambda param, like: flat_of[param].views(like),
             reduce=self.reduce,
