@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from ..errors import ConfigError
+from ..optim.entrywise import check_entrywise
 from . import fsdp2_units
 from .alike import differing
 from .backend import Loss, Piece
@@ -38,7 +39,7 @@ class FSDP2(Ranks, Plain):
         precision: that of the module's MixedPrecisionPolicy; "fp16" adds a loss scale.
 
     Raises:
-        ConfigError: the module or the optimizer is not as above.
+        ConfigError: the module or the optimizer is not as above, or its base needs whole layers.
     """
 
     name = "fsdp2"
@@ -56,6 +57,8 @@ class FSDP2(Ranks, Plain):
             self.shards = {n: p.to_local().detach() for n, p in self.params.items()}
         if mesh.ndim == 2:
             self._check_replicas(mesh)
+        if mesh.size(mesh.ndim - 1) > 1:
+            check_entrywise(optimizer.base_optimizer, next(iter(self.shards.values())).device)
         self._replace_params(optimizer)
         super().__init__(module, optimizer, precision=precision)
         self.replicas = (mesh.size(0), mesh.get_local_rank(0)) if mesh.ndim == 2 else (1, 0)

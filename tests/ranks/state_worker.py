@@ -3,6 +3,7 @@
 python state_worker.py RANKS FOLDER     the cases: FOLDER/cases.json, {"on": backend or ZeRO stage}
 """
 
+import importlib
 import os
 import tempfile
 from pathlib import Path
@@ -51,7 +52,11 @@ def engine_of(case: dict, frozen: float = 1.0) -> Engine:
     params = [p for p in net.parameters() if p.requires_grad]
     groups = [{"params": params[:3], "weight_decay": 0.1}, {"params": params[3:]}]
     how = {"momentum": 0.9} if case["base"] == "SGD" else {}
-    base = getattr(torch.optim, case["base"])(groups, lr=0.05, **how)
+    if case["base"] == "Muon":  # of matrices alone
+        groups = params = [p for p in params if p.ndim == 2]
+    home = importlib.import_module(case.get("of", "torch.optim"))
+    kind = getattr(home, case["base"])
+    base = kind(groups, lr=0.05, **how)
     optimizer: Sharpness = LookSAM(params, base, rho=0.05, k=3)
     if isinstance(case["on"], int):
         config = {
@@ -115,10 +120,9 @@ def across(case: dict) -> dict:
 
 
 def refused(case: dict) -> dict:
-    """The sentence that the first step ends with, if there is one."""
-    engine = engine_of(case)
+    """The sentence that making the engine, or else the first step, ends with, if there is one."""
     try:
-        steps(engine, 0, 1)
+        steps(engine_of(case), 0, 1)
     except ConfigError as error:
         return {"says": str(error)}
     return {"says": None}

@@ -14,9 +14,15 @@ ACROSS = [
     {"kind": "across", "on": on, "to": to, "base": "AdamW"}
     for on, to in zip(ON, [3, "ddp", "fsdp2", 3, 0, "fsdp2"], strict=True)
 ]
-REFUSED = {"kind": "refused", "on": "fsdp2", "base": "Adafactor"}
+REFUSED = [{"kind": "refused", "on": on, "base": "Adafactor"} for on in ("fsdp2", 1, 2, 3)]
+REFUSED += [{"kind": "refused", "on": on, "base": "Muon"} for on in ("fsdp2", 2)]
+THEIRS = {"kind": "refused", "on": 2, "base": "SOAP", "of": "pytorch_optimizer"}
+ENTRYWISE = [
+    {"kind": "refused", "on": 2, "base": base, "of": "torch.optim"}
+    for base in ("Adagrad", "NAdam", "RAdam", "RMSprop")
+] + [{"kind": "refused", "on": 2, "base": "Lion", "of": "pytorch_optimizer"}]
 TAKEN = [{"kind": "distributed", "on": on, "base": "AdamW"} for on in ("ddp", "fsdp2")]
-ALL = [*CASES, *ACROSS, REFUSED, *TAKEN]
+ALL = [*CASES, *ACROSS, *REFUSED, *TAKEN, *ENTRYWISE, THEIRS]
 NAMES = [
     "conv.weight", "conv.bias", "norm.weight", "norm.bias", "norm.running_mean",
     "norm.running_var", "norm.num_batches_tracked", "fixed.weight", "fixed.bias", "into.weight",
@@ -51,11 +57,20 @@ def test_another_backend_reads_frozen_layers_and_groups(result, case):
     assert got["differ"] == [] and got["decays"] == [0.1, 0.01]
 
 
-def test_a_base_that_does_not_fit_shards_is_refused_at_its_first_step(result):
-    """Its state was dropped by the writer, and the step after a resume died."""
-    says = of(result, REFUSED)["says"]
-    assert "must keep one number or one entry per weight, got Adafactor with" in says
-    assert "\n" not in says
+@pytest.mark.needs("pytorch_optimizer")
+@pytest.mark.parametrize("case", [*REFUSED, THEIRS], ids=lambda case: "{on}-{base}".format(**case))
+def test_a_base_that_needs_whole_layers_is_refused_on_shards(result, case):
+    """On flats Adafactor and SOAP computed other numbers than on layers without a word; on FSDP2
+    Adafactor was refused, but at its first step."""
+    says = of(result, case)["says"]
+    assert says.startswith("a base optimizer on shards must update each weight by itself")
+    assert case["base"] in says and "\n" not in says
+
+
+@pytest.mark.needs("pytorch_optimizer")
+@pytest.mark.parametrize("case", ENTRYWISE, ids=lambda case: case["base"])
+def test_a_base_that_updates_each_weight_by_itself_trains_on_flats(result, case):
+    assert of(result, case)["says"] is None
 
 
 def test_torch_distributed_checkpoint_works_on_ddp_and_is_refused_on_fsdp2(result):

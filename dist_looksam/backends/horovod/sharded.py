@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ...errors import ConfigError
+from ...optim.entrywise import check_entrywise
 from ...optim.seen import Seen
 from ..backend import Loss
 from ..flat import Flat, cut
@@ -40,7 +41,7 @@ class HorovodSharded(Horovod):
     """`Horovod` with the base's state and g_v for 1 / ranks of every param group.
 
     Args: as of `Horovod`. The rank's slices replace the layers in the optimizer's groups; its state
-        must be empty, and its base not one of Horovod's.
+        must be empty, and its base not one of Horovod's and none that needs whole layers.
     """
 
     def _share_state(self) -> None:
@@ -57,6 +58,7 @@ class HorovodSharded(Horovod):
                 "leave it out, since gradients are reduced here."
             )
         base: Any = self.optimizer.base_optimizer
+        check_entrywise(base, self.device)
         self.rows = [self._row(n, group) for n, group in enumerate(base.param_groups)]
         self.flats = [row.flat for row in self.rows]
         flat_of = {flat.master: flat for flat in self.flats}

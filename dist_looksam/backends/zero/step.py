@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ...maths.shards import clones
+from ...optim.entrywise import check_entrywise
 from ...optim.seen import Seen
 from ...optim.sharpness import Sharpness
 from ..backend import Loss
@@ -32,8 +33,9 @@ class Zero(ZeroState):
         autocast: dtype of arithmetic where the engine's weights are fp32; None for none.
 
     Raises:
-        ConfigError: the engine's optimizer is not ours, or its configuration is one that would
-            give wrong gradients without an error.
+        ConfigError: the engine's optimizer is not ours, its base needs whole layers where the
+            stage cuts them, or its configuration is one that would give wrong gradients without an
+            error.
     """
 
     name = "zero"
@@ -54,6 +56,8 @@ class Zero(ZeroState):
         dtype = next(self.module.parameters()).dtype
         flat_of = {f.master: f for f in self.layout.flats}
         self.masters = list(flat_of)
+        if self.stage:  # the groups of stage 3 are empty between steps
+            check_entrywise(self.optimizer.base_optimizer, self.masters[0].device)
         self.optimizer.bind(
             pieces=lambda param, like: flat_of[param].views(like),
             reduce=self.reduce,
