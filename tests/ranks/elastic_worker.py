@@ -25,11 +25,11 @@ def one_dies(self, number: int) -> None:
     step(self, number)
 
 
-def ends_alike(self):
+def ends_alike(self, done: int):
     check_alike(self.engine.module)
     if hvd.rank() == 0:
         (self.out / "ended").write_text(f"{hvd.size()}")
-    return finish(self)
+    return finish(self, done)
 
 
 fit.Fit._step, fit.Fit._finish = one_dies, ends_alike
