@@ -21,7 +21,8 @@ CASES = [
     for zero in ({"offload_optimizer": {"device": "cpu"}},)
 ]
 FIRST = {"optimizer": "look_sam", "stage": 2, "precision": "fp16", "bad_pass": 2, "bad_step": 0}
-CASES.append(FIRST)
+OWN = {"optimizer": "look_sam", "stage": 1, "precision": "fp16", "bad_pass": 1, "zero": {}}
+CASES += [FIRST, {**OWN, "ascent": "rank"}]
 
 
 @pytest.fixture(scope="module")

@@ -195,6 +195,12 @@ class Layout:
         if scaler is not None:
             vars(scaler).update(frozen)
 
+    def overflowed(self) -> None:
+        """Count an overflow that DeepSpeed's own step has not seen, as that step would."""
+        scaler = getattr(self.zero, "loss_scaler", None)
+        if scaler is not None:
+            scaler.update_scale(True)
+
     def read_scale(self) -> dict[str, float]:
         """What a checkpoint holds of a dynamic loss scale; {} where there is none."""
         scaler: Any = getattr(self.zero, "loss_scaler", None)
