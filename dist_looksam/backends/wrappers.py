@@ -27,6 +27,13 @@ def several_ranks() -> bool:
 def check_wrappers(module: nn.Module) -> None:
     """ConfigError for a wrapper in the wrong place."""
     whole = uncompiled(module)
+    if isinstance(whole, DistributedDataParallel):
+        size = dist.get_world_size(whole.process_group)
+        if size != dist.get_world_size():
+            raise ConfigError(
+                f"DistributedDataParallel must be over all {dist.get_world_size()} ranks, got a "
+                f"process_group of {size}; leave process_group out."
+            )
     if whole is not module and hasattr(whole, "zero_optimization_stage"):
         raise ConfigError(
             "Engine needs the DeepSpeedEngine itself, got torch.compile of it; call compile() of "

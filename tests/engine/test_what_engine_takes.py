@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from dist_looksam import SAM, ConfigError, Engine, LookSAM
 
@@ -230,3 +231,14 @@ def test_a_scheduler_before_the_first_step_is_still_warned_about():
     scheduler = torch.optim.lr_scheduler.ExponentialLR(own.optimizer, 0.5)
     with pytest.warns(UserWarning, match="before `optimizer.step"):
         scheduler.step()
+
+
+def test_ddp_over_a_part_of_the_ranks_is_refused():
+    """Loss, norms and g_v were averaged over ranks that train another model, without a word."""
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    try:
+        own = DistributedDataParallel(small.net(), process_group=dist.new_group([0]))
+        with pytest.raises(ConfigError, match="over all 2 ranks, got a process_group of 1"):
+            engine(own)
+    finally:
+        dist.destroy_process_group()
