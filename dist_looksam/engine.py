@@ -57,7 +57,6 @@ class Engine:
 
     Attributes:
         passes: forward+backward passes so far, of whole global batches.
-        skipped: steps that a non-finite gradient cost is known once read; see `Report.seen.finite`.
 
     Raises:
         ConfigError: a setting is out of range, or the module or the optimizer cannot be trained
@@ -66,9 +65,11 @@ class Engine:
     Parameters of the module that the optimizer does not have, or that get no gradient, are not
     trained, and count in no norm.
 
-    A step reads nothing from the device, except: once after each look, whether it was skipped;
-    in fp16 the overflow flag, as every loss scaler does; and with a foreign base optimizer that
-    cannot skip on the device, whether to call it.
+    A step reads nothing from the device, except: after a look, whether it was skipped, where the
+    next step would not look anyway; in fp16 the overflow flag, as every loss scaler does; under
+    ZeRO the overflow flag of each pass, and all of it with offload, which synchronises; and with a
+    base optimizer that cannot skip on the device (fused SGD at its first step, every foreign one),
+    whether to call it.
     """
 
     def __init__(

@@ -69,7 +69,10 @@ class Counted(Optimizer):
     def looks(self) -> bool:
         """After the first pass: True if this step computes the second gradient.
 
-        Reads one number from the device if the last step looked, to know if it was skipped.
+        Reads one number from the device if the last step looked and this one need not, to know if
+        that one was skipped.
         """
         remembers = any("g_v" in state for state in self.state.values())
+        if self.rule.looks(self.steps, remembers=remembers, owed=False):
+            return True
         return self.rule.looks(self.steps, remembers=remembers, owed=self.must_retry_look())
