@@ -4,7 +4,7 @@ Numbers come first, with all that is sent over ranks: `perturbation`, `decide`. 
 applied to all parameters at once, or to some at a time: `perturb_`, `apply_`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -148,6 +148,8 @@ class TwoGradients(Counted):
         self.perturb_(params, grads, perturbation)
         if average_ is not None:
             average_(grads)
+        elif self._perturbed is not None:
+            self._perturbed.used = params
         return perturbation.finite
 
     def perturbation(self, params: Shards, layer_grads: Shards) -> Perturbation:
@@ -273,6 +275,10 @@ class TwoGradients(Counted):
     def update(self) -> Seen:
         """After the last pass, whose gradients are in `.grad`: the rest of the step."""
         self.restore()
+        if self._perturbed is not None:
+            for p in self._perturbed.used:  # one that the last pass did not use, as below
+                if p.grad is None:
+                    p.grad = torch.zeros_like(p)
         params, grads = self._active()
         if self._perturbed is not None:
             for p in params:  # one that the first pass did not use had a gradient of zero
@@ -334,6 +340,7 @@ class _Perturbed:
 
     weights: dict[Tensor, Tensor] = field(default_factory=dict)
     grads: dict[Tensor, Tensor] = field(default_factory=dict)
+    used: Sequence[Tensor] = ()  # by the first pass, where that is the same on all ranks
     cosine_sums: list[Tensor] = field(default_factory=list)
     eps_cosine: Tensor | None = None
     gv_sums: list[Tensor] = field(default_factory=list)
