@@ -229,6 +229,7 @@ class Layout:
             return
         for sub in range(len(self.zero.fp16_groups)):
             self.zero._reassign_or_swap_out_partitioned_parameters(sub)
+        self.zero.invalidate_secondary_tensor()  # of zero_hpz_partition_size
         persistent = self.zero.persistent_parameters
         if persistent:
             persistent[0].all_gather(persistent)
