@@ -140,7 +140,8 @@ class Engine:
     def _passes(self, batches: Sequence[Any], replay: Replay) -> tuple[Tensor, Seen, int]:
         """One pass or two: the loss of the first, what the step did, and how many passes it took.
 
-        The second is left out if the first was not finite, so that looking would be in vain.
+        The second is left out if the first is known to be not finite: not on a GPU in fp32 and
+        bf16, where to know would be to wait; the step is then skipped after both.
         """
         backend, local = self.backend, self.ascent == "rank" and self.optimizer.may_look()
         loss = backend.backward(batches, self.loss, average=not local)

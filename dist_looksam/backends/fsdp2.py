@@ -195,7 +195,7 @@ class FSDP2(Ranks, Plain):
         """See `Backend.perturb`. Sums over ranks, and so the answer, are the same on all."""
         assert not local  # Engine refuses `--ascent rank`: no rank has a gradient of its own
         finite = self.optimizer.perturb()
-        return self.scaler is None or bool(finite)
+        return (self.scaler is None and finite.is_cuda) or bool(finite)
 
     # What a checkpoint needs.
 

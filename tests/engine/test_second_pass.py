@@ -257,3 +257,13 @@ def test_a_step_that_looks_by_its_number_asks_nothing_of_the_last(monkeypatch):
     for t in range(3):
         assert engine.step(small.micro_batches(t)).look
     assert not asked
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_no_second_pass_is_tried_on_a_cpu_where_the_first_was_not_finite(precision):
+    """In fp32 and bf16 it ran at weights of NaN, where a loss that samples raises."""
+    engine = small.engine(small.net(dtype=F32), "sam", precision=precision)
+    engine.loss = lambda model, pair: small.loss(model, pair) * float("inf")
+    report = engine.step(small.micro_batches(0, dtype=F32))
+    assert not report.seen.finite
+    assert engine.passes == 1
