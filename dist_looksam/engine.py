@@ -14,7 +14,7 @@ from .backends.ddp import DDP
 from .backends.plain import DTYPES, Plain
 from .backends.wrappers import check_wrappers, in_ddp, several_ranks
 from .errors import ConfigError
-from .optim.checks import check_fp32, check_inside, check_no_fsdp1
+from .optim.checks import check_fp32, check_inside, check_no_fsdp1, check_one_device
 from .optim.replay import Replay
 from .optim.rule import Rule, check_choice
 from .optim.seen import Seen
@@ -60,7 +60,8 @@ class Engine:
 
     Raises:
         ConfigError: a setting is out of range, or the module or the optimizer cannot be trained
-            rightly: trained parameters outside the module, in 16 bits, complex, or of FSDP1.
+            rightly: trained parameters outside the module, on several devices, in 16 bits, complex,
+            or of FSDP1.
 
     Parameters of the module that the optimizer does not have, or that get no gradient, are not
     trained, and count in no norm.
@@ -184,6 +185,7 @@ def _backend(model: nn.Module, optimizer: Optimizer | None, precision: str) -> B
         check_inside(params, model)
         sharpness.module = model
         check_fp32(params)
+        check_one_device(params)
     if _horovod(optimizer) and kind is Plain:
         from .backends.horovod.whole import Horovod as kind
     return kind(model, sharpness, precision=precision)

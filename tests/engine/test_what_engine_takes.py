@@ -242,3 +242,11 @@ def test_ddp_over_a_part_of_the_ranks_is_refused():
             engine(own)
     finally:
         dist.destroy_process_group()
+
+
+def test_weights_on_several_devices_are_refused():
+    """torch's own error came in the middle of the first step. meta stands for a second GPU."""
+    model = small.net()
+    model[0].to("meta")
+    with pytest.raises(ConfigError, match="must be on one device, got cpu and meta"):
+        engine(model)
