@@ -15,7 +15,13 @@ from .backends.ddp import DDP
 from .backends.plain import PRECISION_DTYPES, Plain
 from .backends.wrappers import check_wrappers, in_ddp, several_ranks
 from .errors import ConfigError
-from .optim.checks import check_base, check_fp32, check_inside, check_no_fsdp1
+from .optim.checks import (
+    check_base,
+    check_fp32,
+    check_inside,
+    check_no_fsdp1,
+    check_one_device,
+)
 from .optim.replay import Replay
 from .optim.rule import Rule, check_choice, check_number
 from .optim.seen import Seen
@@ -61,14 +67,16 @@ class Engine:
 
     Raises:
         ConfigError: a setting is out of range, or the module or the optimizer cannot be trained
-            correctly: trained parameters outside the module, in 16 bits, complex, or of FSDP1.
+            correctly: trained parameters outside the module, on several devices, in 16 bits,
+            complex, or of FSDP1.
 
     Parameters of the module that the optimizer does not have, or that get no gradient, are not
     trained and count in no norm.
 
-    A step reads from the device only: once after each look, whether it was skipped; in fp16 the
-    overflow flag, as every loss scaler does; and whether to step a base optimizer that cannot skip
-    on the device.
+    A step reads from the device only: after a look, whether it was skipped, where the next step
+    would not look anyway; in fp16 the overflow flag, as every loss scaler does; under ZeRO the
+    overflow flag of each pass, and with offload it synchronises; and, with a base optimizer that
+    cannot skip on the device (fused SGD at its first step, every foreign one), whether to step it.
     """
 
     def __init__(
@@ -147,7 +155,8 @@ class Engine:
     def _passes(self, batches: Sequence[Any], replay: Replay) -> tuple[Tensor, Seen, int]:
         """The loss of the first pass, what the step did, and the number of passes.
 
-        The second pass of a look is left out if the gradient of the first is not finite.
+        The second is left out if the first is known to be not finite: not on a GPU in fp32 and
+        bf16, where to know would be to wait; the step is then skipped after both.
         """
         backend, local = self.backend, self.ascent == "rank" and self.optimizer.may_look()
         loss = backend.backward(batches, self._checked_loss, average=not local)
@@ -203,6 +212,7 @@ def _backend(model: nn.Module, optimizer: Optimizer | None, precision: str) -> B
         check_inside(params, model)
         sharpness.module = model
         check_fp32(params)
+        check_one_device(params)
     if _horovod(optimizer) and kind is Plain:
         from .backends.horovod.whole import Horovod as kind
     return kind(model, sharpness, precision=precision)

@@ -193,7 +193,7 @@ class FSDP2(Ranks, Plain):
     def perturb(self, *, local: bool) -> bool:
         """See `Backend.perturb`. Never `local`: Engine refuses it without whole gradients."""
         finite = self.optimizer.perturb()
-        return self.scaler is None or bool(finite)
+        return (self.scaler is None and finite.is_cuda) or bool(finite)
 
     # What a checkpoint needs.
 

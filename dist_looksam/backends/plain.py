@@ -131,9 +131,11 @@ class Plain(StoredLayers):
         return total / len(batches)
 
     def perturb(self, *, local: bool) -> bool:
-        """See `Backend.perturb`. Reads the overflow flag in fp16 only."""
+        """See `Backend.perturb`. From a GPU it reads the overflow flag in fp16 only."""
         finite = self.optimizer.perturb(average_=self.average_ if local else None)
-        return self.scaler is None or bool(self.mean(finite.float()) == 1)
+        if self.scaler is None and finite.is_cuda:
+            return True
+        return bool(self.mean(finite.float()) == 1 if local or self.scaler else finite)
 
     def update(self) -> Seen:
         return self._scaled(self.optimizer.update())

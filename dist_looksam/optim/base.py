@@ -82,7 +82,9 @@ class _Trusted(Optimizer):
         grads: list[Any] = [p.grad for p in params]
         if self.found_inf is not None:
             alive = 1.0 - self.found_inf.to(params[0].device, torch.float64)
-            grads = [torch.where(alive > 0, g, 0.0) for g in grads]
+            zero = alive.new_zeros(())
+            for g in grads:  # in place: the step spends it
+                torch.where(alive > 0, g, zero.to(g.dtype), out=g)
         updates = self._directions(params, grads, group, alive)
         decay = group["weight_decay"]
         if decay != 0:

@@ -57,6 +57,16 @@ def check_fp32(params: Iterable[Tensor]) -> None:
             )
 
 
+def check_one_device(params: Iterable[Tensor]) -> None:
+    """ConfigError for trained weights on several devices, whose norms no one of them can add."""
+    devices = sorted({str(p.device) for p in params if p.requires_grad})
+    if len(devices) > 1:
+        raise ConfigError(
+            f"trained weights must be on one device, got {' and '.join(devices)}; move the module "
+            f"to one, or cut it over ranks with fully_shard."
+        )
+
+
 def warn_of_halves(params: Iterable[Tensor]) -> None:
     """Like `check_fp32`, with a warning instead of the error."""
     try:

@@ -69,7 +69,10 @@ class StepCounters(Optimizer):
     def looks(self) -> bool:
         """After the first pass: True if this step computes the second gradient.
 
-        Reads one number from the device if the last step looked, to know if it was skipped.
+        Reads one number from the device if the last step looked and this one need not, to know if
+        that one was skipped.
         """
         has_gv = any("g_v" in state for state in self.state.values())
+        if self.rule.looks(self.steps, has_gv=has_gv, must_retry=False):
+            return True
         return self.rule.looks(self.steps, has_gv=has_gv, must_retry=self.must_retry_look())

@@ -8,6 +8,7 @@ import small
 import torch
 from torch import nn
 
+from dist_looksam import Engine, LookSAM
 from dist_looksam.optim.table import METHODS
 
 SHARP = [n for n, row in METHODS.items() if row.ascent]
@@ -226,3 +227,43 @@ def test_an_exception_in_the_second_pass_leaves_the_weights_where_they_were(name
         engine.step(small.micro_batches(0, accumulation=2))
     assert same(tensors(list(engine.module.parameters())), before)
     assert bool(engine.step(small.micro_batches(0, accumulation=2)).seen.finite)
+
+
+def test_a_layer_that_the_second_pass_leaves_out_has_a_gradient_of_zero_there():
+    """It was missing from ||g|| and from the projection, and was given no step."""
+    net = nn.ModuleList([nn.Linear(3, 1, bias=False), nn.Linear(3, 1, bias=False)])
+    calls, x = [], torch.randn(8, 3)
+
+    def loss(model, batch):
+        calls.append(batch)
+        value = model[0](batch).square().mean()
+        return value + model[1](batch).square().mean() if len(calls) == 1 else value
+
+    both = sum(layer(x).square().mean() for layer in net)
+    grads = torch.autograd.grad(both, list(net.parameters()))
+    optimizer = LookSAM(net.parameters(), torch.optim.SGD(net.parameters(), lr=0.1), k=3)
+    report = Engine(net, optimizer, loss).step([x])
+    want = torch.cat([g.view(-1) for g in grads]).norm()
+    torch.testing.assert_close(report.seen.grad_norm.float(), want)
+    assert net[1].weight in optimizer.state
+
+
+def test_a_step_that_looks_by_its_number_asks_nothing_of_the_last(monkeypatch):
+    """SAM waited for the device at every step to hear that it has to look."""
+    net = small.net()
+    engine = small.engine(net, "sam")
+    asked = []
+    monkeypatch.setattr(type(engine.optimizer), "must_retry_look", lambda _: asked.append(1))
+    for t in range(3):
+        assert engine.step(small.micro_batches(t)).look
+    assert not asked
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_no_second_pass_is_tried_on_a_cpu_where_the_first_was_not_finite(precision):
+    """In fp32 and bf16 it ran at weights of NaN, where a loss that samples raises."""
+    engine = small.engine(small.net(dtype=F32), "sam", precision=precision)
+    engine.loss = lambda model, pair: small.loss(model, pair) * float("inf")
+    report = engine.step(small.micro_batches(0, dtype=F32))
+    assert not report.seen.finite
+    assert engine.passes == 1

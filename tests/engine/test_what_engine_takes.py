@@ -230,3 +230,11 @@ def test_a_scheduler_before_the_first_step_is_still_warned_about():
     scheduler = torch.optim.lr_scheduler.ExponentialLR(own.optimizer, 0.5)
     with pytest.warns(UserWarning, match="before `optimizer.step"):
         scheduler.step()
+
+
+def test_weights_on_several_devices_are_refused():
+    """torch's own error came in the middle of the first step. meta stands for a second GPU."""
+    model = small.net()
+    model[0].to("meta")
+    with pytest.raises(ConfigError, match="must be on one device, got cpu and meta"):
+        engine(model)

@@ -21,7 +21,8 @@ CASES = [
     for zero in ({"offload_optimizer": {"device": "cpu"}},)
 ]
 FIRST = {"optimizer": "look_sam", "stage": 2, "precision": "fp16", "bad_pass": 2, "bad_step": 0}
-CASES.append(FIRST)
+OWN = {"optimizer": "look_sam", "stage": 1, "precision": "fp16", "bad_pass": 1, "zero": {}}
+CASES += [FIRST, {**OWN, "ascent": "rank"}]
 
 
 @pytest.fixture(scope="module")
@@ -44,3 +45,17 @@ def test_a_step_that_overflows_changes_no_bit_and_training_goes_on(result, numbe
         bad = case.get("bad_step", 3)
         assert rank["looks"][bad] and rank["looks"][bad + 1], "the next step must look again"
         assert all(rank["moved"])
+
+
+def test_secondary_copies_are_put_back_with_the_weights(tmp_path_factory):
+    """With zero_hpz_partition_size forward gathers DeepSpeed's secondary copies, which stayed at
+    w + eps after a skipped look. One case a process: their groups are global."""
+    base = {"optimizer": "look_layer_sam", "stage": 3, "precision": "fp32", "bad_pass": 2}
+    gathered = {"stage3_param_persistence_threshold": 0, "stage3_max_reuse_distance": 0}
+    gathered["stage3_max_live_parameters"] = 0
+    losses = []
+    for more in ({}, {"zero_hpz_partition_size": 2}):
+        case = {**base, "zero": {**gathered, **more}}
+        found = cases.results(tmp_path_factory.mktemp, "zero_overflow_worker.py", {2: [case]})
+        losses.append([rank["losses"][4:] for rank in found(2, 0)])
+    assert losses[0] == losses[1]

@@ -53,13 +53,14 @@ def run(case: dict) -> dict:
         return value * math.inf if calls["now"] == calls["bad"] and rank == ranks - 1 else value
 
     engine.loss = loss
-    out: dict = {"looks": []}
+    out: dict = {"looks": [], "losses": []}
     for step in range(8):
         calls["now"] = 0
         calls["bad"] = 2 * case["bad_pass"] if step == case.get("bad_step", STEP) else None
         before, scale = snapshot(engine), engine.backend.layout.scale()
         done = engine.step(task.part(step, rank, ranks, 2))
         out["looks"].append(done.look)
+        out["losses"].append(float(done.loss))
         moved = changed(before, snapshot(engine))
         if calls["bad"]:
             out["changed"], out["finite"] = moved, bool(done.seen.finite)

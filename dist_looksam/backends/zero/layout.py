@@ -194,6 +194,12 @@ class Layout:
             if scaler is not None:
                 vars(scaler).update(before)
 
+    def overflowed(self) -> None:
+        """Count an overflow that DeepSpeed's own step has not seen, as that step would."""
+        scaler = getattr(self.zero, "loss_scaler", None)
+        if scaler is not None:
+            scaler.update_scale(True)
+
     def read_scale(self) -> dict[str, float]:
         """The state of a dynamic loss scale, for a checkpoint; {} without one."""
         scaler: Any = getattr(self.zero, "loss_scaler", None)
@@ -222,6 +228,7 @@ class Layout:
             return
         for sub in range(len(self.zero.fp16_groups)):
             self.zero._reassign_or_swap_out_partitioned_parameters(sub)
+        self.zero.invalidate_secondary_tensor()  # of zero_hpz_partition_size
         persistent = self.zero.persistent_parameters
         if persistent:
             persistent[0].all_gather(persistent)

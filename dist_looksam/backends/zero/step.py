@@ -155,7 +155,10 @@ class Zero(ZeroState):
             for piece, view in zip(flat.pieces, flat.views(mean), strict=True):
                 view.copy_(next(remaining)[piece.start : piece.stop])
         self.engine.optimizer.zero_grad()
-        return bool(torch.isfinite(torch.stack([g.sum() for g in grads]).sum()))
+        finite = bool(torch.isfinite(torch.stack([g.sum() for g in grads]).sum()))
+        if not finite:  # DeepSpeed does not step before a boundary, and would never see it
+            self.layout.overflowed()
+        return finite
 
     @torch.no_grad()
     def update(self) -> Seen:
