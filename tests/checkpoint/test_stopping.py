@@ -22,6 +22,8 @@ from dist_looksam.record import metrics
 from dist_looksam.run import fit
 from dist_looksam.run.train import main
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 ARGUMENTS = "--data digits --model vit_8 --steps 6 --batch_size 16 --k 3 --workers 0 --device cpu "
 ARGUMENTS += "--eval_every 100 --backend plain"

@@ -12,6 +12,8 @@ import dist_looksam
 from dist_looksam.cli import main as cli
 from dist_looksam.report.comparison import report
 
+pytestmark = pytest.mark.slow
+
 LABELS = ["adamw", "sam", "look_sam (natural)"]
 READY = "document.body && document.body.dataset.drawn"
 # What is drawn of a mark: its row and where its middle is on the screen.

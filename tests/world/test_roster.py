@@ -11,6 +11,8 @@ import pytest
 from dist_looksam.world import World
 from dist_looksam.world.roster import Roster
 
+pytestmark = pytest.mark.slow
+
 RANK = """
 import os, sys, time
 from datetime import timedelta

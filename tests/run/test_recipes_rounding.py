@@ -11,7 +11,9 @@ from dist_looksam.run import recipes
 from dist_looksam.run.advice import FAITHFUL
 from dist_looksam.run.dryrun import LEAST_RHO
 
-FOLDER = Path(__file__).parents[1] / "launch" / "recipes"
+pytestmark = pytest.mark.slow
+
+FOLDER = Path(__file__).parents[2] / "launch" / "recipes"
 NORM = {"vit_s16": 207.8, "vit_b16": 293.5}  # of the weights that training starts from, seed 0
 
 

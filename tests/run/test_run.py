@@ -20,7 +20,9 @@ from dist_looksam.record.version import made_with
 from dist_looksam.run.train import main
 from dist_looksam.settings import config
 
-ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
 STEPS = 20
 # 64 samples a step, so that 20 steps are most of an epoch; drop-path draws on every step.
 TINY = ["--data", "digits", "--optimizer", "look_sam", "--k", "5", "--batch_size", "64",

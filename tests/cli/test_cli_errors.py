@@ -15,7 +15,7 @@ from dist_looksam.run.train import main
 from dist_looksam.settings.config import Settings, parse
 from dist_looksam.settings.flags import kind_of
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DIGITS = ["--data", "digits", "--steps", "1"]
 WRONG = {
     # name: (flags, what the sentence says)

@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
 EPOCHS, BATCH = 6, 128
 
 

@@ -15,7 +15,7 @@ from dist_looksam.errors import ConfigError, RunError
 from dist_looksam.record import jobs, rundir
 from dist_looksam.world import World
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 ARRAY = {"SLURM_JOB_ID": "1", "SLURM_ARRAY_JOB_ID": "1", "SLURM_ARRAY_TASK_ID": "99"}
 FIRST = ARRAY | {"SLURM_ARRAY_TASK_ID": "1"}
 UNREACHABLE = {"NODES": "8", "MASTER_ADDR": "192.0.2.1", "MASTER_WAIT": "1"}

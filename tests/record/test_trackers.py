@@ -12,7 +12,9 @@ import pytest
 from dist_looksam.record import trackers
 from dist_looksam.run import fit, train
 
-ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
 FLAGS = ["--data", "digits", "--model", "vit_8", "--steps", "6", "--batch_size", "16", "--k", "3"]
 FLAGS += ["--workers", "0", "--device", "cpu", "--backend", "plain", "--eval_every", "3"]
 

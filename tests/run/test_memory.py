@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
 MEASURED = f"""
 import json, resource, sys
 sys.path.insert(0, {str(ROOT)!r})

@@ -17,7 +17,7 @@ from dist_looksam.run import dryrun
 from dist_looksam.run.train import main
 from dist_looksam.settings import config
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "launch" / "recipes" / "vit_b16-look_layer_sam-32k.yaml"
 # name: (changes to the recipe, None drops a line; what the sentence says)
 WRONG = {

@@ -63,7 +63,7 @@ def without_altair(tmp_path):
         "            raise ModuleNotFoundError('no altair', name='altair')\n"
         "sys.meta_path.insert(0, Missing())\n"
     )
-    return os.environ | {"PYTHONPATH": f"{tmp_path / 'site'}:{Path(__file__).parents[1]}"}
+    return os.environ | {"PYTHONPATH": f"{tmp_path / 'site'}:{Path(__file__).parents[2]}"}
 
 
 def command(env, *words):

@@ -16,6 +16,8 @@ from dist_looksam.settings.config import parse
 from dist_looksam.sweep import grid
 from dist_looksam.sweep.ledger import Ledger
 
+pytestmark = pytest.mark.slow
+
 SWEEP = {
     "settings": {
         "data": "digits", "model": "vit_8", "steps": 4, "device": "cpu", "augment": "none",
@@ -211,7 +213,7 @@ def test_a_dry_run_lists_the_points_and_makes_nothing(tmp_path):
 
 
 def test_the_shipped_sweeps_are_whole():
-    paths = list((Path(__file__).parents[1] / "launch" / "sweeps").glob("*.yaml"))
+    paths = list((Path(__file__).parents[2] / "launch" / "sweeps").glob("*.yaml"))
     assert paths
     for path in paths:
         sweep = grid.read(path)

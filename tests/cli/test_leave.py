@@ -10,6 +10,8 @@ from testbed import ROOT, until
 
 from dist_looksam.cli import leave
 
+pytestmark = pytest.mark.slow
+
 # `late` stands for a gloo thread that was not given a core: it takes the interpreter's lock when
 # that is going down, inside a C++ function that must not throw.
 ENDING = """

@@ -16,7 +16,7 @@ from dist_looksam.cli import main as cli
 from dist_looksam.cli import table
 from dist_looksam.record.metrics import FIELDS
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 HEAVY = ("altair", "deepspeed", "sklearn", "rich", "pytorch_optimizer")
 
 

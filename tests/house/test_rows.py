@@ -17,7 +17,7 @@ from dist_looksam.optim.table import METHODS
 from dist_looksam.plan.layouts import LAYOUTS
 from dist_looksam.settings.config import DEFAULTS, Settings
 
-PACKAGE = Path(__file__).parents[1] / "dist_looksam"
+PACKAGE = Path(__file__).parents[2] / "dist_looksam"
 NAMES = {*BACKENDS, *BASES, *SETS}
 # Rows and what they are made of; names of launchers; colours, with others for names without one.
 MAY_NAME = ("backends/", "optim/bases/", "data/sets/", "world/launchers.py")

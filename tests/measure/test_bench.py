@@ -9,6 +9,8 @@ from dist_looksam.measure import bench
 from dist_looksam.measure.bench import Counted, CycleTime, Loop, Problem, compare
 from dist_looksam.optim.table import METHODS
 
+pytestmark = pytest.mark.slow
+
 SMALL = {"model": "vit_8", "batch_size": 8, "micro_batch": 4, "precision": "fp32", "device": "cpu"}
 
 

@@ -12,7 +12,7 @@ from dist_looksam.run import dryrun, recipes
 from dist_looksam.run.train import main
 from dist_looksam.settings import config
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "launch" / "recipes"
 FILES = sorted(FOLDER.glob("*.yaml"))
 METHODS = ("adamw", "lamb", "sam", "look_sam", "layer_sam", "look_layer_sam")
