@@ -11,11 +11,11 @@ from torch.nn.parallel import DistributedDataParallel
 from ..optim.replay import Replay
 from .backend import Loss
 from .plain import Plain
-from .ranks import Ranks
+from .ranks import TorchRanks
 from .wrappers import uncompiled
 
 
-class DDP(Ranks, Plain):
+class DDP(TorchRanks, Plain):
     """Plain on every rank, with one gradient all-reduce per pass.
 
     Norms need no communication, since weights and averaged gradients are the same everywhere.

@@ -22,11 +22,11 @@ from .backend import Loss, Piece
 from .flat import NO_GROUP, Flat
 from .names import name_in
 from .plain import PRECISION_DTYPES, Plain
-from .ranks import Ranks, refuse_step
+from .ranks import TorchRanks, refuse_step
 from .stored import refuse_state_dict, watch_first_step
 
 
-class FSDP2(Ranks, Plain):
+class FSDP2(TorchRanks, Plain):
     """A module that `fully_shard` was called on. The process group must exist.
 
     Gradients of every micro-batch are reduced over ranks and accumulated in fp32 shards, so that no

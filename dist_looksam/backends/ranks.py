@@ -25,8 +25,11 @@ def refuse_step() -> None:
     )
 
 
-class Ranks:
-    """`size` ranks, each with its tensors on `device`."""
+class TorchRanks:
+    """`size` ranks of torch's process group, each with its tensors on `device`.
+
+    A mixin: it stands before the class of one process, whose methods it replaces.
+    """
 
     size: int
     ranks_may_join = False

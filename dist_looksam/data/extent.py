@@ -1,5 +1,6 @@
 """The size of a data set, opened or not, for dry runs."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def extent(
     """
     row = data_set(name)
     place = f"{name} {data_dir}" if data_dir else name
-    absent = bool(row.stands_for) and not Path(data_dir or "").exists()
+    absent = bool(row.stands_for) and not os.path.exists(data_dir or "")
     if opened and data_dir and not absent:
         data = load(
             name,

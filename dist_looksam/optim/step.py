@@ -1,7 +1,9 @@
 """One step with one gradient or two, in parts that the closure form and all backends share.
 
-`perturbation` and `decide` compute numbers per layer, with all collectives. `perturb_` and `apply_`
-then write to all parameters at once, or to some at a time.
+A look, with its calls in order: first pass, `perturbation`, `perturb_`, second pass, `decide`,
+`apply_`, `finish`. Any other step: pass, `decide`, `apply_`, `finish`. `perturbation` and `decide`
+compute numbers per layer, with all collectives. `perturb_` and `apply_` then write to all
+parameters at once, or to some at a time. `perturb` and `update` make these calls for all.
 """
 
 from collections.abc import Callable
@@ -51,7 +53,7 @@ class TwoGradients(StepCounters):
         self._device: torch.device | None = None
         self._columns: dict[str, tuple[tuple[float, ...], Tensor | float]] = {}
         self._places: dict[Tensor, range] = {}
-        self._perturbed: _Perturbed | None = None
+        self._perturbed: _Look | None = None
 
     @property
     def perturbed(self) -> bool:
@@ -180,7 +182,7 @@ class TwoGradients(StepCounters):
         torch.clear_autocast_cache()  # else forward under a caller's autocast would see the old w
 
     @torch.no_grad()
-    def perturb_whole_(self, params: Shards, weights: Shards, grads: Shards) -> Tensor:
+    def perturb_from_own_grad_(self, params: Shards, weights: Shards, grads: Shards) -> Tensor:
         """Perturb whole layers along this rank's own gradient, where `params` are its shards of
         them. Call `keep` before. No collective.
 
@@ -202,7 +204,7 @@ class TwoGradients(StepCounters):
     def keep(self, params: Shards, grads: Shards) -> None:
         """Keep copies of w, and `grads` itself, which holds g, until the end of the step."""
         if self._perturbed is None:
-            self._perturbed = _Perturbed()
+            self._perturbed = _Look()
         self._perturbed.weights.update(zip(params, clones(params), strict=True))
         self._perturbed.grads.update(zip(params, grads, strict=True))
 
@@ -334,7 +336,7 @@ class TwoGradients(StepCounters):
 
 
 @dataclass
-class _Perturbed:
+class _Look:
     """Kept until a look ends: w of the parameters that are perturbed now, and g.
 
     used: the parameters that the first pass gave a gradient, where these are the same on all

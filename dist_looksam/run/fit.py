@@ -337,9 +337,10 @@ class Fit:
         """Draw curves.png; returns a note. The drawing packages are an extra of this package."""
         try:
             from ..report import curves  # not loaded on every rank
+
+            return f"curves: {curves(self.out)}"
         except ConfigError as error:
             return f"curves.png was not drawn: {error}"
-        return f"curves: {curves(self.out)}"
 
 
 def _write_weights(weights: dict[str, Tensor], path: Path) -> None:

@@ -1,5 +1,6 @@
 """Run directories that hold what is not this run's, and files that are not what they should be."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from dist_looksam.record.progress import Progress
 from dist_looksam.report import runs
 from dist_looksam.run import fit
 from dist_looksam.run.advice import without_effect
+from dist_looksam.run.train import main as train
 from dist_looksam.settings.config import Settings, parse
 
 FOREIGN = {
@@ -169,3 +171,13 @@ def test_a_tree_with_one_class_is_refused(tmp_path):
         (tmp_path / split / "images" / "0.jpg").write_text("x")
     with pytest.raises(ConfigError, match="must hold two class folders or more, got only 'images'"):
         folder(tmp_path, image_size=16, augment=Augment(), seed=0)
+
+
+def test_a_resume_at_the_last_step_into_another_directory_ends_well(tmp_path):
+    """There was no step to draw: it ended in an error after the weights, without a summary."""
+    flags = ["--data", "digits", "--model", "vit_8", "--batch_size", "16", "--device", "cpu"]
+    assert train([*flags, "--steps", "2", "--out", str(tmp_path / "a")]) == 0
+    step = str(tmp_path / "a" / "checkpoints" / "step-2")
+    again = [*flags, "--steps", "2", "--resume", step, "--out", str(tmp_path / "b")]
+    assert train(again) == 0
+    assert json.loads((tmp_path / "b" / "summary.json").read_text())["steps"] == 2

@@ -155,7 +155,7 @@ class HorovodSharded(Horovod):
         masters = [flat.master for flat in self.flats]
         self.optimizer.keep(masters, [m.grad for m in masters if m.grad is not None])
         self._perturbed_elsewhere = True
-        return self.optimizer.perturb_whole_(masters, weights, grads)
+        return self.optimizer.perturb_from_own_grad_(masters, weights, grads)
 
     def update(self) -> Seen:
         seen = super().update()

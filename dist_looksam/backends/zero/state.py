@@ -11,12 +11,12 @@ from ...maths.shards import whole
 from ...optim.sharpness import Sharpness
 from ..flat import Flat
 from ..plain import num_bytes, state_bytes
-from ..ranks import Ranks
+from ..ranks import TorchRanks
 from ..stored import StoredLayers
 from .layout import Layout
 
 
-class ZeroState(Ranks, StoredLayers):
+class ZeroState(TorchRanks, StoredLayers):
     """The part of `Zero` that changes no weights. Attributes as there."""
 
     engine: Any

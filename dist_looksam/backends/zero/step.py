@@ -148,7 +148,7 @@ class Zero(ZeroState):
         grads = [g.float().view(-1) / self.layout.scale() for g in own]
         means = [torch.zeros_like(master) for master in self.masters]
         self.optimizer.keep(self.masters, means)
-        self.optimizer.perturb_whole_(self.masters, weights, grads)
+        self.optimizer.perturb_from_own_grad_(self.masters, weights, grads)
         self.average_(grads)
         remaining = iter(grads)
         for flat, mean in zip(self.layout.flats, means, strict=True):
