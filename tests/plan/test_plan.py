@@ -21,6 +21,8 @@ from dist_looksam.plan.times import behind
 from dist_looksam.plan.workload import counted, workload
 from dist_looksam.settings import config
 
+pytestmark = pytest.mark.slow
+
 IMAGENET = ["--data", "folder", "--data_dir", "x", "--model", "vit_b16"]
 EXAMPLE = [*IMAGENET, "--optimizer", "look_layer_sam", "--batch_size", "32768", "--zero_stage", "2"]
 EXAMPLE += ["--precision", "bf16", "--epochs", "300"]

@@ -12,6 +12,8 @@ from dist_looksam.run import dryrun, recipes
 from dist_looksam.run.train import main
 from dist_looksam.settings import config
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "launch" / "recipes"
 FILES = sorted(FOLDER.glob("*.yaml"))
