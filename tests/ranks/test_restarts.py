@@ -29,7 +29,7 @@ with roster:
         assert float(total) == world.size
         if sys.argv[1] == "late" and start < 8 and world.rank == start % world.size and step == 5:
             os._exit(3)
-print("done", world.rank, start, flush=True)
+os.write(1, f"done {world.rank} {start}\\n".encode())  # at once, beside the other rank's
 """
 
 
