@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dist_looksam.optim.table import METHODS
-from dist_looksam.report import runs, scaling, study, tables
+from dist_looksam.report import panels, runs, scaling, study, tables
 from dist_looksam.report.comparison import report
 from dist_looksam.report.panels import apart
 from dist_looksam.report.statistic import Difference
@@ -282,15 +282,12 @@ def test_every_method_has_a_colour_and_a_marker_that_are_the_same_in_every_study
 def test_a_new_base_changes_the_colour_and_marker_of_no_other_method(tmp_path, monkeypatch):
     """A fifth base moved those of sam and all after it: pictures of two versions differed."""
     before = styles(tmp_path / "before", METHODS)
-    more = {"nadam": METHODS["adamw"], **METHODS}
-    names = ["sgd", "adamw", "lamb", "lars", "nadam", *METHODS]  # as a base's row is put in
-    for name in list(METHODS):
-        monkeypatch.delitem(METHODS, name)
-    for name in dict.fromkeys(names):
-        monkeypatch.setitem(METHODS, name, more[name])
-    after = styles(tmp_path / "after", METHODS)
-    assert {name: after[name] for name in before} == before
-    assert after["nadam"].colour not in {style.colour for style in before.values()}
+    rows = dict.fromkeys(["sgd", "adamw", "lamb", "lars"]) | {"nadam": METHODS["adamw"]} | METHODS
+    # In a copy: what monkeypatch puts back into a dict stands last, and order is what counts here.
+    monkeypatch.setattr(panels, "METHODS", rows)
+    after = {name: panels._own(panels._COLOURS, name) for name in rows}
+    assert {name: after[name] for name in before} == {n: s.colour for n, s in before.items()}
+    assert after["nadam"] not in {style.colour for style in before.values()}
 
 
 def test_variants_of_a_method_have_its_marker_and_a_colour_of_no_method(tmp_path):
