@@ -53,6 +53,7 @@ NEEDS = {
     "fashion_mnist": lambda: Path("/usr/share/datasets/fashion-mnist").is_dir(),
     "chromium": lambda: any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
     "cuda": _cuda,
+    "ruff": lambda: shutil.which("ruff") is not None,
     "timm": lambda: _module("timm"),
     "wandb": lambda: _module("wandb"),
 }

@@ -153,5 +153,5 @@ def test_a_mistake_around_fully_shard_is_one_sentence(result, name):
     """On every rank, before any training."""
     for told in result(2, CASES[2].index(WRONG[0]))["everyone"]:
         assert MISTAKES[name][1] in told[name]
-        ends = told[name].endswith(".") or told[name] == "it trains"  # one that is none any more
+        ends = told[name].endswith(".") or MISTAKES[name][1] == told[name] == "it trains"
         assert ends and "\n" not in told[name]
