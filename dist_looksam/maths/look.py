@@ -19,7 +19,11 @@ from .shards import Reduce, Scope, Shards, dots, products, ratio, scalars
 class Update:
     """The gradient passed to the base optimizer, as numbers per layer; and how it is written.
 
-    size            [P] float64. On a look, g_h = size g. Between looks, g + size g_v.
+    x is the gradient of the last pass, y is g on a look and the stored g_v in other steps.
+
+    last            [P] float64, or None for 1. The base gets scale (last x + kept y).
+    kept            [P] float64, or None where y is not used.
+    new_kept        [P] float64. On a look, g_v = x + new_kept y; None in other steps.
     scale           0-dim float64, the clipping: everything is multiplied by it once.
     grad_sq_norm    0-dim float64, ||g||^2.
     update_sq_norm  0-dim float64, its squared norm before clipping.
@@ -29,7 +33,9 @@ class Update:
     `layers` of a method: see `scalars`.
     """
 
-    size: Tensor
+    last: Tensor | None = None
+    kept: Tensor | None = None
+    new_kept: Tensor | None = None
     scale: Tensor
     grad_sq_norm: Tensor
     update_sq_norm: Tensor
@@ -37,18 +43,25 @@ class Update:
     finite: Tensor
 
     def along(self, grads: Shards) -> list[Tensor]:
-        """g_h, new tensors."""
-        return [g * size for g, size in zip(grads, scalars(self.size, grads), strict=True)]
+        """g_h on a look, the part of g_s along g; new tensors."""
+        assert self.new_kept is not None
+        return [g * -size for g, size in zip(grads, scalars(self.new_kept, grads), strict=True)]
 
-    def learn_(self, sam: Shards, grads: Shards, *, layers: Sequence[int] | None = None) -> None:
-        """grads, which hold g, become g_v = g_s - size g."""
-        for s, g, size in zip(sam, grads, scalars(self.size, grads, layers), strict=True):
-            torch.addcmul(s, g, size, value=-1, out=g)
-
-    def reuse_(self, grads: Shards, gv: Shards, *, layers: Sequence[int] | None = None) -> None:
-        """grads, which hold g, become g + size g_v."""
-        for g, v, size in zip(grads, gv, scalars(self.size, grads, layers), strict=True):
-            g.addcmul_(v, size)
+    def combine_(self, xs: Shards, ys: Shards, *, layers: Sequence[int] | None = None) -> None:
+        """xs become last x + kept y; on a look, ys become g_v."""
+        lasts, kepts, news = (
+            [None] * len(xs) if column is None else scalars(column, xs, layers)
+            for column in (self.last, self.kept, self.new_kept)
+        )
+        for x, y, last, kept, new in zip(xs, ys, lasts, kepts, news, strict=True):
+            in_place = last is None and kept is None
+            gv = None if new is None else torch.addcmul(x, y, new, out=y if in_place else None)
+            if last is not None:
+                x.mul_(last)
+            if kept is not None:
+                x.addcmul_(y, kept)
+            if gv is not None and gv is not y:
+                y.copy_(gv)
 
     def clip_(self, grads: Shards) -> None:
         """grads *= scale, by one kernel for each device and dtype."""
@@ -83,7 +96,6 @@ def plain(grads: Shards, *, clip: float | None, reduce: Reduce) -> Update:
     grad_sq_norms = reduce(dots(grads, grads))
     total = grad_sq_norms.sum()
     return _update(
-        size=torch.zeros_like(grad_sq_norms),
         clip=clip,
         grad_sq_norm=total,
         update_sq_norm=total,
@@ -94,18 +106,18 @@ def plain(grads: Shards, *, clip: float | None, reduce: Reduce) -> Update:
 def learn(
     sam: Shards, grads: Shards, *, scope: Scope, clip: float | None, reduce: Reduce
 ) -> Update:
-    """A look: the base gets g_s, and g_v = g_s - size g is what to remember.
+    """A look: the base gets g_s, and g_v = g_s - (<g_s, g> / <g, g>) g is what to remember.
 
     One call of reduce, [3, P]. ||g_v|| is left to be summed from g_v itself: as a difference of
     sums it would be rounding noise when rho is small.
     """
-    # alike: where g_s is g, as at rho = 0, size is exactly 1 and g_v exactly 0; reuse would enlarge
-    # a rounding error.
+    # alike: where g_s is g, as at rho = 0, the ratio is exactly 1 and g_v exactly 0; reuse would
+    # enlarge a rounding error.
     sums = products((sam, grads), (grads, grads), alike=True)
     product, grad_sq_norms, sam_sq_norms = reduce(torch.cat([sums, dots(sam, sam).unsqueeze(0)]))
     total = sam_sq_norms.sum()
     return _update(
-        size=ratio(scope(product), scope(grad_sq_norms), otherwise=0.0),
+        new_kept=-ratio(scope(product), scope(grad_sq_norms), otherwise=0.0),
         clip=clip,
         grad_sq_norm=grad_sq_norms.sum(),
         update_sq_norm=total,
@@ -133,7 +145,7 @@ def reuse(
     else:
         size = alpha * ratio(scope(g2), scope(v2), otherwise=0.0).sqrt()
     return _update(
-        size=size,
+        kept=size,
         clip=clip,
         grad_sq_norm=g2.sum(),
         update_sq_norm=(g2 + 2 * size * product + size * size * v2).sum().clamp(min=0),

@@ -249,14 +249,17 @@ class TwoGradients(StepCounters):
         self.restore(params)
         grads: list[Tensor] = [p.grad for p in params]  # type: ignore[misc]
         shards, layers = self._split(params, grads), self._numbers(params)
-        new: list[Tensor] = []
+        kept: list[Tensor] = []
         if self._perturbed is not None:
-            new = self._perturbed.grads_of(params)  # holds g, then g_v: g is not needed after this
-            new_gv = self._split(params, new)
-            update.learn_(shards, new_gv, layers=layers)
-            self._perturbed.gv_sums.append(dots(new_gv, new_gv).sum())
+            kept = self._perturbed.grads_of(params)
         elif self.rule.reuses_gv:
-            update.reuse_(shards, self._split(params, self._gv(params)), layers=layers)
+            kept = self._gv(params)
+        new = kept if update.new_kept is not None else []  # g_v is written over g
+        if kept:
+            update.combine_(shards, self._split(params, kept), layers=layers)
+        if self._perturbed is not None:
+            gv = self._split(params, new)
+            self._perturbed.gv_sums.append(dots(gv, gv).sum())
         if self.clip is not None:
             update.clip_(grads)
         if self._step_base(update.finite) and self.rule.reuses_gv and new:
@@ -268,7 +271,7 @@ class TwoGradients(StepCounters):
         if look is None:
             gv, cos = update.gv_sq_norm if self.rule.reuses_gv else None, None
         else:
-            total = sum(look.gv_sums, update.size.new_zeros(()))
+            total = sum(look.gv_sums, torch.zeros_like(update.scale))
             gv, cos = self.reduce(total.view(1))[0], look.eps_cosine
         return self._count(Seen.of(update, look=look is not None, gv_sq_norm=gv, eps_cosine=cos))
 
