@@ -13,8 +13,8 @@ def check_batches(batches: Any) -> list[int | None]:
     """The number of samples of each micro-batch, None if unknown.
 
     Raises:
-        ConfigError: no list, an empty one, or their sizes differ; or one batch, a list of its
-            samples and labels.
+        ConfigError: no list, an empty one, one of no sample, or their sizes differ; or one batch,
+            a list of its samples and labels.
     """
     if not isinstance(batches, Sequence) or isinstance(batches, str):
         raise ConfigError(
@@ -31,6 +31,11 @@ def check_batches(batches: Any) -> list[int | None]:
         )
     sizes = [size_of(batch) for batch in batches]
     check_sizes(sizes)
+    if 0 in sizes:
+        raise ConfigError(
+            "micro-batches must have at least one sample, got one of none, whose mean loss is not "
+            "a number; leave the step out on all ranks."
+        )
     return sizes
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..optim.checks import check_fp32
+from ..optim.checks import check_fp32, check_inside
 from ..optim.seen import Seen
 from ..optim.sharpness import Sharpness
 from .backend import Loss, Piece
@@ -77,6 +77,7 @@ class Plain(StoredLayers):
         self.scaler = LossScale() if precision == "fp16" else None
         self.device = next(module.parameters()).device
         self.replicas = (self.size, self.rank)
+        self._checked = 0  # number of parameters that are known to be the module's
         self.bind()
 
     # Backends with several ranks override these.
@@ -113,8 +114,7 @@ class Plain(StoredLayers):
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
 
     def backward(self, batches: Sequence[Any], loss: Loss, *, average: bool = True) -> Tensor:
-        groups = self.optimizer.param_groups
-        check_fp32(p for group in groups for p in group["params"])  # module.half() may have come
+        self._check_params()
         self.optimizer.zero_grad()
         scale = self.scaler.scale if self.scaler else 1.0
         total = torch.zeros((), device=self.device)
@@ -146,6 +146,15 @@ class Plain(StoredLayers):
     def abandon(self) -> None:
         """See `Backend.abandon`. Gradients are cleared by the next pass."""
         self.optimizer.abandon()
+
+    def _check_params(self) -> None:
+        """ConfigError for what may have come since the last step: module.half(), and groups that
+        were added to the base itself."""
+        params = [p for group in self.optimizer.param_groups for p in group["params"]]
+        check_fp32(params)
+        if self.optimizer.module is not None and len(params) != self._checked:
+            check_inside(params, self.optimizer.module)
+            self._checked = len(params)
 
     def _scaled(self, seen: Seen) -> Seen:
         if self.scaler:

@@ -138,6 +138,8 @@ class StoredLayers:
         """
         before, state = self._state(flat), {}
         for key in counters["keys"]:
+            if key == "g_v" and not self.optimizer.rule.reuses_gv:
+                continue  # of another method; a later look of this one would not renew it
             values = [read(p.name, key, p.start, p.stop) for p in flat.pieces]
             dtypes = [v.dtype for v in values if v is not None]
             if dtypes:

@@ -80,6 +80,17 @@ def prepare(out: Path, *, resume_step: int | None, resumed: Path | None = None) 
     return notes
 
 
+def check_place(out: Path) -> None:
+    """ConfigError for a directory among the checkpoints of a run, which counts and deletes them."""
+    for folder in (out.absolute(), *out.absolute().parents):
+        inside = folder.name == "checkpoints" and (folder.parent / CONFIG).exists()
+        if inside or (folder / checkpoint.MANIFEST).exists():
+            raise ConfigError(
+                f"out must not be among the checkpoints of a run, got {out}, inside of {folder}; "
+                f"name another --out."
+            )
+
+
 def used(out: Path) -> bool:
     """Whether a run's files are in `out`, or others of the same names."""
     saved = checkpoint.found(out / "checkpoints")

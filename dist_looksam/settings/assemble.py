@@ -46,6 +46,7 @@ def check_here(settings: Settings) -> None:
     if missing := settings.backend_row.lacking(settings):
         raise ConfigError(missing)
     check(settings)
+    rundir.check_place(Path(settings.out))
     rundir.to_resume(Path(settings.out), settings.resume)
 
 

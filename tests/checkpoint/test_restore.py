@@ -10,7 +10,7 @@ import torch
 from damage import flip
 from torch import nn
 
-from dist_looksam import Engine, LookSAM, restore
+from dist_looksam import SAM, Engine, LookSAM, restore
 from dist_looksam.checkpoint import MANIFEST, Reader, Writer, form, save
 from dist_looksam.errors import ConfigError, RunError
 from dist_looksam.run import train
@@ -155,6 +155,18 @@ def test_a_flipped_byte_is_refused_and_in_a_folder_the_one_before_it_is_taken(tm
     assert_same(before, held(other))
     with pytest.warns(UserWarning, match="step-2 is taken instead"):
         assert restore(other, tmp_path).step == 2
+
+
+def test_a_method_that_reuses_nothing_takes_no_g_v_from_another(tmp_path):
+    """It stayed in the state of SAM, and in its checkpoints, as old as the run before."""
+    saved = save(steps(engine_of(normed()), 0, 4), tmp_path)
+    net = normed()
+    params = [p for p in net.parameters() if p.requires_grad]
+    groups = [{"params": params[:1], "weight_decay": 0.1}, {"params": params[1:]}]
+    engine = Engine(net, SAM(params, torch.optim.AdamW(groups, lr=0.1), rho=0.05), small_loss)
+    restore(engine, saved)
+    assert {"exp_avg", "exp_avg_sq"} <= engine.backend.slots()[0].keys()
+    assert not any("g_v" in slots for slots in engine.backend.slots())
 
 
 def test_a_folder_without_checkpoints_is_a_sentence(tmp_path):

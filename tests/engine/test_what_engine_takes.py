@@ -54,6 +54,17 @@ def test_a_group_added_later_must_be_the_modules():
     assert bool(own.step(small.micro_batches(0)).seen.finite)
 
 
+def test_a_group_added_to_the_base_itself_must_be_the_modules():
+    model = small.net()
+    own = engine(model, list(model.parameters())[:2])
+    own.step(small.micro_batches(0))
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    own.optimizer.base_optimizer.add_param_group({"params": nn.Linear(2, 2).parameters()})
+    with pytest.raises(ConfigError, match="must be the module's"):
+        own.step(small.micro_batches(1))
+    assert all(torch.equal(before[n], p) for n, p in model.named_parameters())
+
+
 def test_frozen_and_tied_and_left_out_parameters_are_the_users_choice():
     model = small.net(nn.Linear(small.HIDDEN, small.HIDDEN), nn.Linear(small.HIDDEN, small.HIDDEN))
     model[1].weight = model[2].weight
@@ -170,6 +181,14 @@ def test_micro_batches_of_unequal_size_are_refused(kind):
     own = engine(small.net())
     with pytest.raises(ConfigError, match=r"equally many samples.*got 10 and 2"):
         own.step(SHORT[kind])
+
+
+def test_a_micro_batch_without_samples_is_refused():
+    """Its mean loss is nan, with a gradient of zero: the step was taken as a good one."""
+    own = engine(small.net())
+    x, y = small.micro_batches(0)[0]
+    with pytest.raises(ConfigError, match="at least one sample, got one of none"):
+        own.step([(x[:0], y[:0])])
 
 
 def test_what_has_no_size_is_taken_as_it_is():

@@ -26,6 +26,16 @@ FOREIGN = {
 }
 
 
+@pytest.mark.parametrize("inside", ["checkpoints", "checkpoints/step-9", "checkpoints/step-1/new"])
+def test_a_run_among_the_checkpoints_of_another_is_refused(inside, tmp_path):
+    """`--out A/checkpoints/step-9` was later taken for a checkpoint of A that is not complete."""
+    (tmp_path / "a" / "checkpoints" / "step-1").mkdir(parents=True)
+    (tmp_path / "a" / "config.yaml").write_text("steps: 9\n")
+    with pytest.raises(ConfigError, match="out must not be among the checkpoints of a run, got"):
+        rundir.check_place(tmp_path / "a" / inside)
+    rundir.check_place(tmp_path / "a" / "checkpoint-free")
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "summary.json", "metrics.jsonl"])
 def test_files_of_another_program_are_moved_aside_and_not_written_over(name, tmp_path):
     """`--out` on a folder of pretrained weights wrote over its model.safetensors: only a folder
