@@ -24,8 +24,8 @@ from dist_looksam.record import metrics, rundir
 FINISHED, UNFINISHED, DIVERGED = "finished", "unfinished", "diverged"
 FINAL, TUNE, SUPERSEDED = "final", "tune", "superseded"  # the last: of settings a sweep dropped
 _SKIPPED_SHARE = 0.1  # of a run's steps; more is reported
-_NO_SETTINGS = ("trials", "score")  # of choices.json
-_TUNABLE = ("lr", "rho", "k", "alpha")
+_NO_SETTINGS = ("trials", "score", "at_edge")  # of choices.json
+_TUNABLE = ("lr", "weight_decay", "rho", "k", "alpha")
 _TEXTS = (  # columns that are no numbers
     "folder", "label", "method", "base", "stage", "state", "reuse", "data", "model", "host",
     "commit",

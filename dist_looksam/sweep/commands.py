@@ -42,15 +42,25 @@ def main(argv: Sequence[str]) -> int:
         )
     sweep = grid.read(flags.file)
     out = (flags.out or Path("runs") / flags.file.stem).absolute()
-    ledger = Ledger(sweep, out)
+    ledger = Ledger(sweep, out, flags.keep and flags.keep.absolute())
     if flags.dry_run:
         return _list(ledger)
-    out.mkdir(parents=True, exist_ok=True)
+    for name, folder in (("out", ledger.out), ("keep", ledger.keep)):
+        try:
+            if folder is not None:
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"{name} must be a folder that can be written, got {folder} ({error.strerror}); "
+                f"name another."
+            ) from None
     if flags.file.resolve() != (out / "sweep.yaml").resolve():
         shutil.copyfile(flags.file, out / "sweep.yaml")
     with _alone(out):
+        ledger.keep_copies()
         if flags.slurm:
             again = [str(out / "sweep.yaml"), "--out", str(out), "--slurm"]
+            again += ["--keep", str(ledger.keep)] if ledger.keep else []
             again += ["--at_once", str(flags.at_once), "--", *argv[at + 1 :]]
             options = argv[at + 1 :]
             report = array.submit(ledger, again=again, at_once=flags.at_once, options=options)
@@ -65,6 +75,7 @@ def _parser() -> Parser:
     parser.add_argument("file", type=Path, help="YAML file; examples are in launch/sweeps/")
     add = parser.add_argument
     add("--out", type=Path, help="folder of the sweep; default runs/ and the file's name")
+    add("--keep", type=Path, help="folder for a few kilobytes of each finished point, as for git")
     add("--jobs", type=int, default=1, help="points at once on this machine; default 1")
     add("--ranks", type=int, default=1, help="ranks of each point on this machine; default 1")
     add("--devices", default="", help="GPUs, one for each rank of each job, like 0,1,2,3")
@@ -87,9 +98,9 @@ def _list(ledger: Ledger) -> int:
     due, done = ledger.due()
     for point in due:
         print(point.name, " ".join(point.argv()))
-    unknown = ledger.grid.total - len(due) - len(done)
+    unknown = ledger.total - len(due) - len(done)
     waits = f", {unknown} are known once their trials are done" if unknown else ""
-    print(f"{ledger.grid.total} points: {len(done)} are done, {len(due)} can run now{waits}")
+    print(f"{ledger.total} points: {len(done)} are done, {len(due)} can run now{waits}")
     return 0
 
 
@@ -105,6 +116,7 @@ class ProgressPrinter:
 
     def ended(self, point: Point, seconds: float, code: int) -> None:
         summary = self.ledger.summary(point)
+        self.ledger.keep_copies()
         done = len(self.ledger.due()[1])
         self.spent += seconds
         self.work += point.weight
@@ -112,7 +124,7 @@ class ProgressPrinter:
         if summary and code:
             result += f" (exit {code}, see {self.ledger.log(point)})"
         tuned = "".join(f" {k}={v:g}" for k, v in point.tuned.items())
-        total = self.ledger.grid.total
+        total = self.ledger.total
         left = self.spent / self.work * self._left() / self.jobs
         self.note(
             f"[{done}/{total}] {point.name}{tuned if point.stage == 'final' else ''}: {result}, "
@@ -123,13 +135,13 @@ class ProgressPrinter:
         """Weight of the points that are not done; those not yet known count as average."""
         due, done = self.ledger.due()
         known = [p.weight for p in due + done]
-        unknown = self.ledger.grid.total - len(known)
+        unknown = self.ledger.total - len(known)
         return sum(p.weight for p in due) + unknown * sum(known) / len(known)
 
 
 def _run(ledger: Ledger, slots: local.LocalSlots) -> int:
     due, done = ledger.due()
-    print(f"{ledger.grid.total} points, {len(done)} done before; {ledger.out}", flush=True)
+    print(f"{ledger.total} points, {len(done)} done before; {ledger.out}", flush=True)
     printer, began = ProgressPrinter(ledger, slots.jobs), time.monotonic()
     try:
         failed = local.LocalSweep(ledger, slots, printer.note, printer.ended).run()
@@ -137,6 +149,7 @@ def _run(ledger: Ledger, slots: local.LocalSlots) -> int:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130
     print(ledger.table(), end="")
+    ledger.keep_copies()
     print(f"{len(due) and time.monotonic() - began:.0f} s; {ledger.out / 'table.md'}")
     if failed:
         names = ", ".join(p.name for p in failed[:3])

@@ -19,8 +19,11 @@ from ..errors import ConfigError
 from ..optim.table import method
 from ..settings.config import Settings, parse
 
-KEYS = ("settings", "methods", "batch_size", "seeds", "tune")
-TUNE_KEYS = ("batch_size", "seed", "holdout")
+KEYS = ("settings", "methods", "batch_size", "imagenet_batch", "batch_multiple", "seeds", "tune")
+TUNE_KEYS = ("batch_size", "imagenet_batch", "seed", "holdout", "widen")
+_IMAGENET = 1_281_167  # training images
+_SHARED = ("m", "micro_batch")  # may be given as a part of the batch
+_LEAST = 4  # images, of such a part
 _OWN = (  # set by the sweep itself
     "out", "resume", "batch_size", "seed", "holdout", "config", "dry_run", "ranks", "local_rank",
 )  # fmt: skip
@@ -83,6 +86,7 @@ class Grid:
 
     candidates: label -> the flags tried for it, the same number for every label; {} where nothing
     is tuned. tuned_at: batch sizes at which trials run; the others take the nearest one's choice.
+    widen: the most trials that are added to a method at one batch size, see `widen`.
     """
 
     settings: Flags
@@ -93,18 +97,15 @@ class Grid:
     tuned_at: list[int]
     tune_seed: int = 0
     holdout: int = 0
+    widen: int = 0
+
+    def trial(self, label: str, batch_size: int, tried: Flags) -> Point:
+        """The trial of one candidate at one batch size."""
+        return self._point(label, "tune", batch_size, self.tune_seed, tried)
 
     def trials(self, label: str, batch_size: int) -> list[Point]:
-        """The trials of one method at one batch size."""
-        return [
-            self._point(label, "tune", batch_size, self.tune_seed, tried)
-            for tried in self.candidates.get(label, [])
-        ]
-
-    def all_trials(self) -> Iterator[Point]:
-        """All trials, method by method at one batch size, then the next."""
-        for batch_size, label in product(self.tuned_at, self.methods):
-            yield from self.trials(label, batch_size)
+        """The trials of one method at one batch size that the file asks for."""
+        return [self.trial(label, batch_size, tried) for tried in self.candidates.get(label, [])]
 
     def nearest(self, batch_size: int) -> int:
         """The batch size whose trials choose for this one: the nearest by ratio."""
@@ -131,6 +132,8 @@ class Grid:
         flags |= {"batch_size": batch_size, "seed": seed}
         if stage == "tune":
             flags["holdout"] = self.holdout
+        for name in _SHARED:
+            flags |= {name: _part(flags[name], batch_size, name)} if name in flags else {}
         return Point(
             label=label, stage=stage, batch_size=batch_size, seed=seed, flags=flags, tuned=tuned
         )
@@ -183,7 +186,7 @@ def _grid(file: Flags) -> Grid:
         methods[str(label)] = flags
     if not methods:
         raise ConfigError("methods must name at least one method, got none.")
-    sizes = _numbers(file.get("batch_size"), "batch_size", least=1)
+    sizes = _sizes(file, file, settings, "")
     seeds = _numbers(file.get("seeds", [0]), "seeds", least=0)
     plain: Flags = {"settings": settings, "methods": methods, "batch_sizes": sizes, "seeds": seeds}
     if file.get("tune") is None:
@@ -193,10 +196,53 @@ def _grid(file: Flags) -> Grid:
                 "batch_size, seed and holdout."
             )
         return Grid(**plain, candidates={}, tuned_at=[])
-    return _tuned(plain, tried, _mapping(file["tune"], "tune", TUNE_KEYS))
+    tune = _mapping(file["tune"], "tune", TUNE_KEYS)
+    at = _sizes(tune, file, settings, "tune.") if _SIZES & tune.keys() else sizes
+    return _tuned(plain, tried, tune, at)
 
 
-def _tuned(plain: dict[str, Any], tried: dict[str, list[Flags]], tune: Flags) -> Grid:
+_SIZES = {"batch_size", "imagenet_batch"}
+
+
+def _sizes(section: Flags, file: Flags, settings: Flags, where: str) -> list[int]:
+    """Batch sizes, given as such, or as those on ImageNet that are the same share of the data."""
+    if len(_SIZES & section.keys()) > 1:
+        raise ConfigError(
+            f"{where}batch_size and {where}imagenet_batch must not both be given; leave one out."
+        )
+    if "imagenet_batch" not in section:
+        return _numbers(section.get("batch_size"), f"{where}batch_size", least=1)
+    images = settings.get("train_images")
+    if type(images) is not int:
+        raise ConfigError(
+            f"{where}imagenet_batch needs train_images among the settings, got {images}: it is a "
+            f"share of them; give it."
+        )
+    [step] = _numbers(file.get("batch_multiple", 1), "batch_multiple", least=1)
+    given = _numbers(section["imagenet_batch"], f"{where}imagenet_batch", least=1)
+    sizes = [step * max(1, round(images * b / _IMAGENET / step)) for b in given]
+    return _numbers(sizes, f"{where}imagenet_batch on {images} images", least=1)
+
+
+def _part(value: Any, batch_size: int, name: str) -> Any:
+    """`batch/16`: the divisor of the batch, at least _LEAST, whose ratio to a 16th is nearest to 1.
+
+    Other values stay as they are.
+    """
+    if not isinstance(value, str):
+        return value
+    parts = re.fullmatch(r"batch/(\d+)", value)
+    if not parts or not int(parts[1]):
+        raise ConfigError(
+            f"{name} must be a whole number, or batch/N for an N-th of the batch, got {value!r}."
+        )
+    whole = [d for d in range(min(_LEAST, batch_size), batch_size + 1) if batch_size % d == 0]
+    return min(whole, key=lambda d: abs(log(d * int(parts[1]) / batch_size)))
+
+
+def _tuned(
+    plain: dict[str, Any], tried: dict[str, list[Flags]], tune: Flags, tuned_at: list[int]
+) -> Grid:
     budgets = {label: len(candidates) for label, candidates in tried.items()}
     if len(set(budgets.values())) > 1 or not all(budgets.values()):
         counts = ", ".join(f"{label} {n}" for label, n in budgets.items())
@@ -207,9 +253,10 @@ def _tuned(plain: dict[str, Any], tried: dict[str, list[Flags]], tune: Flags) ->
     return Grid(
         **plain,
         candidates=tried,
-        tuned_at=_numbers(tune.get("batch_size", plain["batch_sizes"]), "tune.batch_size", least=1),
+        tuned_at=tuned_at,
         tune_seed=_numbers([tune.get("seed", 100)], "tune.seed", least=0)[0],
         holdout=_numbers([tune.get("holdout")], "tune.holdout", least=1)[0],
+        widen=_numbers([tune.get("widen", 0)], "tune.widen", least=0)[0],
     )
 
 

@@ -9,8 +9,10 @@ OUT/logs/           output of the runs
 OUT/superseded/     runs of settings that the file no longer asks for
 """
 
+import json
 import os
 import shutil
+from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 from statistics import mean, stdev
@@ -19,13 +21,34 @@ from typing import Any
 from .. import checkpoint, files
 from ..record import rundir
 from .grid import Flags, Grid, Point
+from .widen import best_of, edges, next_candidate
+
+_COPIED = (rundir.CONFIG, rundir.JOB, rundir.POINT)  # then the summary: it marks a whole copy
+_MOST_LINES = 60  # of a copy's metrics
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """The trials of one method at one batch size, with their scores; None where not yet done.
+
+    edges: the names whose best value lies at an edge of the grid, and could not be moved beyond it.
+    """
+
+    trials: list[Point]
+    scores: list[float | None]
+    edges: list[str]
 
 
 class Ledger:
-    """The folder of one sweep."""
+    """The folder of one sweep.
 
-    def __init__(self, grid: Grid, out: Path) -> None:
-        self.grid, self.out = grid, out
+    Args:
+        keep: folder with copies of finished points, which then count as done; `keep_copies` fills
+            it.
+    """
+
+    def __init__(self, grid: Grid, out: Path, keep: Path | None = None) -> None:
+        self.grid, self.out, self.keep = grid, out, keep
 
     def path(self, point: Point) -> Path:
         """The run directory of a point."""
@@ -37,9 +60,25 @@ class Ledger:
 
     def summary(self, point: Point) -> dict[str, Any] | None:
         """summary.json of a point that is done with just these settings; else None."""
-        if files.json_object(self.path(point) / rundir.POINT) != point.record():
-            return None
-        return files.json_object(self.path(point) / rundir.SUMMARY)
+        for folder in filter(None, (self.out, self.keep)):
+            path = folder / point.name
+            same = files.json_object(path / rundir.POINT) == point.record()
+            if same and (summary := files.json_object(path / rundir.SUMMARY)):
+                return summary
+        return None
+
+    def keep_copies(self) -> None:
+        """Copy what a report needs of every finished point, a few kilobytes, into `keep`."""
+        if self.keep is None:
+            return
+        for point in self.due()[1]:
+            path, copy = self.path(point), self.keep / point.name
+            done = files.json_object(path / rundir.POINT) == point.record()
+            if done and (path / rundir.SUMMARY).exists() and not (copy / rundir.SUMMARY).exists():
+                _copy_run(path, copy)
+        for name in ("sweep.yaml", "choices.json", "table.md"):
+            if (self.out / name).exists():
+                files.replace_text(self.keep / name, (self.out / name).read_text())
 
     def prepare(self, point: Point) -> str | None:
         """Make the run directory ready for a start; returns a note for the user.
@@ -68,22 +107,50 @@ class Ledger:
         """
         chosen: dict[tuple[str, int], Flags] = {}
         rows: dict[str, dict[str, Any]] = {}
-        for label in self.grid.methods:
-            for batch_size in self.grid.tuned_at if self.grid.candidates else []:
-                trials = self.grid.trials(label, batch_size)
-                scores = [self._score(t) for t in trials]
-                if None in scores:
-                    continue
-                best = max(range(len(trials)), key=lambda i: (scores[i], -i))
-                chosen[label, batch_size] = trials[best].tuned
-                rows.setdefault(label, {})[str(batch_size)] = {
-                    **trials[best].tuned,
-                    "trials": len(trials),
-                    "score": scores[best],
-                }
+        for label, batch_size in self._tuned():
+            tuning = self.tuning(label, batch_size)
+            scores = [score for score in tuning.scores if score is not None]
+            if len(scores) < len(tuning.trials):
+                continue
+            best = tuning.trials[best_of(scores)].tuned
+            chosen[label, batch_size] = best
+            rows.setdefault(label, {})[str(batch_size)] = {
+                **best,
+                "trials": len(scores),
+                "score": max(scores),
+                **({"at_edge": tuning.edges} if tuning.edges and self.grid.widen else {}),
+            }
         if rows:
             files.replace_json(self.out / "choices.json", rows)
         return chosen
+
+    def _tuned(self) -> list[tuple[str, int]]:
+        """(label, batch size) of all trials, method by method at one size, then the next."""
+        sizes = self.grid.tuned_at if self.grid.candidates else []
+        return [(label, size) for size in sizes for label in self.grid.methods]
+
+    def tuning(self, label: str, batch_size: int) -> Tuning:
+        """The trials of the file, and those added since the best lay at an edge of the grid."""
+        tried = list(self.grid.candidates[label])
+        most = len(tried) + self.grid.widen
+        while True:
+            trials = [self.grid.trial(label, batch_size, flags) for flags in tried]
+            scores = [self._score(trial) for trial in trials]
+            known = [score for score in scores if score is not None]
+            if len(known) < len(scores):
+                return Tuning(trials=trials, scores=scores, edges=[])
+            more = next_candidate(tried, known) if len(tried) < most else None
+            if more is None:
+                return Tuning(trials=trials, scores=scores, edges=edges(tried, known))
+            tried.append(more)
+
+    @property
+    def total(self) -> int:
+        """Points in all, as far as known: more trials may be added."""
+        added = [
+            len(self.tuning(*at).trials) - len(self.grid.candidates[at[0]]) for at in self._tuned()
+        ]
+        return self.grid.total + sum(added)
 
     def _score(self, trial: Point) -> float | None:
         summary = self.summary(trial)
@@ -94,7 +161,7 @@ class Ledger:
 
     def due(self) -> tuple[list[Point], list[Point]]:
         """(points that can run now, in order; points that are done). Trials come first."""
-        trials = list(self.grid.all_trials())
+        trials = [trial for at in self._tuned() for trial in self.tuning(*at).trials]
         finals = list(self.grid.finals(self.chosen()))
         done = [p for p in trials + finals if self.summary(p) is not None]
         names = {p.name for p in done}
@@ -119,3 +186,27 @@ class Ledger:
         text = "\n".join(lines) + "\n"
         files.replace_text(self.out / "table.md", text)
         return text
+
+
+def _copy_run(path: Path, copy: Path) -> None:
+    """A run without weights, checkpoints and most lines of its metrics."""
+    copy.mkdir(parents=True, exist_ok=True)
+    for name in _COPIED:
+        if (path / name).exists():
+            files.replace_text(copy / name, (path / name).read_text())
+    lines = (path / rundir.METRICS).read_text().splitlines(keepends=True)
+    files.replace_text(copy / rundir.METRICS, "".join(_thinned(lines)))
+    files.replace_text(copy / rundir.SUMMARY, (path / rundir.SUMMARY).read_text())
+
+
+def _thinned(lines: list[str]) -> list[str]:
+    """About _MOST_LINES lines: evenly spaced looks, and others; evaluations, the last line and all
+    skipped steps, which a report counts, are complete."""
+    rows = [json.loads(line) for line in lines]
+    looks = [i for i, row in enumerate(rows) if row.get("look")]
+    others = [i for i, row in enumerate(rows) if row.get("look") is False]
+    every = [i for i, row in enumerate(rows) if "look" not in row or row.get("skipped")]
+    chosen = {*every, *range(len(rows))[-1:]}
+    for places in (looks, others):
+        chosen |= {*places[:: max(1, 2 * len(places) // _MOST_LINES)]}
+    return [lines[i] for i in sorted(chosen)]

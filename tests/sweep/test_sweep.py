@@ -50,6 +50,10 @@ def run(file: Path, *more: str, code: int = 0) -> subprocess.CompletedProcess:
     return done
 
 
+def trials(sweep: grid.Grid) -> list[grid.Point]:
+    return [t for b in sweep.tuned_at for label in sweep.methods for t in sweep.trials(label, b)]
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """The sweep, never interrupted."""
@@ -218,7 +222,7 @@ def test_the_shipped_sweeps_are_whole():
     for path in paths:
         sweep = grid.read(path)
         chosen = {(m, b): {} for m in sweep.methods for b in sweep.tuned_at}
-        points = [*sweep.all_trials(), *sweep.finals(chosen)]
+        points = [*trials(sweep), *sweep.finals(chosen)]
         assert sweep.total == len(points) == len({p.name for p in points})
         assert len({len(c) for c in sweep.candidates.values()}) <= 1  # none: nothing is tuned
 
@@ -227,7 +231,7 @@ def test_a_yes_or_no_setting_reaches_train(tmp_path):
     """`--offload true` is no flag of train.py; `--offload` and `--no_offload` are."""
     settings = {**SWEEP["settings"], "requeue": True, "offload": False}
     sweep = grid.read(written(tmp_path, settings=settings))
-    words = next(iter(sweep.all_trials())).argv()
+    words = trials(sweep)[0].argv()
     assert "--requeue" in words and "--no_offload" in words
     assert parse(words).requeue and not parse(words).offload
 
@@ -286,7 +290,7 @@ def test_a_squeue_that_does_not_answer_stops_and_clears_nothing(tmp_path):
     """Taken for an empty queue, running points were sent again and their folders removed."""
     sweep = grid.read(written(tmp_path))
     ledger = Ledger(sweep, tmp_path / "out")
-    point = next(iter(sweep.all_trials()))
+    point = trials(sweep)[0]
     ledger.prepare(point)
     (ledger.path(point) / "metrics.jsonl").write_text("{}")
     (ledger.out / "slurm").mkdir()
