@@ -81,7 +81,7 @@ def test_one_bad_group_skips_the_whole_step():
         def spoilt(weights, t, low, high, calls=calls, bad_call=bad_call):
             calls["look"] += t == 3
             bad = t == 3 and calls["look"] == bad_call
-            return [x * np.inf if bad else x for x in part_of_squares(weights, t, low, high)]
+            return [x * np.nan if bad else x for x in part_of_squares(weights, t, low, high)]
 
         run = of_squares("look_sam", 3, part_gradient=spoilt)
         assert [r["skipped"] for r in run.records] == [t == 3 for t in range(7)]
