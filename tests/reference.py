@@ -1,11 +1,12 @@
 """The truth: what every optimizer here must compute. Whole tensors, float64, plain NumPy.
 
 One rank, no shards, no micro-batches, no autograd, and nothing imported from the package. To be
-read beside section 2 of the design, point by point; the numbers in brackets are its points.
+read beside section 2 of the design, point by point; the numbers in brackets are its points. m is in
+section 7.
 
 Words: a *layer* is one weight tensor. w the weights, g the gradient at w, g_s the gradient at
 w + eps over the same samples, g_v what g_s says that g does not. Every one is a list of arrays,
-one per layer. A *look* is a step that computes g_s.
+one per layer. A *look* is a step that computes g_s. m samples in a row, a *group*, share one eps.
 """
 
 from dataclasses import dataclass, field
@@ -186,13 +187,16 @@ def train(
     betas=(0.9, 0.999),
     eps=1e-8,
     momentum=0.9,
-    rank_gradients=None,
+    m=None,
+    batch_size=None,
+    part_gradient=None,
 ):
     """Train for `steps` steps from copies of `weights`; everything that happened is in the Result.
 
     gradient: (weights, t) -> (loss, [arrays]), of the mean loss over step t's global batch.
-    rank_gradients: None, or (weights, t) -> one gradient list per rank, each of the mean over that
-        rank's own samples, whose mean is the gradient. Then every rank ascends along its own [11].
+    m: samples that share one eps, a group; None: the global batch. Step t's batch is `batch_size`
+        stream positions, group c the positions [c m, (c+1) m) of it, and part_gradient:
+        (weights, t, low, high) -> [arrays], of the mean loss over positions [low, high).
     lr: a number, or t -> a number; rho, alpha: numbers. None where every group has its own.
     groups: dicts {"layers": [indices], "weight_decay": x}, and, where they differ from the rest,
         "lr" (instead of lr), "lr_scale" (times lr), "rho", "alpha". Every layer is in one.
@@ -212,11 +216,17 @@ def train(
         return ascend_model(g, rhos, p)
 
     def look_at(w, g, t):
-        """g_s: the gradient over the same samples at w + eps."""
-        if rank_gradients is None:
-            return gradient(add(w, ascend(w, g)), t)[1]
-        own = rank_gradients(w, t)
-        return mean([rank_gradients(add(w, ascend(w, own[r])), t)[r] for r in range(len(own))])
+        """(g, g_s), means over groups: of the same samples, each group's g_s at its w + eps."""
+        if m is None:
+            return g, gradient(add(w, ascend(w, g)), t)[1]
+        assert batch_size % m == 0, "m divides the batch"
+        gs, g_ss = [], []
+        for low in range(0, batch_size, m):
+            g_c = part_gradient(w, t, low, low + m)
+            eps_c = ascend(w, g_c)
+            gs.append(g_c)
+            g_ss.append(part_gradient(add(w, eps_c), t, low, low + m))
+        return mean(gs), mean(g_ss)
 
     def lr_of(i, t):
         if "lr" in group[i]:
@@ -240,8 +250,8 @@ def train(
         skipped = not finite(g)
         update, g_v = g, result.g_v
         if look and not skipped:
-            g_s = look_at(w, g, t)
-            skipped = not finite(g_s)
+            g, g_s = look_at(w, g, t)
+            skipped = not finite(g) or not finite(g_s)
             update = g_s
             if between == "reuse" and not skipped:
                 g_v = new_part(g_s, g, decompose)
@@ -279,5 +289,5 @@ def add(xs, ys):
     return [x + y for x, y in zip(xs, ys, strict=True)]
 
 
-def mean(per_rank):
-    return [sum(xs) / len(per_rank) for xs in zip(*per_rank, strict=True)]
+def mean(per_group):
+    return [sum(xs) / len(per_group) for xs in zip(*per_group, strict=True)]
