@@ -16,7 +16,7 @@ from .backends.plain import PRECISION_DTYPES, Plain
 from .backends.wrappers import check_wrappers, in_ddp, several_ranks
 from .errors import ConfigError
 from .maths import together
-from .maths.together import Groups
+from .maths.together import Groups, Layout
 from .optim.checks import (
     check_base,
     check_fp32,
@@ -62,10 +62,11 @@ class Engine:
             generators, `random` and NumPy's; not so from a generator of its own.
         clip: maximum norm of the gradient passed to the base optimizer; None for no clipping.
         precision: "fp32", "bf16", or "fp16" with a loss scale. Weights stay fp32.
-        ascent: "global", eps from the averaged gradient; "rank", from each rank's own.
         m: number of samples that climb together, each group along its own mean gradient; of whole
             micro-batches. Groups are consecutive: micro-batch a of rank r is number a * ranks + r
-            of the batch. None: the whole batch.
+            of the batch. The outcome depends on m, never on ranks or micro-batches. None: the whole
+            batch.
+        ascent: "global", as m says; "rank", m is the number of samples that each rank has.
 
     Attributes:
         passes: forward+backward passes so far, of whole global batches.
@@ -106,7 +107,7 @@ class Engine:
             self.backend = _backend(model, optimizer, precision)
         else:
             self.backend = model
-        if ascent == "rank" and not self.backend.whole_gradients:
+        if ascent == "rank" and not (self.backend.whole_gradients or self.backend.climbing_ranks()):
             raise ConfigError(
                 f"ascent rank needs whole gradients on every rank, got backend "
                 f'{self.backend.name}; use ascent="global".'
@@ -166,8 +167,11 @@ class Engine:
         The second is left out if the first is known to be not finite: not on a GPU in fp32 and
         bf16, where to know would be to wait; the step is then skipped after both.
         """
-        backend, local = self.backend, self.ascent == "rank" and self.optimizer.may_look()
-        groups = self._groups(len(batches)) if self.m and self.optimizer.may_look() else None
+        backend, may_look = self.backend, self.optimizer.may_look()
+        grouped = self.m is not None or self.ascent == "rank"
+        local = self.ascent == "rank" and may_look and not backend.climbing_ranks()
+        ascends = self.optimizer.rule.ascent is not None
+        groups = self._groups(len(batches)) if grouped and ascends and not local else None
         if groups is not None and self.optimizer.looks():
             return self._look_in_groups(batches, groups), backend.update(), 2
         loss = backend.backward(batches, self._checked_loss, average=not local)
@@ -182,24 +186,25 @@ class Engine:
     def _groups(self, accumulation: int) -> Groups | None:
         """The groups of m samples; ConfigError if m does not fit ranks or backend."""
         assert self._sizes is not None
-        if self._sizes[0] is None:
+        size, m = self._sizes[0], self.m
+        if self.ascent == "rank":  # as many samples as a rank has, known or not
+            size = size or 1
+            m = size * accumulation
+        if size is None:
             raise ConfigError(
-                f"m counts samples, got micro-batches of unknown size and m {self.m}; give tensors "
+                f"m counts samples, got micro-batches of unknown size and m {m}; give tensors "
                 f"whose first dimension is the sample, or leave m out."
             )
-        ranks, micro_batch = self.backend.size, self._sizes[0]
-        how = {"micro_batch": micro_batch, "accumulation": accumulation, "ranks": ranks}
-        found = together.groups(self.m, **how)
-        may = self.backend.climbing_ranks()
-        if found is not None and found.ranks not in may:
-            fit = [n * micro_batch for n in may if n < ranks]
-            fit += [ranks * micro_batch * n for n in range(1, accumulation + 1)]
-            raise ConfigError(
-                f"m must be one of {', '.join(map(str, fit))} on backend {self.backend.name} with "
-                f"{accumulation} x {ranks} micro-batches of {micro_batch}, got {self.m}; use one "
-                f"of these, or backend ddp."
-            )
-        return found
+        backend = self.backend
+        layout = Layout(
+            micro_batch=size,
+            accumulation=accumulation,
+            ranks=backend.size,
+            climbing_ranks=backend.climbing_ranks(),
+            backend=backend.name,
+        )
+        why = " by ascent rank" if self.ascent == "rank" else ""
+        return together.groups(m, layout, why=why)
 
     def _look_in_groups(self, batches: Sequence[Any], groups: Groups) -> Tensor:
         """Both passes of each group of samples in turn. Returns the mean loss of first passes."""
@@ -225,7 +230,7 @@ def _check_m(m: Any, ascent: str, backend: Backend) -> None:
         raise ConfigError(f"m must be a whole number of samples >= 1, got {m!r}.")
     if ascent != "global":
         raise ConfigError(f"m and ascent rank must not both be given, got m {m}; leave one out.")
-    if not backend.climbing_ranks():
+    if backend.optimizer.rule.ascent is not None and not backend.climbing_ranks():
         raise ConfigError(
             f"m needs a backend whose groups of samples can climb apart, got {backend.name} and m "
             f"{m}; use backend ddp, or leave m out."

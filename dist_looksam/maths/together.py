@@ -5,6 +5,7 @@ A group is m / micro_batch consecutive ones. Each group has its own eps, along i
 gradient. Source: Foret et al., arXiv:2010.01412, section 4.1 (m-sharpness).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import ConfigError
@@ -24,45 +25,70 @@ class Groups:
     rounds: int
 
 
-def groups(m: int | None, *, micro_batch: int, accumulation: int, ranks: int) -> Groups | None:
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How a global batch is split over ranks.
+
+    accumulation   micro-batches of each rank in a step.
+    climbing_ranks how many ranks in a row may share a group on this backend.
+    """
+
+    micro_batch: int
+    accumulation: int
+    ranks: int
+    climbing_ranks: Sequence[int]
+    backend: str
+
+    def groups(self, m: int) -> Groups | None:
+        """The groups of m samples, at most one of all samples; None where m cannot be."""
+        count, rest = divmod(m, self.micro_batch)
+        if rest or not count:
+            return None
+        each, rest = divmod(count, self.ranks)
+        if not rest and self.accumulation % each == 0:
+            found = Groups(ranks=self.ranks, micro_batches=each, rounds=self.accumulation // each)
+            return found if found.rounds == 1 or self.ranks in self.climbing_ranks else None
+        if self.ranks % count or count not in self.climbing_ranks:
+            return None
+        return Groups(ranks=count, micro_batches=1, rounds=self.accumulation)
+
+    def possible(self) -> list[int]:
+        """Every m that can be, ascending."""
+        of_some = (self.micro_batch * n for n in self.climbing_ranks)
+        of_all = (self.micro_batch * self.ranks * n for n in range(1, self.accumulation + 1))
+        return sorted(m for m in {*of_some, *of_all} if self.groups(m))
+
+
+def groups(m: int | None, layout: Layout, *, why: str = "") -> Groups | None:
     """The groups of m samples; None where all samples climb together.
 
     Args:
         m: samples in a group; None for the whole batch.
-        accumulation: micro-batches of each rank in a step.
+        why: " by ..." where m is not what the user gave.
 
     Raises:
-        ConfigError: whole micro-batches do not make up m, or groups would cut across ranks.
+        ConfigError: micro-batches do not make up m, or the backend cannot let so few ranks climb.
     """
-    batch = micro_batch * accumulation * ranks
-    if m is None or m == batch:
+    if m is None:
         return None
-    found = _of(m, micro_batch, accumulation, ranks)
+    found = layout.groups(m)
     if found is None:
-        fit = possible(micro_batch=micro_batch, accumulation=accumulation, ranks=ranks)
-        nearest = min(fit, key=lambda n: max(n, m) / max(1, min(n, m)))
-        raise ConfigError(
-            f"m must be made of whole micro-batches of neighbouring ranks, or of all ranks, got "
-            f"{m} with {accumulation} x {ranks} micro-batches of {micro_batch}; the nearest is "
-            f"{nearest}, others need another micro_batch."
-        )
-    return found
+        raise ConfigError(refusal(m, layout, why))
+    whole = found.ranks == layout.ranks and found.rounds == 1
+    return None if whole else found
 
 
-def _of(m: int, micro_batch: int, accumulation: int, ranks: int) -> Groups | None:
-    count, rest = divmod(m, micro_batch)
-    if rest or not count:
-        return None
-    if ranks % count == 0:
-        return Groups(ranks=count, micro_batches=1, rounds=accumulation)
-    each, rest = divmod(count, ranks)
-    if rest or accumulation % each:
-        return None
-    return Groups(ranks=ranks, micro_batches=each, rounds=accumulation // each)
-
-
-def possible(*, micro_batch: int, accumulation: int, ranks: int) -> list[int]:
-    """Every m that `groups` takes, ascending."""
-    among = [micro_batch * g for g in range(1, ranks + 1) if ranks % g == 0]
-    of_all = range(1, accumulation + 1)
-    return sorted({*among, *(micro_batch * ranks * n for n in of_all if accumulation % n == 0)})
+def refusal(m: int, layout: Layout, why: str) -> str:
+    """The sentence on an m that cannot be: which can, the nearest, and what would allow it."""
+    fit = layout.possible()
+    nearest = min(fit, key=lambda n: max(n, m) / max(1, min(n, m)))
+    everywhere = [n for n in range(1, layout.ranks + 1) if layout.ranks % n == 0]
+    elsewhere = Layout(**{**layout.__dict__, "climbing_ranks": everywhere}).groups(m)
+    on_ddp = elsewhere and layout.backend not in ("plain", "ddp")
+    instead = "backend ddp" if on_ddp else "another micro_batch"
+    one_of = "one of " if len(fit) > 1 else ""
+    return (
+        f"m must be {one_of}{', '.join(map(str, fit))} on backend {layout.backend} with "
+        f"{layout.accumulation} x {layout.ranks} micro-batches of {layout.micro_batch}, got "
+        f"{m}{why}; use {nearest}, or {instead}."
+    )

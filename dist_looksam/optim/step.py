@@ -155,14 +155,16 @@ class TwoGradients(StepCounters):
             average_(grads)
         return perturbation.finite
 
-    def perturbation(self, params: Shards, layer_grads: Shards) -> Perturbation:
-        """How far to perturb each layer of `params`; writes nothing."""
+    def perturbation(
+        self, params: Shards, layer_grads: Shards, *, reduce: Reduce | None = None
+    ) -> Perturbation:
+        """How far to perturb each layer of `params`; writes nothing. `reduce`: if another."""
         self._number(params)
         return self.rule.perturbation(
             self._split(params, params),
             layer_grads,
             rho=self.column("rho", params),
-            reduce=self.reduce,
+            reduce=reduce or self.reduce,
         )
 
     @torch.no_grad()
@@ -209,18 +211,21 @@ class TwoGradients(StepCounters):
     # Several groups, one after the other: first pass, `perturb_group`, second pass, `end_group`.
 
     @torch.no_grad()
-    def perturb_group(self, *, average_: Callable[[Shards], None] | None = None) -> None:
+    def perturb_group(
+        self, *, average_: Callable[[Shards], None] | None = None, reduce: Reduce | None = None
+    ) -> None:
         """After a group's first pass: add its g to the sum of g, replace w by w + eps of the group.
 
         Args:
             average_: replaces tensors by their mean over the ranks of the group, if `.grad` is this
                 rank's own gradient.
+            reduce: adds sums over the ranks that split a layer within the group, if not `bind`'s.
         """
         params = [p for p in self._layers() if p.grad is not None or p.requires_grad]
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
         if average_ is not None:
             average_(grads)
-        perturbation = self.perturbation(params, self._split(params, grads))
+        perturbation = self.perturbation(params, self._split(params, grads), reduce=reduce)
         look = self._perturbed = self._perturbed or _Look()
         _add(look.grads, params, grads)
         self._perturb_kept_(params, grads, perturbation)

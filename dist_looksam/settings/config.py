@@ -16,7 +16,9 @@ from ..backends.rows import BACKENDS, BackendRow, chosen
 from ..data.sets import SETS, data_set
 from ..engine import ASCENTS
 from ..errors import ConfigError
+from ..maths import together
 from ..maths.schedule import SCALINGS, SCHEDULES
+from ..maths.together import Layout
 from ..optim.bases import BASES
 from ..optim.rule import LAYER_ASCENTS, REUSES, SCOPES, check_alpha, check_choice, check_rho
 from ..optim.table import METHODS, base_of, base_row, method, rule_of
@@ -78,7 +80,10 @@ class Settings:
     alpha: float = flag(0.7, "weight of the reused g_v")
     k: int = flag(5, "steps from one look (step with a second gradient) to the next")
     p: float = flag(2.0, "p of the p-norm of the model-wide ascent, in (1, inf]")
-    ascent: str = flag("global", "ranks whose gradient gives the ascent's direction", ASCENTS)
+    m: int | None = flag(
+        None, "samples that climb together, along their mean gradient; default the whole batch"
+    )
+    ascent: str = flag("global", "global, as --m says; rank, m = batch_size / ranks", ASCENTS)
     layer_ascent: str = flag("scaled", "formula of the layer-wise ascent", LAYER_ASCENTS)
     decompose: str = flag("model", "scope of the decomposition into g_h and g_v", SCOPES)
     reuse: str = flag("natural", "size of the reused g_v", REUSES)
@@ -117,6 +122,9 @@ class Settings:
     backend: str = flag("auto", "data-parallel backend", ("auto", *BACKENDS))
     zero_stage: int | None = flag(
         None, f"ZeRO stage, 0 to 3, {_only('zero_stage')}; default 2 with zero"
+    )
+    shard_ranks: int | None = flag(
+        None, f"ranks in a row that split each layer, {_only('shard_ranks')}; default all"
     )
     deepspeed_config: str | None = flag(
         None, f"JSON file of DeepSpeed's settings, {_only('deepspeed_config')}; default none"
@@ -190,7 +198,8 @@ class Settings:
             "batch_size": 1, "micro_batch": 1, "steps": 1, "warmup_steps": 0, "lr_base_batch": 1,
             "image_size": 1, "workers": 0, "save_every": 0, "eval_every": 0, "probe_every": 0,
             "keep": 0, "seed": 0, "holdout": 0, "warmup_epochs": 0, "lr": 0, "weight_decay": 0,
-            "eps": 0, "ranks": 1, "train_images": 1, "max_skips": 0,
+            "eps": 0, "ranks": 1, "train_images": 1, "max_skips": 0, "m": 1,
+            "shard_ranks": 1,
         }  # fmt: skip
         for name, least in at_least.items():
             value = getattr(self, name)
@@ -245,14 +254,52 @@ class Settings:
             rho=method(self.optimizer).default_rho if self.rho is None else self.rho,
             model=own.model if self.model == "auto" else self.model,
             backend=row.name,
-            micro_batch=micro_batch(self.batch_size, ranks=ranks, asked=self.micro_batch),
             dry_run=False,
             ranks=None,
             local_rank=None,
         )
         filled = replace(filled, **row.resolve(filled))
+        filled = replace(filled, **filled._samples(ranks))
         row.check(filled, ranks)
         return filled
+
+    def _samples(self, ranks: int) -> dict[str, Any]:
+        """micro_batch, and of a method with ascent m and the ascent that it stands for. ConfigError
+        for an m that the backend cannot do."""
+        climbing = self.backend_row.climbing_ranks(self, ranks)
+        m = self.m
+        if self.ascent == "rank" and climbing:
+            m = self.batch_size // ranks if self.batch_size % ranks == 0 else None
+            if self.m not in (None, m):
+                raise ConfigError(
+                    f"m must be batch_size / ranks with ascent rank, which is {m}, got {self.m}; "
+                    f"leave one out."
+                )
+        if self.rule.ascent is None or m is None:
+            n = micro_batch(self.batch_size, ranks=ranks, asked=self.micro_batch)
+            return {"micro_batch": n}
+
+        def layout(n: int) -> Layout:
+            return self.layout(n, ranks)
+
+        n = micro_batch(
+            self.batch_size,
+            ranks=ranks,
+            asked=self.micro_batch,
+            fits=lambda n: layout(n).groups(m) is not None,
+        )
+        together.groups(m, layout(n), why=" by ascent rank" if self.ascent == "rank" else "")
+        return {"micro_batch": n, "m": m, "ascent": "global"}
+
+    def layout(self, micro_batch: int, ranks: int) -> Layout:
+        """How the batch is split over ranks, of settings that name their backend."""
+        return Layout(
+            micro_batch=micro_batch,
+            accumulation=self.batch_size // (micro_batch * ranks),
+            ranks=ranks,
+            climbing_ranks=self.backend_row.climbing_ranks(self, ranks),
+            backend=self.backend,
+        )
 
     def resolved(self, *, ranks: int, launcher: str, samples: int) -> "Settings":
         """`for_ranks`, and the training length in steps. samples: number of training samples."""

@@ -1,5 +1,6 @@
 """Numbers of settings: parsed exactly, checked against upper limits, divided over ranks."""
 
+from collections.abc import Callable
 from typing import Any
 
 from ..errors import ConfigError
@@ -33,24 +34,30 @@ def whole(value: Any) -> int:
         return int(number)
 
 
-def micro_batch(batch: int, *, ranks: int, asked: int | None) -> int:
-    """`asked`, checked; by default the largest divisor of a rank's share of the batch up to 256."""
+def micro_batch(
+    batch: int, *, ranks: int, asked: int | None, fits: Callable[[int], bool] = lambda _: True
+) -> int:
+    """`asked`, checked; by default the largest divisor of a rank's share of the batch up to 256.
+
+    fits: what a default must also be; 1 where nothing does.
+    """
     unit = ranks * (asked or 1)
     if batch % unit:
         nearest = [n for n in (batch // unit * unit, (batch // unit + 1) * unit) if n]
         part = f"micro_batch {asked} x {ranks}" if asked else f"{ranks}"
         use = " or ".join(map(str, nearest))
         if asked and batch % ranks == 0:
-            fits = _largest_divisor(batch // ranks, asked)
+            most = _largest_divisor(batch // ranks, asked)
             if batch < unit:  # a much larger batch is hardly meant
-                use = f"--micro_batch {fits}, or batch_size {use}"
+                use = f"--micro_batch {most}, or batch_size {use}"
             else:
-                use += f", or --micro_batch {fits}"
+                use += f", or --micro_batch {most}"
         raise ConfigError(
             f"batch_size must be {part} ranks x a whole number, got {batch}; use {use}."
         )
-    return asked or _largest_divisor(batch // ranks, 256)
+    return asked or _largest_divisor(batch // ranks, 256, fits)
 
 
-def _largest_divisor(number: int, most: int) -> int:
-    return next(n for n in range(min(number, most), 0, -1) if number % n == 0)
+def _largest_divisor(number: int, most: int, fits: Callable[[int], bool] = lambda _: True) -> int:
+    every = range(min(number, most), 0, -1)
+    return next((n for n in every if number % n == 0 and fits(n)), 1)

@@ -47,7 +47,14 @@ WRONG = {
     "fsdp2": ({"backend": "fsdp2"}, "zero_stage is of .* got backend fsdp2"),
     "rank ascent of fsdp2": (
         {"backend": "fsdp2", "zero_stage": None, "ascent": "rank"},
-        "ascent rank needs whole gradients on every rank, got backend fsdp2"),
+        "m must be 32768 on backend fsdp2 .*got 512 by ascent rank; use 32768, or backend ddp"),
+    "m": (
+        {"backend": "ddp", "zero_stage": None, "precision": "bf16", "m": 300},
+        "m must be one of 512, 1024, 2048, .* got 300; use 512, or another micro_batch"),
+    "m and ascent": (
+        {"backend": "ddp", "zero_stage": None, "precision": "bf16", "m": 1024, "ascent": "rank"},
+        "m must be batch_size / ranks with ascent rank, which is 512, got 1024; leave one out"),
+    "m of no sample": ({"m": 0}, "m must be >= 1 and finite, got 0"),
     "held out": ({"holdout": 1_281_167}, "holdout must be from 0 to 1281166.*got 1281167"),
     "two lengths": ({"steps": 5}, "either epochs or steps .*leave one out"),
     "rho": ({"rho": -1}, "rho must be >= 0 and finite, got -1"),

@@ -55,6 +55,11 @@ class BackendRow:
         """Settings that the backend fills in or changes, by name."""
         return {}
 
+    def climbing_ranks(self, settings: Any, ranks: int) -> list[int]:
+        """How many neighbouring ranks may share a group of m samples; see `Backend`'s of that name,
+        which says the same of a made backend."""
+        return [n for n in range(1, ranks + 1) if ranks % n == 0]
+
     def check(self, settings: Any, ranks: int) -> None:
         """ConfigError for resolved settings that the backend cannot train with, on any machine."""
 

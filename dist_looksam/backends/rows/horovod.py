@@ -33,6 +33,10 @@ class HorovodRow(BackendRow):
             "install it (bash cluster/horovod/build.sh) or use --backend ddp."
         )
 
+    def climbing_ranks(self, settings: Any, ranks: int) -> list[int]:
+        """Not yet with sharded state."""
+        return [] if settings.zero_stage == 1 else sorted({1, ranks})
+
     def check(self, settings: Any, ranks: int) -> None:
         if settings.zero_stage in (2, 3):
             raise ConfigError(

@@ -39,6 +39,10 @@ class ZeroRow(BackendRow):
             "clip": config.clip_of(file, settings.clip),
         }
 
+    def climbing_ranks(self, settings: Any, ranks: int) -> list[int]:
+        """Not yet."""
+        return []
+
     def check(self, settings: Any, ranks: int) -> None:
         """Also where the user's DeepSpeed file and the flags disagree."""
         self.deepspeed_config(settings, ranks)
