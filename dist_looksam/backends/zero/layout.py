@@ -138,6 +138,27 @@ class Layout:
         layers = [p for group in self.zero.bit16_groups for p in group]
         return layers, [_or_zero(self.zero.get_gradient_for_reduction(p), p) for p in layers]
 
+    def set_gradients(self, means: Sequence[Tensor]) -> None:
+        """Replace the gradients that DeepSpeed's next step takes; after `reset_pass`.
+
+        Args:
+            means: one fp32 tensor for each flat, of its master's shape; multiplied in place by the
+                loss scale. A value that is not finite is an overflow for DeepSpeed, too.
+        """
+        self.engine.set_gradient_accumulation_boundary(True)
+        scale = self.scale()
+        if scale != 1.0:
+            torch._foreach_mul_(list(means), scale)
+        for number, (flat, mean) in enumerate(zip(self.flats, means, strict=True)):
+            if self.stage == 0:
+                flat.master.grad = mean
+            elif self.sharded_bf16:
+                self.zero.fp32_groups_gradient_flat_partition[number].copy_(mean)
+                flags = self.zero.fp32_groups_has_gradients[number]
+                flags[:] = [True] * len(flags)  # without, they count in no norm of DeepSpeed's
+            else:
+                self.zero.averaged_gradients[number] = [mean]
+
     def reset_pass(self) -> None:
         """After an exception within a pass: clear gradients, buckets and gathered layers.
 
