@@ -208,8 +208,8 @@ class Engine:
         for start in range(0, len(batches), step):
             own, last = batches[start : start + step], start + step == len(batches)
             replay = Replay(self.module)
-            of_all = groups.ranks == backend.size
-            losses.append(backend.backward(own, self._checked_loss, average=of_all))
+            average = backend.averages(groups)
+            losses.append(backend.backward(own, self._checked_loss, average=average))
             backend.perturb_group(groups)
             onto = backend.take_sum() if last else None
             with replay.again():

@@ -119,8 +119,11 @@ class Backend(Ranks, Stored, Protocol):
     def climbing_ranks(self) -> list[int]:
         """How many ranks in a row may share a group: [1] is none but the own, [size] only all."""
 
+    def averages(self, groups: Groups) -> bool:
+        """Whether a group's first backward is to be averaged; `perturb_group` does the rest."""
+
     def perturb_group(self, groups: Groups) -> None:
-        """After a group's first backward, which was averaged if all ranks share the group: add g
+        """After a group's first backward, which was averaged if `averages` says so: add g
         to the sum of g, make w + eps of the group visible to forward. No read from the device."""
 
     def end_group(self, groups: Groups, *, last: bool) -> None:

@@ -145,6 +145,10 @@ class Plain(StoredLayers):
         for p, total in sums.items():
             p.grad = total.mul_(scale)
 
+    def averages(self, groups: Groups) -> bool:
+        """See `Backend.averages`: all ranks share the group."""
+        return groups.ranks == self.size
+
     def perturb_group(self, groups: Groups) -> None:
         """See `Backend.perturb_group`."""
         whole = groups.ranks in (1, self.size)  # own gradients, or means over all ranks

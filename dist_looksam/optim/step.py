@@ -23,9 +23,10 @@ from .groups import CHECKS
 from .look import Look, add
 from .rule import Rule
 from .seen import Probe, Seen
+from .sharded_groups import ShardedGroups
 
 
-class TwoGradients(StepCounters):
+class TwoGradients(ShardedGroups, StepCounters):
     """The step of an optimizer around `base_optimizer`; both have the same groups and state.
 
     Attributes:
@@ -220,10 +221,7 @@ class TwoGradients(StepCounters):
         if average_ is not None:
             average_(grads)
         perturbation = self.perturbation(params, self._split(params, grads))
-        look = self._perturbed = self._perturbed or Look()
-        add(look.grads, params, grads)
-        look.keep(params)
-        self._perturb_kept_(params, grads, perturbation)
+        self.perturb_group_(params, grads, perturbation)
 
     @torch.no_grad()
     def end_group(self, *, last: bool) -> None:

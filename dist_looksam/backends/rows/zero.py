@@ -47,7 +47,10 @@ class ZeroRow(BackendRow):
             refuse_rank_ascent(settings, got, "--zero_stage 1 without offload")
 
     def climbing_ranks(self, settings: Any, ranks: int) -> list[int]:
-        return []
+        """Fewer than all only where every rank has its own gradient whole."""
+        if settings.zero_stage in (2, 3) or settings.offload:
+            return [ranks]
+        return super().climbing_ranks(settings, ranks)
 
     def deepspeed_config(self, settings: Any, ranks: int) -> dict[str, Any]:
         """What deepspeed.initialize gets. ConfigError as of `config.make`."""

@@ -130,7 +130,7 @@ class Layout:
         Both in the order of the flats' pieces; gradients scaled by the loss scale.
         """
         if self.stage == 0:
-            params = [f.master.detach() for f in self.flats]
+            params = [f.master for f in self.flats]
             return params, [_or_zero(f.master.grad, f.master) for f in self.flats]
         if self.sharded_bf16:
             layers = [p for group in self.zero.bf16_groups for p in group]

@@ -20,12 +20,12 @@ from ...optim.seen import Seen
 from ...optim.sharpness import Sharpness
 from ..backend import Loss
 from ..stored import watch_first_step
+from .groups import ZeroGroups
 from .layout import Layout
 from .library import check_engine
-from .state import ZeroState
 
 
-class Zero(ZeroState):
+class Zero(ZeroGroups):
     """A DeepSpeedEngine whose client optimizer is one of ours.
 
     Args:
@@ -70,19 +70,7 @@ class Zero(ZeroState):
         self._offloaded = self.device.type == "cuda" and any(not m.is_cuda for m in self.masters)
         self._work: Callable[[list[Tensor]], None] | None = None
         self._unscale = 1.0
-
-    def climbing_ranks(self) -> list[int]:
-        """See `Backend.climbing_ranks`."""
-        return []
-
-    def perturb_group(self, groups: Any) -> None:
-        raise NotImplementedError
-
-    def end_group(self, groups: Any, *, last: bool) -> None:
-        raise NotImplementedError
-
-    def take_sum(self) -> dict[Tensor, Tensor]:
-        raise NotImplementedError
+        self._failed, self._means = False, []
 
     # Passes.
 
@@ -101,10 +89,13 @@ class Zero(ZeroState):
         average: bool = True,
         onto: dict[Tensor, Tensor] | None = None,
     ) -> Tensor:
+        if onto is not None and self.whole_gradients:
+            average = False  # `end_group` averages, once the sum is complete
         total = torch.zeros((), device=self.device)
         for i, batch in enumerate(batches):
             last = i == len(batches) - 1
-            self.engine.set_gradient_accumulation_boundary(last and average)
+            reduced = average or not self.whole_gradients
+            self.engine.set_gradient_accumulation_boundary(last and reduced)
             with self._arithmetic():
                 value = loss(self.model, batch)
             self.engine.backward(value / len(batches), scale_wrt_gas=False)
@@ -187,6 +178,7 @@ class Zero(ZeroState):
         if not bool(update.finite):
             return self._skip(look=self.optimizer.perturbed)
         update = replace(update, finite=torch.tensor(True))  # on the host: no further read
+        self._means = []
         self._run(self.engine.step, lambda params: self.optimizer.apply_(params, update))
         return self.optimizer.finish(update)
 
@@ -198,6 +190,9 @@ class Zero(ZeroState):
         """DeepSpeed counts the step and in fp16 lowers the loss scale; nothing else changes."""
         perturbed = self.optimizer.perturbed
         self.optimizer.restore()
+        for mean in self._means:  # g may be infinite where g_s is not; DeepSpeed has g_s alone
+            mean.fill_(torch.inf)
+        self._means = []
         self.engine.step()  # with no work for the client
         self.engine.optimizer.zero_grad()
         if perturbed:
@@ -208,6 +203,7 @@ class Zero(ZeroState):
     def abandon(self) -> None:
         self._wait_for_host()
         perturbed = self.optimizer.perturbed
+        self._failed, self._means = False, []
         self.optimizer.abandon()
         self.layout.reset_pass()
         if perturbed:
