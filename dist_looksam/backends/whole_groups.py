@@ -14,7 +14,7 @@ class WholeGroups:
     """ZeRO 0 and 1, and sharded Horovod: perturbs the weights that forward sees, whole.
 
     Nothing is sent for eps of a group that one rank has. The sums of g and of g_s stay whole until
-    the last group has ended; then one all-reduce of each leaves this rank the means of its shards.
+    the last group has ended; then one reduction of each leaves this rank the means of its shards.
     """
 
     optimizer: Sharpness
@@ -29,8 +29,8 @@ class WholeGroups:
         """Clear the gradients of a pass that was not averaged."""
         raise NotImplementedError
 
-    def held_flats(self) -> Sequence[Flat]:
-        """The shards that the optimizer has."""
+    def held(self) -> Sequence[Flat]:
+        """The shards that the optimizer has: see `StoredLayers.held`."""
         raise NotImplementedError
 
     def average_(self, tensors: Sequence[Tensor], neighbours: int | None = None) -> None:
@@ -42,7 +42,7 @@ class WholeGroups:
         layers, grads = self.own_layers()
         if groups.ranks > 1:
             self.average_(grads, groups.ranks)
-        shards = [flat.master for flat in self.held_flats()]
+        shards = [flat.master for flat in self.held()]
         self.optimizer.perturb_whole_group(shards, layers, grads)
         self.clear_own()
 
@@ -56,20 +56,26 @@ class WholeGroups:
         if not last:
             return []
         g = self.optimizer.sum_of_g(layers)
-        if groups.ranks < self.size:  # else it is the same on all ranks already
-            self.average_(g)
-        means = self._shards(g, groups.rounds)
-        self.optimizer.set_group_means([flat.master for flat in self.held_flats()], means)
+        shared = groups.ranks == self.size  # then g is the same on all ranks already
+        kept = self.shards_of(g) if shared else self.mean_shards(g)
+        self.optimizer.set_group_means([flat.master for flat in self.held()], kept)
         del g
-        self.average_(sums)
-        return self._shards(sums, groups.rounds)
+        means = self.mean_shards(sums)
+        for shards in (kept, means):
+            torch._foreach_mul_(shards, 1 / groups.rounds)
+        return means
 
-    def _shards(self, layers: list[Tensor], rounds: int) -> list[Tensor]:
-        """This rank's shards of whole layers, divided by the number of groups that it had."""
+    def mean_shards(self, layers: list[Tensor]) -> list[Tensor]:
+        """This rank's shards of the mean of whole layers over ranks. Layers may be written to."""
+        self.average_(layers)
+        return self.shards_of(layers)
+
+    def shards_of(self, layers: list[Tensor]) -> list[Tensor]:
+        """This rank's shards of whole layers, each as the optimizer has it; copies."""
         remaining, shards = iter(layers), []
-        for flat in self.held_flats():
+        for flat in self.held():
             shard = torch.zeros_like(flat.master, dtype=torch.float32)
             for piece, view in zip(flat.pieces, flat.views(shard), strict=True):
                 view.copy_(next(remaining).reshape(-1)[piece.start : piece.stop])
-            shards.append(shard.div_(rounds))
+            shards.append(shard)
         return shards

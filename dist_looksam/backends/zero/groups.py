@@ -7,14 +7,13 @@ count. The sums of g and g_s are shards there. After the last group DeepSpeed ge
 the gradients of its ordinary step.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...maths.together import Groups
-from ..flat import Flat
 from ..whole_groups import WholeGroups
 from .state import ZeroState
 
@@ -66,6 +65,16 @@ class ZeroGroups(ZeroState, WholeGroups):
             self.layout.reset_pass()
             self.layout.set_gradients(means)
 
+    def _spoil_means(self) -> None:
+        """Before DeepSpeed's step of a skipped look: let it see an overflow. It has the means of
+        g_s alone, which may be finite where g is not."""
+        for mean in self._means:
+            mean.fill_(torch.inf)
+        if self._means and self.layout.offloads:  # no step, which would see none; nor a count of it
+            self.engine.set_gradient_accumulation_boundary(False)
+            self.layout.overflowed()
+        self._means = []
+
     # Stages 0 and 1.
 
     def own_layers(self) -> tuple[list[Tensor], list[Tensor]]:
@@ -80,10 +89,6 @@ class ZeroGroups(ZeroState, WholeGroups):
     def clear_own(self) -> None:
         """See `WholeGroups.clear_own`."""
         self.engine.optimizer.zero_grad()
-
-    def held_flats(self) -> Sequence[Flat]:
-        """See `WholeGroups.held_flats`."""
-        return self.layout.flats
 
     # Stages 2 and 3.
 

@@ -51,7 +51,12 @@ class Layout:
     @property
     def whole_gradients(self) -> bool:
         """Before a boundary every rank has its own gradient of all layers: see `visible`."""
-        return self.stage == 0 or (self.stage == 1 and not self.engine.zero_use_cpu_optimizer())
+        return self.stage == 0 or (self.stage == 1 and not self.offloads)
+
+    @property
+    def offloads(self) -> bool:
+        """Masters and their gradients are on the host."""
+        return self.stage > 0 and bool(self.engine.zero_use_cpu_optimizer())
 
     @property
     def group(self) -> Any:
@@ -143,7 +148,8 @@ class Layout:
 
         Args:
             means: one fp32 tensor for each flat, of its master's shape; multiplied in place by the
-                loss scale. A value that is not finite is an overflow for DeepSpeed, too.
+                loss scale. A value that is not finite is an overflow for DeepSpeed, too, unless
+                it offloads, where it looks at what backward has left.
         """
         self.engine.set_gradient_accumulation_boundary(True)
         scale = self.scale()
@@ -156,6 +162,9 @@ class Layout:
                 self.zero.fp32_groups_gradient_flat_partition[number].copy_(mean)
                 flags = self.zero.fp32_groups_has_gradients[number]
                 flags[:] = [True] * len(flags)  # without, they count in no norm of DeepSpeed's
+            elif self.offloads:
+                assert flat.master.grad is not None  # DeepSpeed's buffer on the host
+                flat.master.grad.copy_(mean)
             else:
                 self.zero.averaged_gradients[number] = [mean]
 

@@ -190,9 +190,7 @@ class Zero(ZeroGroups):
         """DeepSpeed counts the step and in fp16 lowers the loss scale; nothing else changes."""
         perturbed = self.optimizer.perturbed
         self.optimizer.restore()
-        for mean in self._means:  # g may be infinite where g_s is not; DeepSpeed has g_s alone
-            mean.fill_(torch.inf)
-        self._means = []
+        self._spoil_means()
         self.engine.step()  # with no work for the client
         self.engine.optimizer.zero_grad()
         if perturbed:
