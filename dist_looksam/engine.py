@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .backends.backend import Backend, Loss
-from .backends.batches import check_batches, check_loss, check_ranks
+from .backends.batches import check_batches, check_loss, check_ranks, split
 from .backends.ddp import DDP
 from .backends.plain import PRECISION_DTYPES, Plain
 from .backends.wrappers import check_wrappers, in_ddp, several_ranks
 from .errors import ConfigError
 from .maths import together
-from .maths.together import Groups, Layout
+from .maths.together import Groups
 from .optim.checks import (
     check_base,
     check_fp32,
@@ -62,11 +62,10 @@ class Engine:
             generators, `random` and NumPy's; not so from a generator of its own.
         clip: maximum norm of the gradient passed to the base optimizer; None for no clipping.
         precision: "fp32", "bf16", or "fp16" with a loss scale. Weights stay fp32.
-        m: number of samples that climb together, each group along its own mean gradient; of whole
-            micro-batches. Groups are consecutive: micro-batch a of rank r is number a * ranks + r
-            of the batch. The outcome depends on m, never on ranks or micro-batches. None: the whole
-            batch.
         ascent: "global", as m says; "rank", m is the number of samples that each rank has.
+        m: number of samples that climb together, each group along its own mean gradient: a part
+            of a micro-batch, or whole ones. Groups are consecutive: micro-batch a of rank r is
+            number a * ranks + r of the batch. None: the whole batch.
 
     Attributes:
         passes: forward+backward passes so far, of whole global batches.
@@ -107,12 +106,7 @@ class Engine:
             self.backend = _backend(model, optimizer, precision)
         else:
             self.backend = model
-        if ascent == "rank" and not (self.backend.whole_gradients or self.backend.climbing_ranks()):
-            raise ConfigError(
-                f"ascent rank needs whole gradients on every rank, got backend "
-                f'{self.backend.name}; use ascent="global".'
-            )
-        _check_m(m, ascent, self.backend)
+        _check_m(m, ascent)
         self.m = m
         self.optimizer = self.backend.optimizer
         self.optimizer.clip = clip
@@ -167,17 +161,15 @@ class Engine:
         The second is left out if the first is known to be not finite: not on a GPU in fp32 and
         bf16, where to know would be to wait; the step is then skipped after both.
         """
-        backend, may_look = self.backend, self.optimizer.may_look()
-        grouped = self.m is not None or self.ascent == "rank"
-        local = self.ascent == "rank" and may_look and not backend.climbing_ranks()
+        backend, grouped = self.backend, self.m is not None or self.ascent == "rank"
         ascends = self.optimizer.rule.ascent is not None
-        groups = self._groups(len(batches)) if grouped and ascends and not local else None
+        groups = self._groups(len(batches)) if grouped and ascends else None
         if groups is not None and self.optimizer.looks():
             return self._look_in_groups(batches, groups), backend.update(), 2
-        loss = backend.backward(batches, self._checked_loss, average=not local)
+        loss = backend.backward(batches, self._checked_loss)
         if not self.optimizer.looks():
             return loss, backend.update(), 1
-        if not backend.perturb(local=local):
+        if not backend.perturb():
             return loss, backend.skip(), 1
         with replay.again():
             backend.backward(batches, self._checked_loss)
@@ -186,35 +178,36 @@ class Engine:
     def _groups(self, accumulation: int) -> Groups | None:
         """The groups of m samples; ConfigError if m does not fit ranks or backend."""
         assert self._sizes is not None
-        size, m = self._sizes[0], self.m
+        size, m, why = self._sizes[0], self.m, ""
         if self.ascent == "rank":  # as many samples as a rank has, known or not
             size = size or 1
-            m = size * accumulation
+            m, why = size * accumulation, " by ascent rank"
         if size is None:
             raise ConfigError(
                 f"m counts samples, got micro-batches of unknown size and m {m}; give tensors "
                 f"whose first dimension is the sample, or leave m out."
             )
-        backend = self.backend
-        layout = Layout(
+        return together.groups(
+            m,
             micro_batch=size,
             accumulation=accumulation,
-            ranks=backend.size,
-            climbing_ranks=backend.climbing_ranks(),
-            backend=backend.name,
+            ranks=self.backend.size,
+            climbing=self.backend.climbing_ranks(),
+            backend=self.backend.name,
+            why=why,
         )
-        why = " by ascent rank" if self.ascent == "rank" else ""
-        return together.groups(m, layout, why=why)
 
     def _look_in_groups(self, batches: Sequence[Any], groups: Groups) -> Tensor:
         """Both passes of each group of samples in turn. Returns the mean loss of first passes."""
         backend, step = self.backend, groups.micro_batches
+        if groups.parts > 1:
+            batches = [part for batch in batches for part in split(batch, groups.parts)]
         losses: list[Tensor] = []
         for start in range(0, len(batches), step):
             own, last = batches[start : start + step], start + step == len(batches)
             replay = Replay(self.module)
-            of_all = groups.ranks == backend.size
-            losses.append(backend.backward(own, self._checked_loss, average=of_all))
+            average = backend.averages(groups)
+            losses.append(backend.backward(own, self._checked_loss, average=average))
             backend.perturb_group(groups)
             onto = backend.take_sum() if last else None
             with replay.again():
@@ -223,23 +216,18 @@ class Engine:
         return torch.stack(losses).mean()
 
 
-def _check_m(m: Any, ascent: str, backend: Backend) -> None:
+def _check_m(m: Any, ascent: str) -> None:
     if m is None:
         return
     if isinstance(m, bool) or not isinstance(m, int) or m < 1:
         raise ConfigError(f"m must be a whole number of samples >= 1, got {m!r}.")
     if ascent != "global":
         raise ConfigError(f"m and ascent rank must not both be given, got m {m}; leave one out.")
-    if backend.optimizer.rule.ascent is not None and not backend.climbing_ranks():
-        raise ConfigError(
-            f"m needs a backend whose groups of samples can climb apart, got {backend.name} and m "
-            f"{m}; use backend ddp, or leave m out."
-        )
 
 
 def _check_kinds(model: Any, loss: Any) -> None:
     """ConfigError for arguments of Engine that are of another kind, or in another order."""
-    if not isinstance(model, nn.Module) and not hasattr(model, "whole_gradients"):
+    if not isinstance(model, nn.Module) and not hasattr(model, "climbing_ranks"):
         raise ConfigError(
             f"model must be a module, a DeepSpeedEngine or a backend, got a "
             f"{type(model).__name__}; call Engine(model, optimizer, loss)."

@@ -46,7 +46,6 @@ class FSDP2(TorchRanks, Plain):
     """
 
     name = "fsdp2"
-    whole_gradients = False
 
     def __init__(self, module: nn.Module, optimizer: Any, *, precision: str = "fp32") -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
@@ -234,8 +233,8 @@ class FSDP2(TorchRanks, Plain):
 
     # The two-gradient step.
 
-    def perturb(self, *, local: bool) -> bool:
-        """See `Backend.perturb`. Never `local`: Engine refuses it without whole gradients."""
+    def perturb(self) -> bool:
+        """See `Backend.perturb`."""
         finite = self.optimizer.perturb()
         return (self.scaler is None and finite.is_cuda) or bool(finite)
 

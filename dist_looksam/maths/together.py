@@ -1,8 +1,8 @@
 """m: which samples of the global batch climb together.
 
 The global batch is a sequence of micro-batches: micro-batch a of rank r has number a * ranks + r.
-A group is m / micro_batch consecutive ones. Each group has its own eps, along its own mean
-gradient. Source: Foret et al., arXiv:2010.01412, section 4.1 (m-sharpness).
+A group is m / micro_batch consecutive ones, or an equal part of one. Each group has its own eps,
+along its own mean gradient. Source: Foret et al., arXiv:2010.01412, section 4.1 (m-sharpness).
 """
 
 from collections.abc import Sequence
@@ -18,77 +18,84 @@ class Groups:
     ranks          neighbouring ranks that share a group.
     micro_batches  of each of these ranks in a group.
     rounds         groups that a rank takes part in, one after the other.
+    parts          groups that each micro-batch is split into, where m is smaller.
     """
 
     ranks: int
     micro_batches: int
     rounds: int
+    parts: int = 1
 
 
-@dataclass(frozen=True, kw_only=True)
-class Layout:
-    """How a global batch is split over ranks.
-
-    accumulation   micro-batches of each rank in a step.
-    climbing_ranks how many ranks in a row may share a group on this backend.
-    """
-
-    micro_batch: int
-    accumulation: int
-    ranks: int
-    climbing_ranks: Sequence[int]
-    backend: str
-
-    def groups(self, m: int) -> Groups | None:
-        """The groups of m samples, at most one of all samples; None where m cannot be."""
-        count, rest = divmod(m, self.micro_batch)
-        if rest or not count:
-            return None
-        each, rest = divmod(count, self.ranks)
-        if not rest and self.accumulation % each == 0:
-            found = Groups(ranks=self.ranks, micro_batches=each, rounds=self.accumulation // each)
-            return found if found.rounds == 1 or self.ranks in self.climbing_ranks else None
-        if self.ranks % count or count not in self.climbing_ranks:
-            return None
-        return Groups(ranks=count, micro_batches=1, rounds=self.accumulation)
-
-    def possible(self) -> list[int]:
-        """Every m that can be, ascending."""
-        of_some = (self.micro_batch * n for n in self.climbing_ranks)
-        of_all = (self.micro_batch * self.ranks * n for n in range(1, self.accumulation + 1))
-        return sorted(m for m in {*of_some, *of_all} if self.groups(m))
-
-
-def groups(m: int | None, layout: Layout, *, why: str = "") -> Groups | None:
+def groups(
+    m: int | None,
+    *,
+    micro_batch: int,
+    accumulation: int,
+    ranks: int,
+    climbing: Sequence[int] | None = None,
+    backend: str = "",
+    why: str = "",
+) -> Groups | None:
     """The groups of m samples; None where all samples climb together.
 
     Args:
         m: samples in a group; None for the whole batch.
-        why: " by ..." where m is not what the user gave.
+        accumulation: micro-batches of each rank in a step.
+        climbing: how many ranks in a row may share a group on this backend; None for all divisors.
+        backend, why: for the sentence: the backend's name; " by ..." where m is not as given.
 
     Raises:
-        ConfigError: micro-batches do not make up m, or the backend cannot let so few ranks climb.
+        ConfigError: groups would be of unequal size, or cut across ranks or micro-batches, or the
+            backend cannot let so few ranks climb apart.
     """
-    if m is None:
+    if m is None or m == micro_batch * accumulation * ranks:
         return None
-    found = layout.groups(m)
-    if found is None:
-        raise ConfigError(refusal(m, layout, why))
-    whole = found.ranks == layout.ranks and found.rounds == 1
-    return None if whole else found
-
-
-def refusal(m: int, layout: Layout, why: str) -> str:
-    """The sentence on an m that cannot be: which can, the nearest, and what would allow it."""
-    fit = layout.possible()
+    found = _of(m, micro_batch, accumulation, ranks)
+    apart = found is not None and (climbing is None or found.ranks in climbing)
+    if found is not None and apart:
+        return found
+    how = {"micro_batch": micro_batch, "accumulation": accumulation, "ranks": ranks}
+    fit = possible(**how, climbing=climbing)
     nearest = min(fit, key=lambda n: max(n, m) / max(1, min(n, m)))
-    everywhere = [n for n in range(1, layout.ranks + 1) if layout.ranks % n == 0]
-    elsewhere = Layout(**{**layout.__dict__, "climbing_ranks": everywhere}).groups(m)
-    on_ddp = elsewhere and layout.backend not in ("plain", "ddp")
-    instead = "backend ddp" if on_ddp else "another micro_batch"
-    one_of = "one of " if len(fit) > 1 else ""
-    return (
-        f"m must be {one_of}{', '.join(map(str, fit))} on backend {layout.backend} with "
-        f"{layout.accumulation} x {layout.ranks} micro-batches of {layout.micro_batch}, got "
-        f"{m}{why}; use {nearest}, or {instead}."
+    batches = f"{accumulation} x {ranks} micro-batches of {micro_batch}"
+    if found is None:
+        raise ConfigError(
+            f"m must divide a micro-batch, or be made of those of neighbouring ranks or of all "
+            f"ranks, got {m}{why} with {batches}; the nearest is {nearest}, others need another "
+            f"micro_batch."
+        )
+    raise ConfigError(
+        f"m must be {'one of ' if len(fit) > 1 else ''}{', '.join(map(str, fit))} on backend "
+        f"{backend} with {batches}, got {m}{why}; use {nearest}, or backend ddp."
     )
+
+
+def _of(m: int, micro_batch: int, accumulation: int, ranks: int) -> Groups | None:
+    if m < micro_batch and micro_batch % m == 0:
+        parts = micro_batch // m
+        return Groups(ranks=1, micro_batches=1, rounds=accumulation * parts, parts=parts)
+    count, rest = divmod(m, micro_batch)
+    if rest or not count:
+        return None
+    if ranks % count == 0:
+        return Groups(ranks=count, micro_batches=1, rounds=accumulation)
+    each, rest = divmod(count, ranks)
+    if rest or accumulation % each:
+        return None
+    return Groups(ranks=ranks, micro_batches=each, rounds=accumulation // each)
+
+
+def possible(
+    *, micro_batch: int, accumulation: int, ranks: int, climbing: Sequence[int] | None = None
+) -> list[int]:
+    """Every m that `groups` takes, ascending."""
+    found = {micro_batch * accumulation * ranks}
+    parts = [n for n in range(1, micro_batch) if micro_batch % n == 0]
+    some = [micro_batch * n for n in range(1, ranks + 1)]
+    of_all = [micro_batch * ranks * n for n in range(1, accumulation)]
+    for m in (*parts, *some, *of_all):
+        group = _of(m, micro_batch, accumulation, ranks)
+        if group is not None and (climbing is None or group.ranks in climbing):
+            found.add(m)
+    return sorted(found)

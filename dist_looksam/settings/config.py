@@ -16,9 +16,8 @@ from ..backends.rows import BACKENDS, BackendRow, chosen
 from ..data.sets import SETS, data_set
 from ..engine import ASCENTS
 from ..errors import ConfigError
-from ..maths import together
 from ..maths.schedule import SCALINGS, SCHEDULES
-from ..maths.together import Layout
+from ..maths.together import groups
 from ..optim.bases import BASES
 from ..optim.rule import LAYER_ASCENTS, REUSES, SCOPES, check_alpha, check_choice, check_rho
 from ..optim.table import METHODS, base_of, base_row, method, rule_of
@@ -80,10 +79,10 @@ class Settings:
     alpha: float = flag(0.7, "weight of the reused g_v")
     k: int = flag(5, "steps from one look (step with a second gradient) to the next")
     p: float = flag(2.0, "p of the p-norm of the model-wide ascent, in (1, inf]")
-    m: int | None = flag(
-        None, "samples that climb together, along their mean gradient; default the whole batch"
-    )
     ascent: str = flag("global", "global, as --m says; rank, m = batch_size / ranks", ASCENTS)
+    m: int | None = flag(
+        None, "samples that climb together, each group on its own; default: the whole batch"
+    )
     layer_ascent: str = flag("scaled", "formula of the layer-wise ascent", LAYER_ASCENTS)
     decompose: str = flag("model", "scope of the decomposition into g_h and g_v", SCOPES)
     reuse: str = flag("natural", "size of the reused g_v", REUSES)
@@ -198,8 +197,7 @@ class Settings:
             "batch_size": 1, "micro_batch": 1, "steps": 1, "warmup_steps": 0, "lr_base_batch": 1,
             "image_size": 1, "workers": 0, "save_every": 0, "eval_every": 0, "probe_every": 0,
             "keep": 0, "seed": 0, "holdout": 0, "warmup_epochs": 0, "lr": 0, "weight_decay": 0,
-            "eps": 0, "ranks": 1, "train_images": 1, "max_skips": 0, "m": 1,
-            "shard_ranks": 1,
+            "eps": 0, "m": 1, "shard_ranks": 1, "ranks": 1, "train_images": 1, "max_skips": 0,
         }  # fmt: skip
         for name, least in at_least.items():
             value = getattr(self, name)
@@ -264,42 +262,33 @@ class Settings:
         return filled
 
     def _samples(self, ranks: int) -> dict[str, Any]:
-        """micro_batch, and of a method with ascent m and the ascent that it stands for. ConfigError
-        for an m that the backend cannot do."""
-        climbing = self.backend_row.climbing_ranks(self, ranks)
-        m = self.m
-        if self.ascent == "rank" and climbing:
-            m = self.batch_size // ranks if self.batch_size % ranks == 0 else None
+        """micro_batch, and of a method with ascent m, which ascent rank stands for.
+
+        Raises:
+            ConfigError: micro-batches do not make up m, or the backend cannot climb so.
+        """
+        m, ascent = (self.m, self.ascent) if self.rule.ascent else (None, "global")
+        if ascent == "rank" and self.batch_size % ranks == 0:
+            m = self.batch_size // ranks
             if self.m not in (None, m):
                 raise ConfigError(
                     f"m must be batch_size / ranks with ascent rank, which is {m}, got {self.m}; "
                     f"leave one out."
                 )
-        if self.rule.ascent is None or m is None:
-            n = micro_batch(self.batch_size, ranks=ranks, asked=self.micro_batch)
-            return {"micro_batch": n}
-
-        def layout(n: int) -> Layout:
-            return self.layout(n, ranks)
-
-        n = micro_batch(
-            self.batch_size,
-            ranks=ranks,
-            asked=self.micro_batch,
-            fits=lambda n: layout(n).groups(m) is not None,
+        climbing = self.backend_row.climbing_ranks(self, ranks)
+        size = micro_batch(
+            self.batch_size, ranks=ranks, asked=self.micro_batch, m=m, climbing=climbing
         )
-        together.groups(m, layout(n), why=" by ascent rank" if self.ascent == "rank" else "")
-        return {"micro_batch": n, "m": m, "ascent": "global"}
-
-    def layout(self, micro_batch: int, ranks: int) -> Layout:
-        """How the batch is split over ranks, of settings that name their backend."""
-        return Layout(
-            micro_batch=micro_batch,
-            accumulation=self.batch_size // (micro_batch * ranks),
+        groups(
+            m,
+            micro_batch=size,
+            accumulation=self.batch_size // (ranks * size),
             ranks=ranks,
-            climbing_ranks=self.backend_row.climbing_ranks(self, ranks),
+            climbing=climbing,
             backend=self.backend,
+            why=" by ascent rank" if ascent == "rank" else "",
         )
+        return {"micro_batch": size, **({} if m is None else {"m": m, "ascent": "global"})}
 
     def resolved(self, *, ranks: int, launcher: str, samples: int) -> "Settings":
         """`for_ranks`, and the training length in steps. samples: number of training samples."""

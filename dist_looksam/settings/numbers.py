@@ -1,9 +1,10 @@
 """Numbers of settings: parsed exactly, checked against upper limits, divided over ranks."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 from ..errors import ConfigError
+from ..maths.together import possible
 
 # Limits of torch, the operating system and the clock. Kernels compute in fp32, for example
 # lr x weight decay x lr_scaling.
@@ -35,29 +36,37 @@ def whole(value: Any) -> int:
 
 
 def micro_batch(
-    batch: int, *, ranks: int, asked: int | None, fits: Callable[[int], bool] = lambda _: True
+    batch: int,
+    *,
+    ranks: int,
+    asked: int | None,
+    m: int | None = None,
+    climbing: Sequence[int] | None = None,
 ) -> int:
-    """`asked`, checked; by default the largest divisor of a rank's share of the batch up to 256.
-
-    fits: what a default must also be; 1 where nothing does.
-    """
+    """`asked`, checked; by default the largest divisor of a rank's share of the batch up to 256,
+    one that makes m up where there is one. climbing: as of `together.groups`."""
     unit = ranks * (asked or 1)
     if batch % unit:
         nearest = [n for n in (batch // unit * unit, (batch // unit + 1) * unit) if n]
         part = f"micro_batch {asked} x {ranks}" if asked else f"{ranks}"
         use = " or ".join(map(str, nearest))
         if asked and batch % ranks == 0:
-            most = _largest_divisor(batch // ranks, asked)
+            fits = _largest_divisor(batch // ranks, asked)
             if batch < unit:  # a much larger batch is hardly meant
-                use = f"--micro_batch {most}, or batch_size {use}"
+                use = f"--micro_batch {fits}, or batch_size {use}"
             else:
-                use += f", or --micro_batch {most}"
+                use += f", or --micro_batch {fits}"
         raise ConfigError(
             f"batch_size must be {part} ranks x a whole number, got {batch}; use {use}."
         )
-    return asked or _largest_divisor(batch // ranks, 256, fits)
+    if asked is None and m is not None:
+        share = batch // ranks
+        for size in range(min(share, 256), 0, -1):
+            count = {"micro_batch": size, "accumulation": share // size, "ranks": ranks}
+            if share % size == 0 and m in possible(**count, climbing=climbing):
+                return size
+    return asked or _largest_divisor(batch // ranks, 256)
 
 
-def _largest_divisor(number: int, most: int, fits: Callable[[int], bool] = lambda _: True) -> int:
-    every = range(min(number, most), 0, -1)
-    return next((n for n in every if number % n == 0 and fits(n)), 1)
+def _largest_divisor(number: int, most: int) -> int:
+    return next(n for n in range(min(number, most), 0, -1) if number % n == 0)

@@ -11,7 +11,6 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from ...errors import ConfigError
 from ...optim.sharpness import Sharpness
 from ...rows import load_rows
 from ...world import World
@@ -55,13 +54,12 @@ class BackendRow:
         """Settings that the backend fills in or changes, by name."""
         return {}
 
-    def climbing_ranks(self, settings: Any, ranks: int) -> list[int]:
-        """How many neighbouring ranks may share a group of m samples; see `Backend`'s of that name,
-        which says the same of a made backend."""
-        return [n for n in range(1, ranks + 1) if ranks % n == 0]
-
     def check(self, settings: Any, ranks: int) -> None:
         """ConfigError for resolved settings that the backend cannot train with, on any machine."""
+
+    def climbing_ranks(self, settings: Any, ranks: int) -> list[int]:
+        """How many ranks in a row may share a group of --m samples; see `Backend`."""
+        return [n for n in range(1, ranks + 1) if ranks % n == 0]
 
     def restarting(self) -> Callable[..., Any] | None:
         """run(train, settings, world), which calls train again when workers have joined or left;
@@ -84,15 +82,6 @@ class BackendRow:
     ) -> Backend:
         """The backend of a model that is still on the CPU, and of the optimizer over it."""
         raise NotImplementedError
-
-
-def refuse_rank_ascent(settings: Any, got: str, instead: str) -> None:
-    """ConfigError for --ascent rank, where ranks have no whole gradients of their own."""
-    if settings.ascent == "rank":
-        raise ConfigError(
-            f"ascent rank needs whole gradients on every rank, got {got}; "
-            f"use {instead}, or --ascent global."
-        )
 
 
 BACKENDS: dict[str, BackendRow] = load_rows(__name__, __path__)

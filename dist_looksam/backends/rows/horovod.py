@@ -33,16 +33,17 @@ class HorovodRow(BackendRow):
             "install it (bash cluster/horovod/build.sh) or use --backend ddp."
         )
 
-    def climbing_ranks(self, settings: Any, ranks: int) -> list[int]:
-        """Not yet with sharded state."""
-        return [] if settings.zero_stage == 1 else sorted({1, ranks})
-
     def check(self, settings: Any, ranks: int) -> None:
         if settings.zero_stage in (2, 3):
             raise ConfigError(
                 f"backend horovod shards at zero_stage 1 only, without offload, got zero_stage "
                 f"{settings.zero_stage}; use --zero_stage 1 or --backend zero."
             )
+
+    def climbing_ranks(self, settings: Any, ranks: int) -> list[int]:
+        """One or all: a process set of Horovod's, for some, must be made before training, and not
+        while workers join and leave."""
+        return sorted({1, ranks})
 
     def restarting(self) -> Callable[..., Any] | None:
         """Under elastic horovodrun (--min-np, --max-np). ConfigError if Horovod cannot be loaded

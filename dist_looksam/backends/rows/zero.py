@@ -9,7 +9,7 @@ from torch import nn
 
 from ..backend import Backend
 from ..zero import config
-from . import BackendRow, OptimizerOf, refuse_rank_ascent
+from . import BackendRow, OptimizerOf
 
 
 class ZeroRow(BackendRow):
@@ -39,16 +39,15 @@ class ZeroRow(BackendRow):
             "clip": config.clip_of(file, settings.clip),
         }
 
-    def climbing_ranks(self, settings: Any, ranks: int) -> list[int]:
-        """Not yet."""
-        return []
-
     def check(self, settings: Any, ranks: int) -> None:
         """Also where the user's DeepSpeed file and the flags disagree."""
         self.deepspeed_config(settings, ranks)
+
+    def climbing_ranks(self, settings: Any, ranks: int) -> list[int]:
+        """Fewer than all only where every rank has its own gradient whole."""
         if settings.zero_stage in (2, 3) or settings.offload:
-            got = f"ZeRO stage {settings.zero_stage}{' with offload' if settings.offload else ''}"
-            refuse_rank_ascent(settings, got, "--zero_stage 1 without offload")
+            return [ranks]
+        return super().climbing_ranks(settings, ranks)
 
     def deepspeed_config(self, settings: Any, ranks: int) -> dict[str, Any]:
         """What deepspeed.initialize gets. ConfigError as of `config.make`."""
