@@ -24,6 +24,7 @@ from ..cli.arguments import Parser
 from ..cli.table import text as table_text
 from ..engine import Engine
 from ..errors import ConfigError
+from ..maths.together import groups
 from ..optim import table
 
 _IMAGE = {"vit_28": (1, 28, 28), "vit_28_p4": (1, 28, 28), "vit_8": (1, 8, 8)}
@@ -99,13 +100,22 @@ class Problem:
     """Makes loops with the same initial weights and the same micro-batches."""
 
     def __init__(
-        self, *, model: str, batch_size: int, micro_batch: int, k: int, precision: str, device: str
+        self,
+        *,
+        model: str,
+        batch_size: int,
+        micro_batch: int,
+        k: int,
+        precision: str,
+        device: str,
+        m: int | None = None,
     ) -> None:
         if micro_batch < 1 or batch_size < 1 or batch_size % micro_batch:
             raise ConfigError(
                 f"batch_size must be micro_batch {micro_batch} x a whole number, got {batch_size}."
             )
-        self.model, self.k, self.precision = model, k, precision
+        self.model, self.k, self.precision, self.m = model, k, precision, m
+        groups(m, micro_batch=micro_batch, accumulation=batch_size // micro_batch, ranks=1)
         self.device = torch.device(device)
         self.shape = _IMAGE.get(model, (3, 224, 224))
         torch.manual_seed(0)
@@ -154,7 +164,7 @@ class Problem:
         rho = table.method(name).default_rho
         optimizer = table.build(inner, rule=rule, rho=rho, alpha=0.7)
         loss = Counted()
-        engine = Engine(model, optimizer, loss, precision=self.precision)
+        engine = Engine(model, optimizer, loss, precision=self.precision, m=self.m)
         return Loop(name=name, base=base, step=lambda: engine.step(self.batches), counted=loss)
 
     def peer(self, name: str) -> Loop:
@@ -263,6 +273,7 @@ def _parser() -> Parser:
     add("--model", default="vit_28", help="network, as in train.py; default vit_28")
     add("--batch_size", type=int, default=128, help="samples per step; default 128")
     add("--micro_batch", type=int, help="samples per forward; default: batch_size")
+    add("--m", type=int, help="samples that climb together; default: batch_size")
     add("--k", type=int, default=5, help="steps from one look to the next; default 5")
     add("--repeats", type=int, default=15, help="measured cycles of k steps; default 15")
     add(
@@ -280,12 +291,15 @@ def main(argv: Sequence[str]) -> int:
     flags = _parser().parse_args(argv)
     if flags.repeats < 1 or flags.k < 1:
         raise ConfigError(f"repeats and k must be >= 1, got {flags.repeats} and {flags.k}.")
+    if flags.m is not None and flags.m < 1:
+        raise ConfigError(f"m must be >= 1, got {flags.m}.")
     names = _names(flags.optimizers)
     problem = Problem(
         model=flags.model,
         batch_size=flags.batch_size,
         micro_batch=flags.micro_batch or flags.batch_size,
         k=flags.k,
+        m=flags.m,
         precision=flags.precision,
         device=flags.device,
     )

@@ -17,7 +17,7 @@ from ..data.sets import SETS, data_set
 from ..engine import ASCENTS
 from ..errors import ConfigError
 from ..maths.schedule import SCALINGS, SCHEDULES
-from ..maths.together import groups
+from ..maths.together import Groups, groups
 from ..optim.bases import BASES
 from ..optim.rule import LAYER_ASCENTS, REUSES, SCOPES, check_alpha, check_choice, check_rho
 from ..optim.table import METHODS, base_of, base_row, method, rule_of
@@ -279,16 +279,22 @@ class Settings:
         size = micro_batch(
             self.batch_size, ranks=ranks, asked=self.micro_batch, m=m, climbing=climbing
         )
-        groups(
-            m,
-            micro_batch=size,
-            accumulation=self.batch_size // (ranks * size),
-            ranks=ranks,
-            climbing=climbing,
-            backend=self.backend,
-            why=" by ascent rank" if ascent == "rank" else "",
-        )
+        why = " by ascent rank" if ascent == "rank" else ""
+        replace(self, m=m, micro_batch=size).groups(ranks, why=why)
         return {"micro_batch": size, **({} if m is None else {"m": m, "ascent": "global"})}
+
+    def groups(self, ranks: int, *, why: str = "") -> Groups | None:
+        """The groups of m samples of settings that name micro_batch and backend; None for one."""
+        assert self.micro_batch is not None
+        return groups(
+            self.m if self.rule.ascent else None,
+            micro_batch=self.micro_batch,
+            accumulation=self.batch_size // (ranks * self.micro_batch),
+            ranks=ranks,
+            climbing=self.backend_row.climbing_ranks(self, ranks),
+            backend=self.backend,
+            why=why,
+        )
 
     def resolved(self, *, ranks: int, launcher: str, samples: int) -> "Settings":
         """`for_ranks`, and the training length in steps. samples: number of training samples."""
