@@ -81,7 +81,10 @@ class Settings:
     p: float = flag(2.0, "p of the p-norm of the model-wide ascent, in (1, inf]")
     ascent: str = flag("global", "global, as --m says; rank, m = batch_size / ranks", ASCENTS)
     m: int | None = flag(
-        None, "samples that climb together, each group on its own; default: the whole batch"
+        None,
+        "samples that climb together; default: the whole batch; as --group under torchrun",
+        (),
+        "--group",  # launchers by argparse take --m for a short form of their own --master_port
     )
     layer_ascent: str = flag("scaled", "formula of the layer-wise ascent", LAYER_ASCENTS)
     decompose: str = flag("model", "scope of the decomposition into g_h and g_v", SCOPES)
