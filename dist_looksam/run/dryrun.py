@@ -94,6 +94,8 @@ def check(settings: Settings, *, ranks: int, launcher: str = "", opened: bool = 
             image_shape=data.shape,
             drop_path=settings.drop_path,
         )
+    if settings.checkpoint_activations:
+        models.checkpoint_activations(model)
     if settings.compile != "off":
         compiled.blocks(model)
     assemble.optimizer_of(settings, model)

@@ -133,6 +133,9 @@ class Settings:
         False, f"keep the optimizer state in host memory, {_only('offload')}; default off"
     )
     compile: str = flag("off", "what torch.compile compiles of the network", COMPILES)
+    checkpoint_activations: bool = flag(
+        False, "keep only the blocks' inputs for backward: less memory, a forward more; default off"
+    )
     precision: str = flag("fp32", "number format of forward and backward", PRECISIONS)
     seed: int = flag(0, "seed of weights, sample order, augmentation and dropout")
     out: str = flag("runs/latest", "run directory")
