@@ -9,6 +9,7 @@ from ..settings.alike import WITHOUT_EFFECT
 
 Measured = dict[str, Any]  # the content of one flatness.json
 FORMAT = 1
+BITS = (8, 4)  # of the rounded weights
 _MOST_NAMED = 4  # settings in the name of a group
 
 
@@ -143,7 +144,7 @@ def table(groups: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
     columns += [
         ("eigenvalue", lambda run: run["eigenvalues"]["largest"][0], ".4g"),
         ("trace", lambda run: run["trace"] and run["trace"]["mean"], ".4g"),
-        *((f"int{b}", _lost_of(b), "+.2f") for b in (8, 4)),
+        *((f"int{b}", _lost_of(b), "+.2f") for b in BITS),
     ]
     head = ["", "n", *(name for name, *_ in columns)]
     rows = [

@@ -12,10 +12,9 @@ from ..maths.directions import filter_normalised, gaussian, scaled_to
 from ..maths.rounding import rounded
 from ..maths.shards import dots, per_model, whole
 from ..maths.spectrum import lanczos, mean_and_error, signs
+from .groups import BITS
 from .objective import Objective, Score, flat
 
-SCOPES = ("model", "layer")
-BITS = (8, 4)
 _ROUNDED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 # Streams of random numbers; those of the trace's vectors begin at _PROBE.
 _START, _RANDOM, _LINE, _PROBE, _STREAMS = 0, 1, 2, 10, 10_000

@@ -12,6 +12,7 @@ import altair as alt
 
 from dist_looksam import files
 from dist_looksam.flatness.groups import (
+    BITS,
     FORMAT,
     Group,
     Measured,
@@ -30,6 +31,7 @@ from dist_looksam.report.study import Label
 from dist_looksam.report.tables import Table
 
 _WIDTH, _HEIGHT = 230, 190
+_MOST_VALUES = 4  # groups whose means are written beside their marks
 _NAMES = {"gradient": "along the gradient of all images", "random": "along a random direction"}
 
 
@@ -39,11 +41,11 @@ def read(folders: Sequence[str | Path]) -> list[Measured]:
     return [content for content in found if content and content.get("format") == FORMAT]
 
 
-def tables(measured: Sequence[Measured]) -> list[Table]:
+def as_table(measured: Sequence[Measured]) -> Table:
     """The table of the report."""
     head, rows = table(grouped(measured))
     note = "".join(f" {sentence}" for sentence in unlike(measured))
-    return [Table(title="Flatness", caption=caption(measured) + note, head=head, rows=rows)]
+    return Table(title="Flatness", caption=caption(measured) + note, head=head, rows=rows)
 
 
 def picture(measured: Sequence[Measured]) -> alt.VConcatChart:
@@ -52,15 +54,19 @@ def picture(measured: Sequence[Measured]) -> alt.VConcatChart:
     colours = _colours(groups)
     settings = measured[0]["settings"]
     rows = [_radii(groups, colours, scope) for scope in ("model", "layer")]
+    one = f"one image: {100 / settings['test_samples']:.2g}"
+    falls = [v for g in groups for bits in BITS for v in g.values(_lost(bits))]
+    reach = [min([*falls, -1e-9]), max([*falls, 1e-9])]  # shared by int8 and int4
     third = [
-        _bars(groups, colours, "Largest eigenvalue", _eigenvalue, ".3g"),
-        _bars(groups, colours, "Trace of the Hessian", _trace, ".3g"),
+        _bars(groups, colours, "Largest eigenvalue", _eigenvalue, _number, None),
+        _bars(groups, colours, "Trace of the Hessian", _trace, _number, None),
         *(
-            _bars(groups, colours, f"Points of test top-1 after int{bits}", _lost(bits), "+.2f")
-            for bits in (8, 4)
+            _bars(groups, colours, f"int{bits}: points of test top-1 ({one})", _lost(bits),
+                  "{:+.2f}".format, reach)
+            for bits in BITS
         ),
-    ]
-    rows += [drawing.across(*third, spacing=56), _lines(groups, colours)]
+    ]  # fmt: skip
+    rows += [drawing.across(*third, spacing=72), _lines(groups, colours)]
     subtitle = [
         f"{many(len(measured), 'run')} · {settings['samples']:,} training images, "
         f"{settings['test_samples']:,} test images, eval mode, no augmentation",
@@ -110,23 +116,23 @@ def _radii(groups: Sequence[Group], colours: dict[str, str], scope: str) -> alt.
     series = [
         [row for g in groups for row in _against_rho(g, scope, *panel[1:])] for panel in panels
     ]
-    values = [v for rows in series[:3] for row in rows for v in (row["low"], row["high"])]
-    limits = _limits(values)  # shared, so that the directions can be compared by eye
+    limits = _limits(
+        [row for rows in series[:3] for row in rows]
+    )  # shared, so that the directions can be compared by eye
     unit = "‖eps‖" if scope == "model" else "‖eps_i‖ / ‖w_i‖"
     charts = []
     for (title, *_, split), rows in zip(panels, series, strict=True):
-        own = limits if split == "train" else _limits([r[k] for r in rows for k in ("low", "high")])
+        own = limits if split == "train" else _limits(rows)
         y_title = f"{split} loss"
         charts.append(_curve(rows, colours, title=title, x=f"rho = {unit}", y=y_title, limits=own))
-    row = drawing.across(*charts, spacing=56)
+    row = drawing.across(*charts, spacing=72)
     name = {"model": "Scope model: eps = rho g / ‖g‖", "layer": "Scope layer: ‖eps_i‖ = rho ‖w_i‖"}
     return row.properties(title=alt.TitleParams(name[scope], fontSize=14, color=INK))
 
 
-def _limits(values: Sequence[float]) -> list[float]:
-    low, high = min(values, default=0.0), max(values, default=1.0)
-    margin = 0.05 * (high - low) or 0.1
-    return [max(0.0, low - margin), high + margin]
+def _limits(rows: Rows) -> list[float]:
+    """Of losses: from 0, so that heights can be compared."""
+    return [0.0, 1.05 * max((row["high"] for row in rows), default=1.0)]
 
 
 def _against_rho(group: Group, scope: str, direction: str, whole: bool, split: str) -> Rows:
@@ -157,11 +163,11 @@ def _curve(
     rows: Rows, colours: dict[str, str], *, title: str, x: str, y: str, limits: list[float]
 ) -> alt.LayerChart:
     base = alt.Chart(drawing.rows(rows)).encode(
-        x=alt.X("x:Q", title=x, axis=alt.Axis(grid=False, tickCount=5)),
+        x=alt.X("x:Q", title=x, axis=alt.Axis(grid=False, tickCount=5, labelFlush=False)),
         color=drawing.colour("group", colours),
     )
     scale = alt.Scale(domain=limits, nice=False, zero=False)
-    axis = alt.Y("y:Q", title=y, scale=scale, axis=alt.Axis(tickCount=5))
+    axis = alt.Y("y:Q", title=y, scale=scale, axis=alt.Axis(tickCount=5, labelFlush=True))
     band = base.mark_area(opacity=0.16).encode(y=alt.Y("low:Q", title=y, scale=scale), y2="high:Q")
     line = base.mark_line(strokeWidth=1.8, point=alt.OverlayMarkDef(size=22)).encode(y=axis)
     return alt.layer(band, line).properties(width=_WIDTH, height=_HEIGHT, title=_small(title))
@@ -169,6 +175,11 @@ def _curve(
 
 def _small(title: str) -> alt.TitleParams:
     return alt.TitleParams(title, fontSize=12, fontWeight="normal")
+
+
+def _number(value: float) -> str:
+    """Three digits, without an exponent."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def _eigenvalue(run: Measured) -> float | None:
@@ -188,21 +199,23 @@ def _bars(
     colours: dict[str, str],
     title: str,
     of: Callable[[Measured], float | None],
-    form: str,
+    text: Callable[[float], str],
+    limits: list[float] | None,
 ) -> alt.LayerChart:
-    """A marker for each run, a longer one for the mean, and its value; the axis holds 0."""
+    """A dot for each run, a dash for the mean, and its value; the axis holds 0."""
     means = [row for g in groups if (row := _range(g, of))]
     for row in means:
-        row["text"] = f"{row['y']:{form}}"
+        row["text"] = text(row["y"]) if len(groups) <= _MOST_VALUES else ""
     single = [{"group": g.name, "y": v} for g in groups for v in g.values(of)]
     names = [g.name for g in groups]
-    y = alt.Y("y:Q", title=None, scale=alt.Scale(zero=True), axis=alt.Axis(tickCount=5))
+    scale = alt.Scale(zero=True, domain=alt.Undefined if limits is None else limits)
+    y = alt.Y("y:Q", title=None, scale=scale, axis=alt.Axis(tickCount=5, labelFlush=True))
     x = alt.X("group:N", sort=names, title=None, axis=None)
     colour = drawing.colour("group", colours)
     base = alt.Chart(drawing.rows(means)).encode(x=x, color=colour)
     zero = alt.Chart(drawing.rows([{"y": 0.0}])).mark_rule(color=GREY, strokeWidth=1).encode(y=y)
     bars = base.mark_rule(strokeWidth=1.5, opacity=0.5).encode(
-        y=alt.Y("low:Q", title=None), y2="high:Q"
+        y=alt.Y("low:Q", title=None, scale=scale), y2="high:Q"
     )
     dots = alt.Chart(drawing.rows(single)).mark_point(filled=True, size=22, opacity=0.6)
     layers = [
@@ -210,7 +223,7 @@ def _bars(
         bars,
         dots.encode(x=x, y=y, color=colour),
         base.mark_tick(thickness=2.5, size=24).encode(y=y),
-        base.mark_text(dx=16, align="left", fontSize=11).encode(y=y, text="text:N"),
+        base.mark_text(dx=15, dy=-7, align="left", fontSize=11).encode(y=y, text="text:N"),
     ]
     layered = alt.layer(*layers)
     return layered.properties(width=_WIDTH, height=_HEIGHT - 50, title=_small(title))
@@ -218,22 +231,26 @@ def _bars(
 
 def _lines(groups: Sequence[Group], colours: dict[str, str]) -> alt.HConcatChart:
     """Training and test loss along the two random, filter-normalised directions."""
-    charts = []
-    for split in ("train", "test"):
-        for number in range(2):
-            rows = []
-            for group in groups:
-                for i, point in enumerate(group.runs[0]["lines"][number]):
-                    at = _range(group, _on_line(number, i, split))
-                    rows += [at | {"x": point["t"]}] if at else []
-            values = [row[key] for row in rows for key in ("low", "high")]
-            charts.append(_curve(
-                rows, colours, title=f"random direction {number + 1}", x="t", y=f"{split} loss",
-                limits=_limits(values),
-            ))  # fmt: skip
-    row = drawing.across(*charts, spacing=56)
+    places = [(split, number) for split in ("train", "test") for number in range(2)]
+    series = [_along(groups, split, number) for split, number in places]
+    limits = _limits([row for rows in series for row in rows])
+    charts = [
+        _curve(rows, colours, title=f"random direction {number + 1}", x="t", y=f"{split} loss",
+               limits=limits)
+        for (split, number), rows in zip(places, series, strict=True)
+    ]  # fmt: skip
+    row = drawing.across(*charts, spacing=72)
     name = "Loss at w + t d, d filter-normalised (‖d‖ = ‖w‖ for every filter)"
     return row.properties(title=alt.TitleParams(name, fontSize=14, color=INK))
+
+
+def _along(groups: Sequence[Group], split: str, number: int) -> Rows:
+    rows = []
+    for group in groups:
+        for i, point in enumerate(group.runs[0]["lines"][number]):
+            at = _range(group, _on_line(number, i, split))
+            rows += [at | {"x": point["t"]}] if at else []
+    return rows
 
 
 def _on_line(number: int, point: int, split: str) -> Callable[[Measured], float | None]:
