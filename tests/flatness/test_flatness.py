@@ -1,4 +1,4 @@
-"""`dist-looksam flatness`, from a training to flatness.json, the table, the picture and the report."""
+"""`dist-looksam flatness`, from a training to its file, the table, the picture and the report."""
 
 import json
 import shutil

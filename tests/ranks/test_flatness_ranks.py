@@ -5,9 +5,9 @@ import socket
 import sys
 
 import pytest
-from launch import run
 
 from dist_looksam.run.train import main as train
+from launch import run
 
 pytestmark = pytest.mark.slow
 QUICK = [
