@@ -1,5 +1,6 @@
 """What flatness.json holds: loss around w, eigenvalues and trace of the Hessian, rounding."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import RunError
 from ..maths.ascent import layer_perturbation, model_perturbation
 from ..maths.directions import filter_normalised, gaussian, scaled_to
 from ..maths.rounding import rounded
@@ -72,9 +74,12 @@ class Measurement:
         self.objective, self.wanted, self.tick = objective, wanted, tick
 
     def all(self) -> dict[str, Any]:
-        """The measured part of flatness.json."""
+        """The measured part of flatness.json. RunError if the loss at w is not finite."""
+        at_w = self._score("loss at w")
+        if not math.isfinite(at_w["train"]["loss"]):
+            raise RunError("the training loss at the weights is not finite: the run diverged.")
         return {
-            "at_w": self._score("loss at w"),
+            "at_w": at_w,
             "ascent": self._whole() + self._groups(),
             "eigenvalues": self._eigenvalues(),
             "trace": self._trace(),

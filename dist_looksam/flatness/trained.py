@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .. import checkpoint, files, models
 from ..checkpoint.commands import weights_of
+from ..checkpoint.form import digest_of
 from ..data import Data, load
 from ..data.sets import data_set
 from ..errors import ConfigError, RunError
@@ -76,6 +77,11 @@ class Trained:
         except (SafetensorError, OSError) as error:
             raise RunError(f"{self.weights} cannot be read ({error}).") from error
 
+    def digest(self) -> str:
+        """Of the weights; of a checkpoint's manifest, which holds those of its parts."""
+        whole = self.weights if self.step is None else self.weights / checkpoint.MANIFEST
+        return digest_of(whole)
+
     def facts(self) -> dict[str, Any]:
         """For flatness.json."""
         names = ("optimizer", "base", "batch_size", "seed", "data", "model", "holdout")
@@ -85,6 +91,7 @@ class Trained:
             **{name: self.config[name] for name in names},
             "step": self.step,
             "weights": str(self.weights.relative_to(self.path)),
+            "weights_sha256": self.digest(),
             "config": self.config,
         }
 

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .. import files
+from ..backends.ranks import gather
 from ..cli.arguments import Parser
 from ..cli.table import text as table_text
 from ..data import Data
@@ -38,10 +39,26 @@ from ..world.roster import join
 
 _DTYPES = {"fp32": torch.float32, "fp64": torch.float64}
 _PICTURE = "flatness.png"
+_COUNTS = {  # flag: default, least, help
+    "samples": (2048, 1, "training images, drawn the same for every run; a multiple of m is used"),
+    "test_samples": (10_000, 1, "evaluation images at most"),
+    "m": (64, 1, "images of a group that climbs alone"),
+    "eigenvalues": (3, 1, "largest eigenvalues to find"),
+    "iterations": (40, 1, "Hessian-vector products for them at most"),
+    "probes": (10, 0, "Hessian-vector products for the trace, 0: no trace"),
+    "points": (21, 2, "points of a random line"),
+    "micro_batch": (64, 1, "images per rank and forward"),
+    "seed": (0, 0, "seed of all random directions"),
+}
+_RADII = {"rho": [0.02, 0.05, 0.1, 0.2], "layer_rho": [0.001, 0.002, 0.005, 0.01]}
+_RADIUS = {"rho": "radii ||eps|| over the model", "layer_rho": "radii ||eps_i|| / ||w_i||"}
 
 
 def main(argv: Sequence[str]) -> int:
     """Measure, write flatness.json and a picture, print a table. Raises ConfigError, RunError."""
+    # Without it MKL's rounding depends on the addresses of tensors.
+    os.environ.setdefault("MKL_CBWR", "AUTO")
+    torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32, also in convolutions
     flags = _parser().parse_args(argv)
     _check(flags)
     world = World.from_env()
@@ -66,16 +83,20 @@ class _Bench:
     def __init__(self, flags: Any, world: World, device: torch.device) -> None:
         self.flags, self.world, self.device = flags, world, device
         self._opened: tuple[Any, Data, int, list[Part]] | None = None
+        out = files.json_object(flags.out / rundir.FLATNESS) if flags.out is not None else None
+        self._known: list[dict[str, Any]] = (out or {}).get("runs", [])  # before it is replaced
 
     def all(self, runs: Sequence[Trained]) -> list[dict[str, Any]]:
-        """The content of flatness.json of each; without --out each is written at once."""
-        measured = []
+        """The content of flatness.json of each, written as soon as it is known."""
+        measured: list[dict[str, Any]] = []
         for number, run in enumerate(runs, start=1):
             measured.append(self._one(run, f"{run.path} ({number} of {len(runs)})"))
-            if self.world.rank == 0 and self.flags.out is None:
+            if self.world.rank:
+                continue
+            if self.flags.out is None:
                 _write(run.path / _name(run.step), measured[-1])
-        if self.world.rank == 0 and self.flags.out is not None:
-            _write(self.flags.out / rundir.FLATNESS, {"format": FORMAT, "runs": measured})
+            else:
+                _write(self.flags.out / rundir.FLATNESS, {"format": FORMAT, "runs": measured})
         return measured
 
     def _one(self, run: Trained, title: str) -> dict[str, Any]:
@@ -83,7 +104,27 @@ class _Bench:
         data, samples, parts = self._samples(run)
         model = run.model(data).to(self.device, _DTYPES[self.flags.precision])
         wanted = self._wanted(samples, data)
+        settings = {**asdict(wanted), "rho": [*wanted.rho], "layer_rho": [*wanted.layer_rho]}
+        if earlier := self._earlier(run, settings):
+            if self.world.rank == 0:
+                print(f"{title}: was measured already; --again measures anew", file=sys.stderr)
+            return earlier | run.facts()
         objective = Objective(model, *parts, total=self._total, micro_batch=self.flags.micro_batch)
+        numbers = self._measured(objective, wanted, title)
+        return {
+            "format": FORMAT,
+            **run.facts(),
+            "parameters": sum(w.numel() for w in objective.weights),
+            "settings": settings,
+            **numbers,
+            "ranks": self.world.size,
+            "device": self.device.type,
+            "seconds": round(time.perf_counter() - began, 3),
+            **made_with(),
+        }
+
+    def _measured(self, objective: Objective, wanted: Wanted, title: str) -> dict[str, Any]:
+        """All numbers, with progress on stderr."""
         progress = Progress(
             wanted.cost(),
             shown=self.world.rank == 0,
@@ -100,23 +141,21 @@ class _Bench:
 
         with progress:
             progress.note(
-                f"{title}: {samples:,} training and {wanted.test_samples:,} test images, eval mode "
-                f"(no dropout, no drop-path), no augmentation"
+                f"{title}: {wanted.samples:,} training and {wanted.test_samples:,} test images, "
+                f"eval mode (no dropout, no drop-path), no augmentation"
             )
-            numbers = Measurement(objective, wanted, tick).all()
-        if not math.isfinite(numbers["at_w"]["train"]["loss"]):
-            raise RunError(f"{run.path} has weights with a loss that is not finite: it diverged.")
-        return {
-            "format": FORMAT,
-            **run.facts(),
-            "parameters": sum(w.numel() for w in objective.weights),
-            "settings": {**asdict(wanted), "rho": [*wanted.rho], "layer_rho": [*wanted.layer_rho]},
-            **numbers,
-            "ranks": self.world.size,
-            "device": str(self.device.type),
-            "seconds": round(time.perf_counter() - began, 3),
-            **made_with(),
-        }
+            return Measurement(objective, wanted, tick).all()
+
+    def _earlier(self, run: Trained, settings: dict[str, Any]) -> dict[str, Any] | None:
+        """What the run's own file, or that in --out, holds of these weights and settings. Rank 0's
+        answer counts."""
+        found = None
+        if not self.flags.again:
+            same = {"format": FORMAT, "weights_sha256": run.digest(), "settings": settings}
+            known = [files.json_object(run.path / _name(run.step)) or {}, *self._known]
+            fits = (x for x in known if all(x.get(name) == v for name, v in same.items()))
+            found = next(fits, None)
+        return gather(found)[0] if self.world.size > 1 else found
 
     def _samples(self, run: Trained) -> tuple[Data, int, list[Part]]:
         """The data, the number of training samples (whole groups of m), this rank's parts."""
@@ -139,21 +178,10 @@ class _Bench:
         return self._opened[1:]
 
     def _wanted(self, samples: int, data: Data) -> Wanted:
-        f = self.flags
-        return Wanted(
-            samples=samples,
-            test_samples=min(f.test_samples, len(data.test)),
-            m=f.m,
-            rho=tuple(f.rho),
-            layer_rho=tuple(f.layer_rho),
-            eigenvalues=f.eigenvalues,
-            iterations=f.iterations,
-            tolerance=f.tolerance,
-            probes=f.probes,
-            points=f.points,
-            precision=f.precision,
-            seed=f.seed,
-        )
+        given = {f.name: getattr(self.flags, f.name) for f in fields(Wanted)}
+        counted = {"samples": samples, "test_samples": min(given["test_samples"], len(data.test))}
+        radii = {name: tuple(given[name]) for name in _RADII}
+        return Wanted(**given | counted | radii)
 
     def _total(self, sums: Tensor) -> Tensor:
         if self.world.size > 1:
@@ -214,21 +242,15 @@ def _picture(flags: Any, measured: Sequence[dict[str, Any]]) -> Iterable[str]:
 
 def _check(flags: Any) -> None:
     """ConfigError for numbers out of range."""
-    least = {"samples": 1, "test_samples": 1, "m": 1, "eigenvalues": 1, "iterations": 1,
-             "probes": 0, "points": 2, "micro_batch": 1, "seed": 0}  # fmt: skip
-    for name, low in least.items():
-        if getattr(flags, name) < low:
-            raise ConfigError(f"{name} must be >= {low}, got {getattr(flags, name)}.")
+    for name, (_, least, _text) in _COUNTS.items():
+        if getattr(flags, name) < least:
+            raise ConfigError(f"{name} must be >= {least}, got {getattr(flags, name)}.")
     if flags.eigenvalues > flags.iterations:
         raise ConfigError(
             f"iterations must be at least eigenvalues {flags.eigenvalues}, got {flags.iterations}."
         )
-    for name, value in (
-        ("tolerance", flags.tolerance),
-        ("timeout", flags.timeout),
-        *(("rho", rho) for rho in flags.rho),
-        *(("layer_rho", rho) for rho in flags.layer_rho),
-    ):
+    several = [("rho", rho) for rho in flags.rho] + [("layer_rho", rho) for rho in flags.layer_rho]
+    for name, value in (("tolerance", flags.tolerance), ("timeout", flags.timeout), *several):
         if not 0 < value < math.inf:
             raise ConfigError(f"{name} must be > 0 and finite, got {value:g}.")
 
@@ -264,59 +286,21 @@ def _parser() -> Parser:
         "default: flatness.json in each RUN, flatness.png in RUN or in the folder above several",
     )
     add("--json", action="store_true", help="print the numbers as JSON instead of the table")
+    add(
+        "--again", action="store_true", help="measure also what a RUN's flatness.json holds already"
+    )
     add("--step", type=int, help="number of steps of a checkpoint; default: the final weights")
     add("--data_dir", help="folder of the data; default: as in the run")
-    add(
-        "--samples",
-        type=int,
-        default=2048,
-        help="training images, drawn the same for every run, rounded down to a multiple of m; "
-        "default 2048",
-    )
-    add("--test_samples", type=int, default=10_000, help="evaluation images at most; default 10000")
-    add("--m", type=int, default=64, help="images of a group that climbs alone; default 64")
-    add(
-        "--rho",
-        type=float,
-        nargs="+",
-        default=[0.02, 0.05, 0.1, 0.2],
-        help="radii ||eps|| over the model; default 0.02 0.05 0.1 0.2",
-    )
-    add(
-        "--layer_rho",
-        type=float,
-        nargs="+",
-        default=[0.001, 0.002, 0.005, 0.01],
-        help="radii ||eps_i|| / ||w_i|| of each layer; default 0.001 0.002 0.005 0.01",
-    )
-    add("--eigenvalues", type=int, default=3, help="largest eigenvalues to find; default 3")
-    add(
-        "--iterations",
-        type=int,
-        default=60,
-        help="Hessian-vector products for them at most; default 40",
-    )
-    add(
-        "--tolerance",
-        type=float,
-        default=1e-3,
-        help="relative residual at which they are found; default 0.001",
-    )
-    add(
-        "--probes",
-        type=int,
-        default=20,
-        help="Hessian-vector products for the trace; default 10; 0: no trace",
-    )
-    add("--points", type=int, default=21, help="points of a random line; default 21")
-    add("--precision", choices=tuple(_DTYPES), default="fp32", help="default fp32")
-    add("--micro_batch", type=int, default=64, help="images per rank and forward; default 64")
-    add("--device", choices=DEVICES, default="auto", help="default auto")
-    add("--seed", type=int, default=0, help="seed of all random directions; default 0")
-    add(
-        "--timeout",
-        type=float,
-        default=600.0,
-        help="seconds to wait for a silent rank; default 600",
-    )
+    for name, (default, _, text) in _COUNTS.items():
+        add(f"--{name}", type=int, default=default, help=f"{text}; default {default}")
+    for name, radii in _RADII.items():
+        shown = " ".join(f"{rho:g}" for rho in radii)
+        text = f"{_RADIUS[name]}; default {shown}"
+        add(f"--{name}", type=float, nargs="+", default=radii, help=text)
+    text = "relative residual at which eigenvalues are found; default 0.001"
+    add("--tolerance", type=float, default=1e-3, help=text)
+    add("--precision", choices=tuple(_DTYPES), default="fp32", help="of all passes; default fp32")
+    add("--device", choices=DEVICES, default="auto", help="device to measure on; default auto")
+    text = "seconds to wait for a silent rank; default 600"
+    add("--timeout", type=float, default=600.0, help=text)
     return parser

@@ -1,10 +1,12 @@
 """`dist-looksam flatness`, from a training to its file, the table, the picture and the report."""
 
 import json
+import re
 import shutil
 
 import pytest
 import yaml
+from safetensors.torch import load_file, save_file
 
 from dist_looksam.cli.main import main
 from dist_looksam.flatness.groups import grouped
@@ -78,8 +80,45 @@ def test_the_final_weights_are_those_of_the_last_checkpoint(runs, tmp_path):
     for step in ([], ["--step", "8"]):
         assert flatness(runs[0], *QUICK, *step, "--out", tmp_path / f"out{len(step)}") == 0
     files = [read(tmp_path / f"out{n}" / "flatness.json")["runs"][0] for n in (0, 2)]
-    assert files[0]["lines"] == files[1]["lines"] and files[0]["trace"] == files[1]["trace"]
+    for name in ("trace", "at_w"):
+        first, second = (flattened(file[name]) for file in files)
+        assert first == pytest.approx(second, rel=1e-4)
     assert not (runs[0] / "flatness.json").exists()
+
+
+def flattened(content) -> list[float]:
+    """All numbers of nested dictionaries."""
+    parts = content.values() if isinstance(content, dict) else None
+    return [content] if parts is None else [x for part in parts for x in flattened(part)]
+
+
+def test_what_was_measured_already_is_not_measured_again(runs, tmp_path, monkeypatch, capsys):
+    """Also side by side, in --out; other weights, other settings and --again are measured."""
+    assert flatness(runs[0], *QUICK) == 0
+    monkeypatch.setattr(Measurement, "all", lambda self: 1 / 0)
+    assert flatness(runs[0], *QUICK, "--out", tmp_path / "out") == 0
+    assert "was measured already" in capsys.readouterr().err
+    own = read(runs[0] / "flatness.json")
+    assert read(tmp_path / "out" / "flatness.json")["runs"] == [own]
+    for flags in (["--again"], ["--seed", "1"]):
+        with pytest.raises(ZeroDivisionError):
+            flatness(runs[0], *QUICK, *flags)
+    shutil.copy(runs[1] / "model.safetensors", runs[0])
+    with pytest.raises(ZeroDivisionError):
+        flatness(runs[0], *QUICK)
+
+
+def test_a_command_that_was_ended_goes_on_after_the_runs_that_it_has_measured(
+    runs, tmp_path, monkeypatch
+):
+    """With --out, too, whose file it replaces after every run."""
+    out = tmp_path / "out"
+    assert flatness(runs[0], *QUICK, "--out", out) == 0
+    begun = []
+    whole = Measurement.all
+    monkeypatch.setattr(Measurement, "all", lambda self: begun.append(1) or whole(self))
+    assert flatness(*runs, *QUICK, "--out", out) == 0
+    assert len(begun) == 1 and len(read(out / "flatness.json")["runs"]) == 2
 
 
 def test_json_on_the_terminal_is_json_alone(runs, capsys):
@@ -163,10 +202,16 @@ def spoil(run, how: str) -> list[str]:
 def test_a_mistake_is_one_sentence_with_exit_code_2(runs, capsys, how, sentence):
     flags = spoil(runs[0], how)
     assert flatness(runs[0], *QUICK, *flags) == 2
-    import re
-
     error = capsys.readouterr().err
     assert re.search(sentence, error) and error.startswith("error: ") and error.count("\n") == 1
+
+
+def test_weights_that_diverged_are_a_sentence_with_exit_code_1(runs, capsys):
+    weights = load_file(runs[0] / "model.safetensors")
+    weights["head.bias"][0] = float("nan")
+    save_file(weights, runs[0] / "model.safetensors")
+    assert flatness(runs[0], *QUICK) == 1
+    assert "the training loss at the weights is not finite" in capsys.readouterr().err
 
 
 def test_damaged_weights_are_a_sentence_with_exit_code_1(runs, capsys):
