@@ -50,6 +50,7 @@ _COUNTS = {  # flag: default, least, help
     "micro_batch": (64, 1, "images per rank and forward"),
     "seed": (0, 0, "seed of all random directions"),
 }
+_ALIASES = {"m": ["--group"]}  # torchrun takes --m, anywhere, for one of its own flags
 _RADII = {"rho": [0.02, 0.05, 0.1, 0.2], "layer_rho": [0.001, 0.002, 0.005, 0.01]}
 _RADIUS = {"rho": "radii ||eps|| over the model", "layer_rho": "radii ||eps_i|| / ||w_i||"}
 
@@ -292,7 +293,8 @@ def _parser() -> Parser:
     add("--step", type=int, help="number of steps of a checkpoint; default: the final weights")
     add("--data_dir", help="folder of the data; default: as in the run")
     for name, (default, _, text) in _COUNTS.items():
-        add(f"--{name}", type=int, default=default, help=f"{text}; default {default}")
+        names = [f"--{name}", *_ALIASES.get(name, ())]
+        add(*names, dest=name, type=int, default=default, help=f"{text}; default {default}")
     for name, radii in _RADII.items():
         shown = " ".join(f"{rho:g}" for rho in radii)
         text = f"{_RADIUS[name]}; default {shown}"

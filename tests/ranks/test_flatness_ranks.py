@@ -11,7 +11,7 @@ from launch import run
 
 pytestmark = pytest.mark.slow
 QUICK = [
-    *("--samples", "96", "--test_samples", "50", "--m", "32", "--rho", "0.05", "--layer_rho"),
+    *("--samples", "96", "--test_samples", "50", "--group", "32", "--rho", "0.05", "--layer_rho"),
     *("0.002", "--iterations", "5", "--eigenvalues", "1", "--probes", "2", "--points", "3"),
     *("--precision", "fp64", "--device", "cpu", "--micro_batch", "20", "--timeout", "300"),
 ]
