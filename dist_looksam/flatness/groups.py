@@ -10,6 +10,7 @@ from ..settings.alike import WITHOUT_EFFECT
 Measured = dict[str, Any]  # the content of one flatness.json
 FORMAT = 1
 BITS = (8, 4)  # of the rounded weights
+_FITTED = 2.0  # ratio of training losses above which a comparison gets a note
 _MOST_NAMED = 4  # settings in the name of a group
 
 
@@ -92,6 +93,12 @@ def unlike(measured: Sequence[Measured]) -> list[str]:
     for name in _differing([run["settings"] for run in measured]):
         values = list(dict.fromkeys(str(run["settings"][name]) for run in measured))
         notes.append(f"They were measured with different {name}: {' and '.join(values)}.")
+    losses = [run["at_w"]["train"]["loss"] for run in measured]
+    if max(losses) > _FITTED * min(losses):
+        notes.append(
+            f"Training losses at w reach from {min(losses):.3g} to {max(losses):.3g}: a run that "
+            f"has fitted less may look flatter."
+        )
     return notes
 
 

@@ -9,7 +9,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from dist_looksam.cli.main import main
-from dist_looksam.flatness.groups import grouped
+from dist_looksam.flatness.groups import grouped, unlike
 from dist_looksam.flatness.measures import Measurement
 from dist_looksam.run.train import main as train
 
@@ -223,8 +223,11 @@ def test_damaged_weights_are_a_sentence_with_exit_code_1(runs, capsys):
 # Groups.
 
 
-def made(label: str, step=None, **config) -> dict:
-    return {"label": label, "optimizer": label, "base": "adamw", "step": step, "config": config}
+def made(label: str, step=None, loss=0.1, settings=(), **config) -> dict:
+    at_w = {"train": {"loss": loss, "top1": 1.0}}
+    return {"label": label, "optimizer": label, "base": "adamw", "step": step, "config": config,
+            "at_w": at_w, "settings": dict(settings), "data": "d", "model": "m",
+            "holdout": 0}  # fmt: skip
 
 
 def test_runs_that_differ_in_more_than_the_seed_are_groups_of_their_own():
@@ -232,3 +235,12 @@ def test_runs_that_differ_in_more_than_the_seed_are_groups_of_their_own():
             made("sam", rho=0.2, seed=0), made("adamw", seed=0)]  # fmt: skip
     names = [(group.name, len(group.runs)) for group in grouped(runs)]
     assert names == [("sam, rho 0.1", 2), ("sam, rho 0.2", 1), ("adamw", 1)]
+
+
+def test_what_must_not_be_compared_is_named():
+    assert unlike([made("sam"), made("adamw", loss=0.15)]) == []
+    notes = unlike([made("sam", settings={"m": 64}), made("adamw", loss=0.3, settings={"m": 32})])
+    assert [note.split(":")[0] for note in notes] == [
+        "They were measured with different m",
+        "Training losses at w reach from 0.1 to 0.3",
+    ]
