@@ -164,6 +164,14 @@ def test_a_random_direction_has_the_norm_of_eps():
     assert [float(d.norm()) for d in got] == pytest.approx(norms.tolist())
 
 
+def test_dropout_is_off():
+    of = objective(nn.Dropout(0.9), nn.Linear(PIXELS, CLASSES))
+    w, b = of.saved
+    x = (of.train.images.double().flatten(1) / 255 - 0.4) / 0.3
+    loss = float(nn.functional.cross_entropy(x @ w.T + b, of.train.labels))
+    assert of.score()["train"].loss == pytest.approx(loss, rel=1e-5)
+
+
 def test_weights_are_restored_to_the_bit():
     of = tiny(torch.float32)
     before = [p.detach().clone() for p in of.weights]
