@@ -57,7 +57,7 @@ def optimizer(model: nn.Module, name: str, base: str | None = None, *, k: int = 
 
 
 def engine(model: nn.Module, name: str, base: str | None = None, *, loss=loss, **how) -> Engine:
-    rest = {x: how.pop(x) for x in ("clip", "precision", "ascent") if x in how}
+    rest = {x: how.pop(x) for x in ("clip", "precision", "ascent", "m") if x in how}
     return Engine(model, optimizer(model, name, base, **how), loss, **rest)
 
 

@@ -89,12 +89,10 @@ class Backend(Ranks, Stored, Protocol):
     Attributes:
         name: as in `--backend`.
         optimizer: the two-gradient optimizer, whose `rule` decides when to look.
-        whole_gradients: every rank can have its own gradient of all layers, as `local` needs.
     """
 
     name: str
     optimizer: Sharpness
-    whole_gradients: bool
 
     def backward(
         self,
@@ -133,8 +131,8 @@ class Backend(Ranks, Stored, Protocol):
     def take_sum(self) -> dict[Tensor, Tensor]:
         """The sum of the second passes' gradients so far, which is not kept."""
 
-    def perturb(self, *, local: bool) -> bool:
-        """Keep w and g, make w + eps visible to forward. `local`: eps of this rank's own gradient.
+    def perturb(self) -> bool:
+        """Keep w and g, make w + eps visible to forward.
 
         Returns False, the same on all ranks, if g is known not to be finite; then call `skip`.
         """

@@ -132,38 +132,29 @@ class TwoGradients(ShardedGroups, StepCounters):
     # The second gradient.
 
     @torch.no_grad()
-    def perturb(self, *, average_: Callable[[Shards], None] | None = None) -> Tensor:
+    def perturb(self) -> Tensor:
         """After the first pass: keep copies of w and g, and replace w by w + eps.
 
-        Args:
-            average_: for eps from this rank's own gradients: replaces tensors by their mean over
-                ranks, here the kept g. A parameter that this rank has not used has a gradient of
-                zero, since other ranks may have used it.
-
         Returns:
-            0-dim bool: this rank's g is finite.
+            0-dim bool: g is finite.
         """
         params, grads = self._active()
-        if average_ is not None:
-            params = [p for p in self._layers() if p.requires_grad]
-            grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
         perturbation = self.perturbation(params, self._split(params, grads))
-        grads = clones(grads)  # DDP may own the memory behind .grad
-        self.perturb_(params, grads, perturbation)
-        if average_ is None and self._perturbed is not None:
+        self.perturb_(params, clones(grads), perturbation)  # DDP may own the memory behind .grad
+        if self._perturbed is not None:
             self._perturbed.used = {p: p.requires_grad for p in params}
-        if average_ is not None:
-            average_(grads)
         return perturbation.finite
 
-    def perturbation(self, params: Shards, layer_grads: Shards) -> Perturbation:
-        """How far to perturb each layer of `params`; writes nothing."""
+    def perturbation(
+        self, params: Shards, layer_grads: Shards, *, reduce: Reduce | None = None
+    ) -> Perturbation:
+        """How far to perturb each layer of `params`; writes nothing. `reduce`: if not `bind`'s."""
         self._number(params)
         return self.rule.perturbation(
             self._split(params, params),
             layer_grads,
             rho=self.column("rho", params),
-            reduce=self.reduce,
+            reduce=reduce or self.reduce,
         )
 
     @torch.no_grad()
@@ -186,41 +177,24 @@ class TwoGradients(ShardedGroups, StepCounters):
             self._perturbed.cosine_sums.append(sums)
         torch.clear_autocast_cache()  # else forward under a caller's autocast would see the old w
 
-    @torch.no_grad()
-    def perturb_from_own_grad_(self, params: Shards, weights: Shards, grads: Shards) -> Tensor:
-        """Perturb whole layers along this rank's own gradient, where `params` are its shards of
-        them. Call `keep` before. No collective.
-
-        Args:
-            weights, grads: the whole layers; weights are written to.
-
-        Returns:
-            0-dim bool: this rank's g is finite.
-        """
-        perturbation = self.rule.perturbation(
-            weights, grads, rho=self.column("rho", params), reduce=whole
-        )
-        sums = perturb_(weights, grads, perturbation, visible_dtype=self.visible_dtype)
-        assert self._perturbed is not None
-        self._perturbed.eps_cosine = None if sums is None else cosine(sums)
-        torch.clear_autocast_cache()
-        return perturbation.finite
-
     # Several groups, one after the other: first pass, `perturb_group`, second pass, `end_group`.
 
     @torch.no_grad()
-    def perturb_group(self, *, average_: Callable[[Shards], None] | None = None) -> None:
+    def perturb_group(
+        self, *, average_: Callable[[Shards], None] | None = None, reduce: Reduce | None = None
+    ) -> None:
         """After a group's first pass: add its g to the sum of g, replace w by w + eps of the group.
 
         Args:
             average_: replaces tensors by their mean over the ranks of the group, if `.grad` is this
                 rank's own gradient.
+            reduce: adds sums over the ranks that split a layer within the group, if not `bind`'s.
         """
         params = [p for p in self._layers() if p.grad is not None or p.requires_grad]
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
         if average_ is not None:
             average_(grads)
-        perturbation = self.perturbation(params, self._split(params, grads))
+        perturbation = self.perturbation(params, self._split(params, grads), reduce=reduce)
         self.perturb_group_(params, grads, perturbation)
 
     @torch.no_grad()

@@ -80,7 +80,7 @@ class Settings:
     alpha: float = flag(0.7, "weight of the reused g_v")
     k: int = flag(5, "steps from one look (step with a second gradient) to the next")
     p: float = flag(2.0, "p of the p-norm of the model-wide ascent, in (1, inf]")
-    ascent: str = flag("global", "ranks whose gradient gives the ascent's direction", ASCENTS)
+    ascent: str = flag("global", "global, as --m says; rank, m = batch_size / ranks", ASCENTS)
     m: int | None = flag(
         None, "samples that climb together, each group on its own; default: the whole batch"
     )
@@ -122,6 +122,9 @@ class Settings:
     backend: str = flag("auto", "data-parallel backend", ("auto", *BACKENDS))
     zero_stage: int | None = flag(
         None, f"ZeRO stage, 0 to 3, {_only('zero_stage')}; default 2 with zero"
+    )
+    shard_ranks: int | None = flag(
+        None, f"ranks in a row that split each layer, {_only('shard_ranks')}; default all"
     )
     deepspeed_config: str | None = flag(
         None, f"JSON file of DeepSpeed's settings, {_only('deepspeed_config')}; default none"
@@ -199,7 +202,7 @@ class Settings:
             "batch_size": 1, "micro_batch": 1, "steps": 1, "warmup_steps": 0, "lr_base_batch": 1,
             "image_size": 1, "workers": 0, "save_every": 0, "eval_every": 0, "probe_every": 0,
             "keep": 0, "seed": 0, "holdout": 0, "warmup_epochs": 0, "lr": 0, "weight_decay": 0,
-            "eps": 0, "m": 1, "ranks": 1, "train_images": 1, "max_skips": 0,
+            "eps": 0, "m": 1, "shard_ranks": 1, "ranks": 1, "train_images": 1, "max_skips": 0,
         }  # fmt: skip
         for name, least in at_least.items():
             value = getattr(self, name)
@@ -254,36 +257,43 @@ class Settings:
             rho=method(self.optimizer).default_rho if self.rho is None else self.rho,
             model=own.model if self.model == "auto" else self.model,
             backend=row.name,
-            micro_batch=micro_batch(self.batch_size, ranks=ranks, asked=self.micro_batch, m=self.m),
             dry_run=False,
             ranks=None,
             local_rank=None,
         )
         filled = replace(filled, **row.resolve(filled))
+        filled = replace(filled, **filled._samples(ranks))
         row.check(filled, ranks)
-        filled.check_m(ranks)
         return filled
 
-    def check_m(self, ranks: int) -> None:
-        """ConfigError if whole micro-batches do not make up m, or the backend cannot climb so."""
-        assert self.micro_batch is not None
-        share = self.batch_size // ranks // self.micro_batch
-        found = groups(self.m, micro_batch=self.micro_batch, accumulation=share, ranks=ranks)
-        if found is None:
-            return
-        if self.ascent != "global":
-            raise ConfigError(
-                f"m and ascent rank must not both be given, got m {self.m}; leave one out."
-            )
-        may = self.backend_row.climbing_ranks(self, ranks)
-        if found.ranks not in may:
-            fit = [n * self.micro_batch for n in may if n < ranks]
-            fit += [ranks * self.micro_batch * n for n in range(1, share + 1) if share % n == 0]
-            raise ConfigError(
-                f"m must be one of {', '.join(map(str, fit))} on backend {self.backend} with "
-                f"{share} x {ranks} micro-batches of {self.micro_batch}, got {self.m}; use one of "
-                f"these, or --backend ddp."
-            )
+    def _samples(self, ranks: int) -> dict[str, Any]:
+        """micro_batch, and of a method with ascent m, which ascent rank stands for.
+
+        Raises:
+            ConfigError: micro-batches do not make up m, or the backend cannot climb so.
+        """
+        m, ascent = (self.m, self.ascent) if self.rule.ascent else (None, "global")
+        if ascent == "rank" and self.batch_size % ranks == 0:
+            m = self.batch_size // ranks
+            if self.m not in (None, m):
+                raise ConfigError(
+                    f"m must be batch_size / ranks with ascent rank, which is {m}, got {self.m}; "
+                    f"leave one out."
+                )
+        climbing = self.backend_row.climbing_ranks(self, ranks)
+        size = micro_batch(
+            self.batch_size, ranks=ranks, asked=self.micro_batch, m=m, climbing=climbing
+        )
+        groups(
+            m,
+            micro_batch=size,
+            accumulation=self.batch_size // (ranks * size),
+            ranks=ranks,
+            climbing=climbing,
+            backend=self.backend,
+            why=" by ascent rank" if ascent == "rank" else "",
+        )
+        return {"micro_batch": size, **({} if m is None else {"m": m, "ascent": "global"})}
 
     def resolved(self, *, ranks: int, launcher: str, samples: int) -> "Settings":
         """`for_ranks`, and the training length in steps. samples: number of training samples."""

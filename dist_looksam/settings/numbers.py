@@ -1,5 +1,6 @@
 """Numbers of settings: parsed exactly, checked against upper limits, divided over ranks."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from ..errors import ConfigError
@@ -34,9 +35,16 @@ def whole(value: Any) -> int:
         return int(number)
 
 
-def micro_batch(batch: int, *, ranks: int, asked: int | None, m: int | None = None) -> int:
+def micro_batch(
+    batch: int,
+    *,
+    ranks: int,
+    asked: int | None,
+    m: int | None = None,
+    climbing: Sequence[int] | None = None,
+) -> int:
     """`asked`, checked; by default the largest divisor of a rank's share of the batch up to 256,
-    one that makes m up where there is one."""
+    one that makes m up where there is one. climbing: as of `together.groups`."""
     unit = ranks * (asked or 1)
     if batch % unit:
         nearest = [n for n in (batch // unit * unit, (batch // unit + 1) * unit) if n]
@@ -55,7 +63,7 @@ def micro_batch(batch: int, *, ranks: int, asked: int | None, m: int | None = No
         share = batch // ranks
         for size in range(min(share, 256), 0, -1):
             count = {"micro_batch": size, "accumulation": share // size, "ranks": ranks}
-            if share % size == 0 and m in possible(**count):
+            if share % size == 0 and m in possible(**count, climbing=climbing):
                 return size
     return asked or _largest_divisor(batch // ranks, 256)
 

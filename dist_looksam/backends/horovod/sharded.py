@@ -184,28 +184,13 @@ class HorovodSharded(Horovod, WholeGroups):
         torch.clear_autocast_cache()
         self._perturbed_elsewhere = False
 
-    def perturb(self, *, local: bool) -> bool:
-        if local:
-            finite = self._perturb_own()
-            return self.scaler is None or bool(self.mean(finite.float()) == 1)
+    def perturb(self) -> bool:
         finite = self.optimizer.perturb()
         if self.scaler is not None and not bool(finite):  # a sum over ranks: the same on all
             return False
         self.publish()
         self._perturbed_elsewhere = True
         return True
-
-    @torch.no_grad()
-    def _perturb_own(self) -> Tensor:
-        """Perturb the whole weights along this rank's own gradient; keep g of the own slice."""
-        layers = [p for row in self.rows for p in row.layers]
-        weights = [p.detach().view(-1) for p in layers]
-        grads = [p.grad.view(-1) for p in layers if p.grad is not None]
-        self.finish_gradients(average=True)
-        masters = [flat.master for flat in self.flats]
-        self.optimizer.keep(masters, [m.grad for m in masters if m.grad is not None])
-        self._perturbed_elsewhere = True
-        return self.optimizer.perturb_from_own_grad_(masters, weights, grads)
 
     def update(self) -> Seen:
         seen = super().update()

@@ -135,10 +135,8 @@ class Zero(ZeroGroups):
             self._work = None
 
     @torch.no_grad()
-    def perturb(self, *, local: bool) -> bool:
+    def perturb(self) -> bool:
         """See `Backend.perturb`: one all-gather at stages 1 and 2, as after any step."""
-        if local:
-            return self._perturb_locally()
         perturbation = self.optimizer.perturbation(self.masters, self._unscaled())
         if not bool(perturbation.finite):
             return False
@@ -151,25 +149,6 @@ class Zero(ZeroGroups):
             self._run(self.engine.optimizer.step, work)  # not the step of DeepSpeed's engine
         self.engine.optimizer.zero_grad()
         return True
-
-    def _perturb_locally(self) -> bool:
-        """Perturb the weights that forward sees along this rank's own gradient; no master."""
-        layers, own = self.layout.visible()
-        weights = [p.detach().view(-1) for p in layers]
-        grads = [g.float().view(-1) / self.layout.scale() for g in own]
-        means = [torch.zeros_like(master) for master in self.masters]
-        self.optimizer.keep(self.masters, means)
-        self.optimizer.perturb_from_own_grad_(self.masters, weights, grads)
-        self.average_(grads)
-        remaining = iter(grads)
-        for flat, mean in zip(self.layout.flats, means, strict=True):
-            for piece, view in zip(flat.pieces, flat.views(mean), strict=True):
-                view.copy_(next(remaining)[piece.start : piece.stop])
-        self.engine.optimizer.zero_grad()
-        finite = bool(torch.isfinite(torch.stack([g.sum() for g in grads]).sum()))
-        if not finite:  # DeepSpeed does not step before a boundary, and would never see it
-            self.layout.overflowed()
-        return finite
 
     @torch.no_grad()
     def update(self) -> Seen:
