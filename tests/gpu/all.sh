@@ -41,6 +41,7 @@ if [[ -n ${WHEELS:-} ]]; then
         --target "$temporary/site" "$WHEELS"/*.whl && PYTHONPATH=$temporary/site:$PYTHONPATH
 fi
 used=0 failed=0
+"$python" "$here/lines.py" "TIME_LIMIT=$limit bash tests/gpu/all.sh $*" || exit
 for part in "${parts[@]}"; do
     used=$((used + share[$part]))
     end=$((began + (limit - 5) * used / total)) # what an earlier part has left is for the next

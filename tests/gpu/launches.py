@@ -73,7 +73,6 @@ def profiled(mode: str) -> dict[str, list]:
             host_ms=round(1e3 * host, 2),
             ms=round(1e3 * seconds, 2),
             top=top,
-            **lines.where(),
         )
         found[name] = top
         keep(made, OUT / f"trace-{mode}-{name}.json.gz")

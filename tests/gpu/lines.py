@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 import time
 from functools import cache
 from pathlib import Path
@@ -50,3 +51,7 @@ def where() -> dict[str, str]:
 def reason(error: BaseException) -> str:
     """An exception as one short line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:400]
+
+
+if __name__ == "__main__":  # `lines.py COMMAND`: the line of a run
+    write("run", command=sys.argv[1], date=time.strftime("%Y-%m-%d"), **where())

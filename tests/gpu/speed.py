@@ -130,7 +130,7 @@ def group(mode: str, model: str, images: int, wanted: list[tuple[str, str]]) -> 
         if lines.left() < 8 and number:
             break
     for row in rows:
-        lines.write("speed", **named, **result(row, rows, model, images), **lines.where())
+        lines.write("speed", **named, **result(row, rows, model, images))
 
 
 def result(row: Row, rows: list[Row], model: str, images: int) -> dict[str, Any]:

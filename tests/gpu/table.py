@@ -1,4 +1,7 @@
-"""JSON lines of all.sh as Markdown: `table.py LINES.jsonl ... > README.md`."""
+"""JSON lines of all.sh as Markdown, after the intro in `intro.md`.
+
+python tests/gpu/table.py docs/gpu/*.jsonl > docs/gpu/README.md
+"""
 
 import json
 import sys
@@ -13,24 +16,27 @@ def table(heads: list[str], rows: list[list[Any]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in [heads, ["---"] * len(heads), *shown])
 
 
-def spread(ratio: list[float] | None) -> str | None:
-    return f"{ratio[0]:.3f} ({ratio[1]:.3f}-{ratio[2]:.3f})" if ratio else None
+def spread(median_least_most: list[float] | None, digits: int = 3) -> str | None:
+    if not median_least_most:
+        return None
+    middle, *ends = (f"{number:.{digits}f}" for number in median_least_most)
+    return f"{middle} ({ends[0]}-{ends[1]})"
 
 
 def speed(found: list[Line]) -> str:
-    rows = [
-        [
-            x["model"], x["micro_batch"], x["compile"], x["backend"], x["optimizer"],
-            f"{x['images_per_s']:,.0f}", f"{x['ms']:.2f} ({x['ms_least']:.2f}-{x['ms_most']:.2f})",
-            f"{x['host_ms']:.1f}", x["mfu"] and f"{x['mfu']:.1%}", x["peak_gib"],
-            spread(x.get("to_base")), spread(x.get("to_bare")), spread(x.get("to_plain")),
-            f"{x['first_cycle_s']:.1f}",
-        ]
-        for x in found
-        if "ms" in x
-    ]  # fmt: skip
     heads = ["model", "micro-batch", "compile", "backend", "optimizer", "images/s", "ms a step"]
     heads += ["host ms", "MFU", "peak GiB", "to its base", "to bare AdamW", "to plain"]
+    rows = []
+    for x in (line for line in found if "ms" in line):
+        of_turns = [x["ms"], x["ms_least"], x["ms_most"]] if "ms_least" in x else None
+        mfu, named = x.get("mfu"), ("model", "micro_batch", "compile", "backend", "optimizer")
+        rows.append([
+            *(x[name] for name in named),
+            f"{x['images_per_s']:,.0f}", spread(of_turns, 2) or x["ms"], x.get("host_ms"),
+            f"{mfu:.1%}" if mfu else None, x.get("peak_gib"),
+            *(spread(x.get(name)) for name in ("to_base", "to_bare", "to_plain")),
+            x.get("first_cycle_s"),
+        ])  # fmt: skip
     parts = [table([*heads, "first cycle s"], rows)] if rows else []
     return "\n\n".join(parts + notes([x for x in found if "ms" not in x]))
 
@@ -49,8 +55,8 @@ def profile(found: list[Line]) -> str:
     heads = ["compile", "step", "kernels", "kernels' ms", "host ms", "ms", "longest (count, ms)"]
     rows = [
         [
-            x["compile"], x["step"], x["kernels"], x["kernel_ms"], x["host_ms"], x["ms"],
-            "; ".join(f"`{n[:40]}` {count}, {ms}" for n, count, ms in x["top"][:5]),
+            x["compile"], x["step"], x["kernels"], x.get("kernel_ms"), x["host_ms"], x["ms"],
+            "; ".join(f"`{n[:40]}` {count}, {ms}" for n, count, ms in x.get("top", [])[:5]),
         ]
         for x in done
     ]  # fmt: skip
@@ -73,24 +79,26 @@ def correct(found: list[Line]) -> str:
     return "\n\n".join([table(["tests", *outcomes], rows), *(["\n".join(told)] if told else [])])
 
 
+def section(path: Path) -> str:
+    """Where it was measured, with which command, then its parts."""
+    found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    run = next((x for x in found if x["part"] == "run"), {})
+    on = f"{run.get('card', '-')}, torch {run.get('torch', '-')}, commit {run.get('commit', '-')}"
+    told = [f"## {path.stem}: {on}", f"{run.get('date', '-')}: `{run.get('command', '-')}`"]
+    for title, part, make in (
+        ("Speed", "speed", speed), ("Profile", "profile", profile),
+        ("Correctness", "correct", correct),
+    ):  # fmt: skip
+        own = [x for x in found if x["part"] == part]
+        told += [f"### {title}", make(own) if own else "Not yet run."]
+    return "\n\n".join(told)
+
+
 def text_of(paths: list[Path]) -> str:
-    """A section for each file: where it was measured, then its parts."""
-    sections = []
-    for path in paths:
-        found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        on = next((x for x in found if "card" in x), {})
-        what = (
-            f"{on.get('card', '-')}, torch {on.get('torch', '-')}, commit {on.get('commit', '-')}"
-        )
-        sections.append(f"## {path.stem}: {what}")
-        for title, part, make in (
-            ("Speed", "speed", speed), ("Profile", "profile", profile),
-            ("Correctness", "correct", correct),
-        ):  # fmt: skip
-            own = [x for x in found if x["part"] == part]
-            if own:
-                sections += [f"### {title}", make(own)]
-    return "\n\n".join(sections) + "\n"
+    """The page: the intro, then a section for each file, the newest name first."""
+    intro = Path(__file__).with_name("intro.md").read_text(encoding="utf-8").strip()
+    newest = sorted(paths, reverse=True)
+    return "\n\n".join([intro, *map(section, newest)]) + "\n"
 
 
 if __name__ == "__main__":
