@@ -20,6 +20,7 @@ from ..data.source import UNREADABLE
 from ..engine import Report
 from ..errors import ConfigError, RunError
 from ..maths.schedule import factor
+from ..optim.later import Later
 from ..record import rundir, trackers
 from ..record.metrics import MetricsLog
 from ..record.probe import ProbeLog
@@ -69,7 +70,7 @@ class Fit:
         self.start, self.saved = 0, 0
         self.top1: float | None = None
         self.evaluated: int | None = None  # steps done at the newest evaluation; on every rank
-        self._shared: tuple[int | None, Tensor] | None = None
+        self._shared: tuple[int | None, Later] | None = None
         self.caught: list[signal.Signals] = []  # by any rank
         reader, self.notes = resume.prepare(self.backend, settings, data)
         if self.first:
@@ -219,8 +220,9 @@ class Fit:
         self._share_flags()
         return stop and done < self.steps
 
-    # Flags that must be the same on all ranks: one small all-reduce a step, read after the next
-    # step, so that no step waits for it. The mean is above 0 if any rank has raised the flag.
+    # Flags that must be the same on all ranks: one small all-reduce a step, read when the next step
+    # is queued, so that the device always has work. The mean is above 0 if any rank has raised the
+    # flag.
 
     def _share_flags(self) -> None:
         writer = self.writer
@@ -228,14 +230,16 @@ class Fit:
         most = self.settings.max_skips
         hopeless = bool(most) and self.log.skips >= most
         flags = (*signals, hopeless, self.unused.new(), writer.failed, not writer.written)
-        raised = torch.tensor(flags, dtype=torch.float32, device=self.device)
-        self._shared = (writer.pending, self.backend.mean(raised))
+        # A copy from memory that is not page-locked would wait for the device.
+        raised = torch.tensor(flags, dtype=torch.float32, pin_memory=self.device.type == "cuda")
+        mean = self.backend.mean(raised.to(self.device, non_blocking=True))
+        self._shared = (writer.pending, Later(mean))
 
     def _read_flags(self) -> bool:
         if self._shared is None:
             return False
         (pending, flags), self._shared = self._shared, None
-        *signals, hopeless, unreadable, failed, writing = (flags > 0).tolist()
+        *signals, hopeless, unreadable, failed, writing = (flags.read() > 0).tolist()
         self.caught = [s for s, raised in zip(WATCHED, signals, strict=True) if raised]
         if unreadable:
             self._note_unreadable()

@@ -6,6 +6,9 @@ from torch import nn
 
 from dist_looksam import Engine
 from dist_looksam.optim import table
+from dist_looksam.record.metrics import MetricsLog
+from dist_looksam.run import fit
+from dist_looksam.run.train import main
 
 pytestmark = pytest.mark.needs("cuda")
 
@@ -58,6 +61,31 @@ def test_no_step_between_looks_waits_for_the_device(name, precision):
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert not any(looks)
+
+
+def test_the_training_loop_waits_for_nothing_between_looks(monkeypatch, tmp_path):
+    """It waited in every step: its flags went to the device from memory that is not page-locked,
+    and were read behind the next step's work."""
+    step_of, quiet = fit.Fit._step, []
+
+    def step(self, number: int) -> None:
+        if number >= 5 and number % 5 > 1:  # 1: reads whether the look before was skipped
+            quiet.append(number)
+            torch.cuda.set_sync_debug_mode("error")
+        else:
+            torch.cuda.set_sync_debug_mode("default")
+        step_of(self, number)
+
+    monkeypatch.setattr(fit.Fit, "_step", step)
+    monkeypatch.setitem(MetricsLog.__init__.__kwdefaults__, "seconds", 1e9)  # reads every 50 steps
+    flags = (
+        "--data digits --steps 12 --k 5 --optimizer look_layer_sam --eval_every 100 --batch_size"
+    )
+    try:
+        assert main([*flags.split(), "64", "--device", "cuda", "--out", str(tmp_path / "run")]) == 0
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert quiet == [7, 8, 9]
 
 
 @pytest.mark.parametrize("name", ["adamw", "look_sam", "look_layer_sam"])
