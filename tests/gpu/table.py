@@ -25,7 +25,7 @@ def spread(median_least_most: list[float] | None, digits: int = 3) -> str | None
 
 def speed(found: list[Line]) -> str:
     heads = ["model", "micro-batch", "compile", "backend", "optimizer", "images/s", "ms a step"]
-    heads += ["host ms", "MFU", "peak GiB", "to its base", "to bare AdamW", "to plain"]
+    heads += ["host ms", "MFU", "peak GiB", "to its base", "to a bare loop", "to plain"]
     rows = []
     for x in (line for line in found if "ms" in line):
         of_turns = [x["ms"], x["ms_least"], x["ms_most"]] if "ms_least" in x else None
@@ -66,6 +66,8 @@ def profile(found: list[Line]) -> str:
 
 def correct(found: list[Line]) -> str:
     files: dict[str, dict[str, int]] = {}
+    unfinished = notes([x for x in found if "test" not in x])
+    found = [x for x in found if "test" in x]
     for line in found:
         counts = files.setdefault(line["test"].split("::")[0].split(" ")[0], {})
         counts[line["outcome"]] = counts.get(line["outcome"], 0) + 1
@@ -76,7 +78,8 @@ def correct(found: list[Line]) -> str:
         for x in found
         if x["outcome"] in ("failed", "cut off")
     ]
-    return "\n\n".join([table(["tests", *outcomes], rows), *(["\n".join(told)] if told else [])])
+    counted = [table(["tests", *outcomes], rows)] if rows else []
+    return "\n\n".join([*counted, *(["\n".join(told)] if told else []), *unfinished])
 
 
 def section(path: Path) -> str:
