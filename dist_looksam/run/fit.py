@@ -22,7 +22,7 @@ from ..errors import ConfigError, RunError
 from ..maths.schedule import factor
 from ..optim.later import Later
 from ..record import rundir, trackers
-from ..record.metrics import MetricsLog
+from ..record.metrics import MetricsLog, peak_memory
 from ..record.probe import ProbeLog
 from ..record.progress import Progress
 from ..record.version import made_with
@@ -31,6 +31,7 @@ from ..settings.config import Settings
 from . import resume
 from .advice import Advice, nothing_learnt, without_effect
 from .interrupt import REQUEUES, WATCHED, Interrupt, Interrupted, requeue
+from .peak import peak_share
 from .unused import Unused
 
 
@@ -67,6 +68,7 @@ class Fit:
             workers=settings.workers,
         )
         self.unused = Unused(data)
+        self.share = peak_share(settings, data, device, ranks=self.backend.size)
         self.start, self.saved = 0, 0
         self.top1: float | None = None
         self.evaluated: int | None = None  # steps done at the newest evaluation; on every rank
@@ -115,6 +117,7 @@ class Fit:
                     resume_step=self.start or None,
                     tracker=self.tracker,
                     device=self.device,
+                    peak_share=self.share,
                 ) as log,
                 Progress(
                     self.steps, start=self.start, shown=self.first, log=self.out / rundir.LOG
@@ -205,6 +208,7 @@ class Fit:
             epoch=self.train.epoch_of(done.step + 1),
             loss=last.get("loss"),
             images_per_s=last.get("images_per_s"),
+            mfu=last.get("mfu"),
             look=seen.look,
         )
 
@@ -322,6 +326,8 @@ class Fit:
             "seconds": round(seconds, 3),
             "images_per_s": round(trained / seconds, 3) if seconds else None,
             "forward_backward_passes": self.engine.passes,
+            "mfu": self._mfu(seconds),
+            "peak_memory": peak_memory(self.device),
             "world_size": self.backend.size,
             "backend": self.backend.name,
             "optimizer": self.settings.optimizer,
@@ -336,6 +342,12 @@ class Fit:
             files.replace_json(self.out / rundir.SUMMARY, {**summary, **self.made_with})
             self.progress.note(f"top1 {self.top1:.2%}; {drawn}")
         return summary
+
+    def _mfu(self, seconds: float) -> float | None:
+        """The share of the devices' peak that all passes have reached; None if it is unknown."""
+        if not self.share or not seconds:
+            return None
+        return round(self.engine.passes * self.settings.batch_size / seconds * self.share, 5)
 
     def _draw(self) -> str:
         """Draw curves.png; returns a note. The drawing packages are an extra of this package."""
