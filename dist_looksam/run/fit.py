@@ -335,13 +335,14 @@ class Fit:
         self._note_unreadable()
         weights = self.backend.full_weights()
         trained, seconds = (done - self.untimed) * self.settings.batch_size, self.log.seconds
+        rate = round(trained / seconds, 3) if seconds else None
         summary = {
             "top1": self.top1,
             "steps": done,
             "seconds": round(seconds, 3),
-            "images_per_s": round(trained / seconds, 3) if seconds else None,
+            "images_per_s": rate,
             "forward_backward_passes": self.engine.passes,
-            "mfu": self._mfu(seconds),
+            "mfu": self._mfu(rate, done),
             "peak_memory": peak_memory(self.device),
             "world_size": self.backend.size,
             "backend": self.backend.name,
@@ -358,11 +359,11 @@ class Fit:
             self.progress.note(f"top1 {self.top1:.2%}; {drawn}")
         return summary
 
-    def _mfu(self, seconds: float) -> float | None:
+    def _mfu(self, images_per_s: float | None, done: int) -> float | None:
         """The share of the devices' peak that all passes have reached; None if it is unknown."""
-        if not self.share or not seconds:
+        if not self.share or not images_per_s or not done:
             return None
-        return round(self.engine.passes * self.settings.batch_size / seconds * self.share, 5)
+        return round(images_per_s * self.engine.passes / done * self.share, 5)
 
     def _draw(self) -> str:
         """Draw curves.png; returns a note. The drawing packages are an extra of this package."""

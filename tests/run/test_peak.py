@@ -14,6 +14,7 @@ from dist_looksam.record.metrics import MetricsLog, read
 from dist_looksam.record.progress import Progress
 from dist_looksam.report.comparison import report
 from dist_looksam.run.peak import peak_share
+from dist_looksam.run.train import main
 from dist_looksam.settings import config
 
 
@@ -97,3 +98,15 @@ def test_jobs_and_reports_show_both_and_older_runs_have_none(tmp_path):
         found = {row["folder"].split("/")[-1]: row for row in csv.DictReader(file)}
     assert (found["new"]["mfu"], found["new"]["peak_memory"]) == ("0.38", str(5 * 2**30))
     assert (found["old"]["mfu"], found["old"]["peak_memory"]) == ("", "")
+
+
+def test_a_run_writes_the_mfu_of_its_lines_and_of_its_whole_time(tmp_path, monkeypatch):
+    monkeypatch.setattr("dist_looksam.run.fit.peak_share", lambda *a, **k: 1e-4)
+    flags = "--data digits --optimizer look_sam --k 2 --batch_size 64 --steps 4 --device cpu"
+    assert main([*flags.split(), "--model", "vit_8", "--out", str(tmp_path)]) == 0
+    for row in read(tmp_path / "metrics.jsonl")[0]:
+        passes = 2 if row["step"] % 2 == 0 else 1
+        assert row["mfu"] == pytest.approx(row["images_per_s"] * passes * 1e-4, rel=1e-2)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["mfu"] == pytest.approx(summary["images_per_s"] * 1.5 * 1e-4, rel=1e-2)
+    assert summary["peak_memory"] is None
