@@ -75,6 +75,7 @@ class Progress:
         *,
         loss: float | None = None,
         images_per_s: float | None = None,
+        mfu: float | None = None,
         epoch: float | None = None,
         look: bool = False,
         **facts: str,
@@ -91,6 +92,8 @@ class Progress:
             self._facts["loss"] = f"{loss:.4f}"
         if images_per_s is not None:
             self._facts["images/s"] = f"{images_per_s:,.0f}" if images_per_s < 1e9 else "-"
+        if mfu is not None:
+            self._facts["MFU"] = f"{mfu:.1%}"
         self._facts |= facts
         if epoch is not None:
             self._epoch = f" epoch {int(epoch)}"
@@ -177,6 +180,6 @@ class _Facts(ProgressColumn):
 def _columns(progress: Progress) -> tuple[ProgressColumn, ...]:
     return (
         TextColumn(progress.unit + " {task.completed:.0f}/{task.total:.0f}"),
-        BarColumn(bar_width=max(6, min(40, progress._console.width - 92))),
+        BarColumn(bar_width=max(6, min(40, progress._console.width - 103))),
         _Facts(progress),
     )
