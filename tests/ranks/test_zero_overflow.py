@@ -35,6 +35,21 @@ CASES += [
      "zero": {"offload_optimizer": {"device": "cpu"}}}
     for s, n in ((1, 3), (2, 2), (3, 1), (3, 4))
 ]  # fmt: skip
+UNCHECKED = {  # as train.py has it: only the step looks whether gradients are finite
+    "bf16": {"enabled": True, "check_grad_overflow": False},
+    "data_types": {"grad_accum_dtype": "fp32"},
+}
+CASES += [
+    {"optimizer": "look_layer_sam", "stage": s, "precision": "bf16", "bad_pass": bad,
+     "config": UNCHECKED}
+    for s in (1, 2, 3)
+    for bad in (1, 2)
+] + [
+    {"optimizer": "look_sam", "stage": s, "precision": "bf16", "m": m, "bad_call": bad,
+     "config": UNCHECKED}
+    for s, m in ((1, 6), (2, 12), (3, 12))
+    for bad in (2, 3)
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
