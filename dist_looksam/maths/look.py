@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .. import kernels
 from .shards import Reduce, Scope, Shards, dots, products, ratio, scalars
 
 
@@ -49,6 +50,10 @@ class Update:
 
     def combine_(self, xs: Shards, ys: Shards, *, layers: Sequence[int] | None = None) -> None:
         """xs become last x + kept y; on a look, ys become g_v."""
+        if kernel := kernels.fit(xs, ys):
+            columns = {"last": self.last, "kept": self.kept, "new_kept": self.new_kept}
+            kernel.combine_(xs, ys, **columns, layers=layers)
+            return
         lasts, kepts, news = (
             [None] * len(xs) if column is None else scalars(column, xs, layers)
             for column in (self.last, self.kept, self.new_kept)
@@ -113,8 +118,8 @@ def learn(
     """
     # alike: where g_s is g, as at rho = 0, the ratio is exactly 1 and g_v exactly 0; reuse would
     # enlarge a rounding error.
-    sums = products((sam, grads), (grads, grads), alike=True)
-    product, grad_sq_norms, sam_sq_norms = reduce(torch.cat([sums, dots(sam, sam).unsqueeze(0)]))
+    sums = products((sam, sam), (sam, grads), (grads, grads), alike=True)
+    sam_sq_norms, product, grad_sq_norms = reduce(sums)
     total = sam_sq_norms.sum()
     return _update(
         new_kept=-ratio(scope(product), scope(grad_sq_norms), otherwise=0.0),
