@@ -20,22 +20,22 @@ class Size:
     heads: int
 
 
-def drop_path(branch: Tensor, rate: float, keys: Tensor | None, stream: int) -> Tensor:
-    """Zero whole samples of `branch` [n, ...] with probability `rate`, scale up the others.
+def kept_branches(n: int, rates: Tensor, keys: Tensor | None) -> Tensor:
+    """Factors of the residual branches of n samples: [branches, n], fp32, 0 or 1 / (1 - rate).
 
-    With `keys` (int64 [n]) a hash of (keys[i], stream) decides for sample i: the same on any number
-    of ranks, at any micro-batch size, and in both passes of a look. Without keys torch's generator
-    decides.
-    Source: Huang et al., arXiv:1603.09382.
+    A branch is dropped for whole samples. With `keys` (int64 [n]) a hash of (keys[i], branch)
+    decides for sample i: the same on any number of ranks, at any micro-batch size, and in both
+    passes of a look. Without keys torch's generator decides.
+    `rates` [branches] is on the device of the keys. Source: Huang et al., arXiv:1603.09382.
     """
     if keys is None:
-        draw = torch.rand(branch.shape[0], device=branch.device)
+        draws = torch.rand(len(rates), n, device=rates.device)
     else:
         from ..data.draws import uniform
 
-        draw = uniform(_DRAW_SEED, keys, stream)
-    kept = (draw >= rate).to(branch.dtype) / (1 - rate)
-    return branch * kept.view(-1, *[1] * (branch.ndim - 1))
+        streams = torch.arange(_FIRST_STREAM, _FIRST_STREAM + len(rates), device=keys.device)
+        draws = uniform(_DRAW_SEED, keys, streams[:, None])
+    return (draws >= rates[:, None]).float() / (1 - rates[:, None]).float()
 
 
 class Attention(nn.Module):
@@ -57,25 +57,23 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)); each branch may drop out in training."""
 
-    def __init__(self, size: Size, *, drop_path: float, stream: int) -> None:
+    def __init__(self, size: Size) -> None:
         super().__init__()
-        self.drop_path = drop_path
-        self.stream = stream
         self.norm1 = nn.LayerNorm(size.dim, eps=1e-6)
         self.attn = Attention(size.dim, size.heads)
         self.norm2 = nn.LayerNorm(size.dim, eps=1e-6)
         self.fc1 = nn.Linear(size.dim, 4 * size.dim)
         self.fc2 = nn.Linear(4 * size.dim, size.dim)
 
-    def _kept(self, branch: Tensor, keys: Tensor | None, stream: int) -> Tensor:
-        if not self.training or self.drop_path == 0:
-            return branch
-        return drop_path(branch, self.drop_path, keys, stream)
-
-    def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
-        x = x + self._kept(self.attn(self.norm1(x)), keys, self.stream)
+    def forward(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
+        """[n, tokens, dim] -> the same shape. kept: [2, n], factors of the two branches."""
+        x = x + _scaled(self.attn(self.norm1(x)), None if kept is None else kept[0])
         mlp = self.fc2(F.gelu(self.fc1(self.norm2(x))))
-        return x + self._kept(mlp, keys, self.stream + 1)
+        return x + _scaled(mlp, None if kept is None else kept[1])
+
+
+def _scaled(branch: Tensor, kept: Tensor | None) -> Tensor:
+    return branch if kept is None else branch * kept.to(branch.dtype)[:, None, None]
 
 
 class ViT(nn.Module):
@@ -108,11 +106,8 @@ class ViT(nn.Module):
         self.num_tokens = (height // size.patch) * (width // size.patch)
         self.patch_embed = nn.Linear(channels * size.patch**2, size.dim)
         self.pos_embed = nn.Parameter(torch.empty(1, self.num_tokens, size.dim))
-        rates = [drop_path * i / max(1, size.depth - 1) for i in range(size.depth)]
-        self.blocks = nn.ModuleList(
-            Block(size, drop_path=rate, stream=_FIRST_STREAM + 2 * i)
-            for i, rate in enumerate(rates)
-        )
+        self.drop_path = drop_path
+        self.blocks = nn.ModuleList(Block(size) for _ in range(size.depth))
         self.norm = nn.LayerNorm(size.dim, eps=1e-6)
         self.head = nn.Linear(size.dim, num_classes)
         self._init_weights()
@@ -138,6 +133,14 @@ class ViT(nn.Module):
         cut = images.view(n, c, height // p, p, width // p, p)
         return cut.permute(0, 2, 4, 1, 3, 5).reshape(n, self.num_tokens, c * p * p)
 
+    def _kept(self, n: int, keys: Tensor | None, device: torch.device) -> Tensor | None:
+        """Factors of all blocks' branches, by one draw; None where nothing is dropped."""
+        if not self.training or self.drop_path == 0:
+            return None
+        depth = self.size.depth
+        rates = torch.arange(depth, dtype=torch.float64, device=device).repeat_interleave(2)
+        return kept_branches(n, self.drop_path * rates / max(1, depth - 1), keys)
+
     def forward(self, images: Tensor, keys: Tensor | None = None) -> Tensor:
         """Logits [n, num_classes].
 
@@ -145,8 +148,9 @@ class ViT(nn.Module):
         between steps, or a sample always loses the same branches.
         """
         x = self.patch_embed(self._patches(images)) + self.pos_embed
-        for block in self.blocks:
-            x = block(x, keys)
+        kept = self._kept(len(x), keys, x.device)
+        for i, block in enumerate(self.blocks):
+            x = block(x, None if kept is None else kept[2 * i : 2 * i + 2])
         return self.head(self.norm(x).mean(1))
 
     def flops_per_image(self) -> int:

@@ -8,8 +8,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from dist_looksam import models
+from dist_looksam.data.draws import uniform
 from dist_looksam.models import vit
-from dist_looksam.models.vit import drop_path
+from dist_looksam.models.vit import kept_branches
 
 IMAGE = (1, 28, 28)
 
@@ -100,37 +101,37 @@ def test_drop_path_by_keys_compiles_into_one_graph():
     assert torch.equal(compiled(images, keys), model(images, keys))
 
 
-def test_streams_drop_different_samples():
-    x, keys = torch.ones(64, 1), torch.arange(64)
-    masks = {tuple(drop_path(x, 0.5, keys, stream).flatten().tolist()) for stream in range(8)}
-    assert len(masks) == 8
+def test_every_branch_of_every_block_drops_samples_of_its_own():
+    """The two branches of the first block never drop, those of the last at the full rate."""
+    model = small(drop_path=0.5).train()
+    kept = model._kept(64, torch.arange(64), torch.device("cpu"))
+    assert kept.shape == (8, 64) and kept.dtype == torch.float32
+    assert torch.equal(kept[:2], torch.ones(2, 64))
+    assert len({tuple(row.tolist()) for row in kept[2:]}) == 6
+    torch.testing.assert_close(kept.amax(1), torch.tensor([1, 1, 1.2, 1.2, 1.5, 1.5, 2, 2]))
 
 
-def test_every_branch_of_every_block_has_a_stream_of_its_own(monkeypatch):
-    used = []
-    monkeypatch.setattr(vit, "drop_path", lambda x, rate, keys, stream: used.append(stream) or x)
-    small(drop_path=0.5).train()(*some(2))
-    assert len(used) == 6  # two branches of four blocks; the first block never drops
-    assert len(set(used)) == len(used)
+def test_branches_are_dropped_as_by_one_draw_each():
+    """All are drawn at once; the numbers are those of one draw for each branch."""
+    keys, rates = torch.arange(50, 60), torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+    kept = kept_branches(10, rates, keys)
+    for i, rate in enumerate(rates.tolist()):
+        draw = uniform(0, keys, vit._FIRST_STREAM + i)
+        assert torch.equal(kept[i], (draw >= rate).float() / (1 - rate))
 
 
 @pytest.mark.parametrize("keys", [torch.arange(20_000), None])
 def test_drop_path_keeps_the_mean_and_drops_at_its_rate(keys):
     torch.manual_seed(0)
-    out = drop_path(torch.ones(20_000, 2), 0.3, keys, 5)
-    assert (out == 0).float().mean().item() == pytest.approx(0.3, abs=0.015)  # 4 sigma
-    assert out.mean().item() == pytest.approx(1.0, abs=0.02)
-    assert torch.equal(out[:, 0], out[:, 1])
+    kept = kept_branches(20_000, torch.tensor([0.0, 0.3], dtype=torch.float64), keys)
+    assert torch.equal(kept[0], torch.ones(20_000))
+    assert (kept[1] == 0).float().mean().item() == pytest.approx(0.3, abs=0.015)  # 4 sigma
+    assert kept[1].mean().item() == pytest.approx(1.0, abs=0.02)
 
 
 def test_evaluation_drops_nothing():
     model, (images, keys) = small(drop_path=0.9).eval(), some(4)
     assert torch.equal(model(images, keys), small().eval()(images))
-
-
-def test_the_first_block_never_drops_and_the_last_drops_at_the_rate():
-    rates = [b.drop_path for b in small(drop_path=0.3).blocks]
-    assert rates == pytest.approx([0, 0.1, 0.2, 0.3])
 
 
 @pytest.mark.parametrize("name, shape", [("vit_28", IMAGE), ("vit_ti16", (3, 64, 32))])
