@@ -98,7 +98,7 @@ def unused(name: str, base: str) -> list[str]:
     """Settings without effect for this method on this base."""
     row, flags = method(name), []
     if row.ascent is None:
-        flags += ["rho", "p", "ascent"]
+        flags += ["rho", "p", "ascent", "m"]
     if row.ascent != "layer":
         flags += ["layer_ascent"]
     if not row.settable_k:
