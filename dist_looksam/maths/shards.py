@@ -118,5 +118,5 @@ def scalars(column: Tensor, like: Shards, layers: Sequence[int] | None = None) -
 
 def ratio(over: Tensor, under: Tensor, *, otherwise: float) -> Tensor:
     """over / under where under > 0, else `otherwise`; NaN and inf in `under` pass through."""
-    safe = torch.where(under == 0, 1.0, under)
-    return torch.where(under == 0, otherwise, over / safe)
+    none = under == 0
+    return (over / (under + none)).masked_fill_(none, otherwise)

@@ -73,13 +73,39 @@ def work_of(
     return partial(kernel.lamb_, job, reduce=base.reduce)
 
 
-def with_hooks(base: Any, work: Callable[[], Any]) -> Any:
-    """work(), as if it were `base.step`: with its hooks, and counted for schedulers."""
-    base._opt_called = True
-    return Optimizer.profile_hook_step(lambda _: work())(base)
+def apply_(optimizer: Any, params: Shards, update: Update) -> bool:
+    """What `TwoGradients.apply_` does after it has restored w; False if no kernels can do it."""
+    base, look, on_device = optimizer.base_optimizer, optimizer._perturbed, update.finite.is_cuda
+    if not _is_itself(base) or not (on_device or bool(update.finite)):
+        return False
+    kept: list[Tensor] = []
+    if update.kept is not None or update.new_kept is not None:
+        kept = optimizer._gv(params) if look is None else look.grads_of(params)
+    stores = update.new_kept is not None and optimizer.rule.reuses_gv
+    new = optimizer._gv(params) if stores else []
+    split = optimizer._split
+    parts = Parts(
+        xs=split(params, [p.grad for p in params]),
+        ys=split(params, kept) if kept else [],
+        gvs=split(params, new) if new else [],
+        numbers=optimizer._numbers(params),
+        update=update,
+        clips=optimizer.clip is not None,
+        finite=update.finite if on_device else None,
+    )
+    work = work_of(base, params, parts, groups=optimizer.param_groups, split=split)
+    if work is None:
+        return False
+    base._opt_called = True  # for schedulers, which see no call of base.step
+    gv_sums = Optimizer.profile_hook_step(lambda _: work())(base)
+    if look is not None and gv_sums is not None:
+        look.gv_sums.append(gv_sums.sum())
+    for p, gv in zip(params, new, strict=False):
+        optimizer.state[p]["g_v"] = gv
+    return True
 
 
-def is_itself(base: Optimizer) -> bool:
+def _is_itself(base: Optimizer) -> bool:
     """Whether `base.step` is that of its class and nothing is to run before it."""
     own = base.__dict__.get("step")
     before = base._optimizer_step_pre_hooks or torch_optimizer._global_optimizer_pre_hooks

@@ -299,7 +299,7 @@ class TwoGradients(StepCounters):
     def apply_(self, params: Shards, update: Update) -> None:
         """In these parameters: restore w, pass the gradient to the base, step it, store g_v."""
         self.restore(params)
-        if self._apply_at_once(params, update):
+        if at_once.apply_(self, params, update):
             return
         grads: list[Tensor] = [p.grad for p in params]  # type: ignore[misc]
         shards, layers = self._split(params, grads), self._numbers(params)
@@ -318,37 +318,6 @@ class TwoGradients(StepCounters):
             update.clip_(grads)
         if self._step_base(update.finite) and self.rule.reuses_gv and new:
             self._remember(params, new, update.finite)
-
-    def _apply_at_once(self, params: Shards, update: Update) -> bool:
-        """The rest of `apply_` by a few kernels for all layers, where that is possible."""
-        look, on_device = self._perturbed, update.finite.is_cuda
-        if not at_once.is_itself(self.base_optimizer) or not (on_device or bool(update.finite)):
-            return False
-        kept: list[Tensor] = []
-        if look is not None and (update.kept is not None or update.new_kept is not None):
-            kept = look.grads_of(params)
-        elif update.kept is not None:
-            kept = self._gv(params)
-        new = self._gv(params) if update.new_kept is not None and self.rule.reuses_gv else []
-        parts = at_once.Parts(
-            xs=self._split(params, [p.grad for p in params]),  # type: ignore[misc]
-            ys=self._split(params, kept) if kept else [],
-            gvs=self._split(params, new) if new else [],
-            numbers=self._numbers(params),
-            update=update,
-            clips=self.clip is not None,
-            finite=update.finite if on_device else None,
-        )
-        groups, split = self.param_groups, self._split
-        work = at_once.work_of(self.base_optimizer, params, parts, groups=groups, split=split)
-        if work is None:
-            return False
-        gv_sums = at_once.with_hooks(self.base_optimizer, work)
-        if look is not None and gv_sums is not None:
-            look.gv_sums.append(gv_sums.sum())
-        for p, gv in zip(params, new, strict=bool(new)):
-            self.state[p]["g_v"] = gv
-        return True
 
     def finish(self, update: Update) -> Seen:
         """After `apply_` on all parameters: report the step and count it. One reduce on looks."""
