@@ -35,7 +35,10 @@ def check(settings: Settings) -> None:
     own = data_set(settings.data)
     own.check_dir(settings.data_dir)
     assert settings.micro_batch is not None
-    check_pairs(parse(settings.augment, auto=own.augment), settings.micro_batch)
+    augment = parse(settings.augment, auto=own.augment)
+    check_pairs(augment, settings.micro_batch)
+    if settings.m is not None:
+        check_pairs(augment, settings.m, "m")
     known = own.stands_for or not settings.data_dir  # else the shape is read from the files
     models.check(settings.model, own.size(settings.image_size).shape if known else None)
 
