@@ -22,7 +22,7 @@ from torch import Tensor
 def fit(*lists: Sequence[Tensor]) -> ModuleType | None:
     """`kernels.launch` if the kernels can work on these lists, else None: they can on contiguous
     fp32 tensors on one CUDA device."""
-    if not lists[0] or not _usable(lists[0][0].device):
+    if not lists[0] or not usable(lists[0][0].device):
         return None
     device = lists[0][0].device
     fitting = all(
@@ -33,7 +33,8 @@ def fit(*lists: Sequence[Tensor]) -> ModuleType | None:
     return import_module(".launch", __name__) if fitting else None
 
 
-def _usable(device: torch.device) -> bool:
+def usable(device: torch.device) -> bool:
+    """Whether kernels run on this device; if they ought to and do not, says so once."""
     if os.environ.get("DIST_LOOKSAM_KERNELS", "on") == "off":
         return False
     if device.type == "cpu":
@@ -43,7 +44,7 @@ def _usable(device: torch.device) -> bool:
 
 @cache
 def _compiles(device: torch.device) -> bool:
-    """Whether Triton is there and can compile for this device; if not, says so once."""
+    """Whether Triton is there and can compile for this device."""
     try:
         import_module(".launch", __name__).sums([torch.ones(3, device=device)])
     except Exception as error:  # of an import, of Triton's compiler, or of a missing C compiler

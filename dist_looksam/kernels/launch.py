@@ -79,8 +79,8 @@ def perturb_(
         pointers, aligned = addresses([weights, grads], device)
         if blocks.num:
             code.perturb[blocks.num,](
-                pointers, blocks.table, _places(layers, blocks.layers, device), size.to(device),
-                partial, blocks.layers, blocks.num,
+                pointers, blocks.table, _places(layers, blocks.layers, device),
+                *_columns(device, size), partial, blocks.layers, blocks.num,
                 SIGN=sign, ROUND=_ROUND[visible_dtype], ALIGNED=aligned, BLOCK=BLOCK, **_FUSED,
             )  # fmt: skip
         _written(weights)

@@ -63,7 +63,8 @@ def work_of(
     Returns:
         A function that makes the step, and returns [layers] local ||g_v||^2 if it computes g_v.
     """
-    states = _states_of(base, params) if params else None
+    usable = params and kernels.usable(params[0].device)
+    states = _states_of(base, params) if usable else None
     made = None if states is None else _job(params, states, parts, groups, split)
     if made is None:
         return None
@@ -76,7 +77,9 @@ def work_of(
 def apply_(optimizer: Any, params: Shards, update: Update) -> bool:
     """What `TwoGradients.apply_` does after it has restored w; False if no kernels can do it."""
     base, look, on_device = optimizer.base_optimizer, optimizer._perturbed, update.finite.is_cuda
-    if not _is_itself(base) or not (on_device or bool(update.finite)):
+    if not (params and kernels.usable(params[0].device) and _is_itself(base)):
+        return False
+    if not (on_device or bool(update.finite)):
         return False
     kept: list[Tensor] = []
     if update.kept is not None or update.new_kept is not None:
