@@ -10,7 +10,7 @@ work on CPU tensors, slowly, for tests.
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import import_module
 from types import ModuleType
@@ -33,9 +33,21 @@ def fit(*lists: Sequence[Tensor]) -> ModuleType | None:
     return import_module(".launch", __name__) if fitting else None
 
 
+_not_on_all_ranks: set[torch.device] = set()
+
+
+def agree(device: torch.device, gather: Callable[[bool], list[bool]]) -> None:
+    """Use the kernels on all ranks or on none: replicas would round differently, and drift apart.
+
+    `gather` returns the values of all ranks. Every rank must make this call.
+    """
+    if device.type == "cuda" and not all(gather(usable(device))):
+        _not_on_all_ranks.add(device)
+
+
 def usable(device: torch.device) -> bool:
     """Whether kernels run on this device; if they ought to and do not, says so once."""
-    if os.environ.get("DIST_LOOKSAM_KERNELS", "on") == "off":
+    if os.environ.get("DIST_LOOKSAM_KERNELS", "on") == "off" or device in _not_on_all_ranks:
         return False
     if device.type == "cpu":
         return os.environ.get("TRITON_INTERPRET") == "1"

@@ -93,7 +93,7 @@ def clip_scale(sq_norm: Tensor, clip: float | None) -> Tensor:
     """min(1, clip / norm): the factor that limits a norm to `clip`. 1 without a limit."""
     if clip is None:
         return torch.ones_like(sq_norm)
-    return ratio(torch.full_like(sq_norm, clip), sq_norm.sqrt(), otherwise=1.0).clamp(max=1.0)
+    return torch.full_like(sq_norm, clip) / sq_norm.sqrt().clamp(min=clip)
 
 
 def plain(grads: Shards, *, clip: float | None, reduce: Reduce) -> Update:

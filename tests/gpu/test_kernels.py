@@ -352,3 +352,21 @@ def test_tensors_that_do_not_fit_are_left_to_torch(odd):
 def test_the_environment_turns_the_kernels_off(monkeypatch):
     monkeypatch.setenv("DIST_LOOKSAM_KERNELS", "off")
     assert kernels.fit(tensors(0)) is None
+
+
+def test_ranks_agree_on_the_kernels(monkeypatch):
+    """Replicas that round differently would drift apart without a word."""
+    monkeypatch.setattr(kernels, "_not_on_all_ranks", set())
+    monkeypatch.setattr(kernels, "usable", lambda device: True)
+    device = torch.device("cuda:0")
+    kernels.agree(device, lambda mine: [mine, True])
+    assert not kernels._not_on_all_ranks
+    kernels.agree(device, lambda mine: [mine, False])
+    assert kernels._not_on_all_ranks == {device}
+
+
+def test_where_one_rank_has_no_kernels_no_rank_uses_them(monkeypatch):
+    device = torch.device(DEVICE, 0) if DEVICE == "cuda" else torch.device("cpu")
+    assert kernels.usable(device)
+    monkeypatch.setattr(kernels, "_not_on_all_ranks", {device})
+    assert not kernels.usable(device) and kernels.fit(tensors(0)) is None
