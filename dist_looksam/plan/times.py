@@ -9,9 +9,11 @@ from .run import PlannedRun
 from .sent import Sent, sent
 
 # Tensors of a shard's size that are read or written, 4 bytes an entry, in addition to those of the
-# base's update: counted in the code of optim/.
-_REUSE = 9  # three dot products, and g += size g_v
-_LOOK = 22  # eps and its norms; copies of w and g, w back; three dot products, g_v and its norm
+# base's update: counted in the kernels of kernels/code.py (tests/gpu/test_kernel_counts.py).
+_REUSE = 3  # sums of g and g_v; g_v in the base's step
+_LOOK = (
+    15  # sums of w and g; copies of both; eps; w back; sums of g and g_s; g, g_v in the base's step
+)
 
 
 # Kernels of a forward and backward, for each layer: vit_b16's 152 had 2,000 (docs/planning.md).
@@ -48,7 +50,7 @@ def step_time(run: PlannedRun, machine: Machine, *, kind: str) -> Time:
     forward = one / 3
     whole, shown = _pass(run, s, machine, forward, one - forward)
     # One more small all-reduce: the ranks of train.py agree whether to stop.
-    extra = {"base": 0, "reuse": _REUSE if run.row.reuses_gv else 2, "look": _LOOK}[kind]
+    extra = {"base": 0, "reuse": _REUSE if run.row.reuses_gv else 1, "look": _LOOK}[kind]
     moved = 4 * run.shard * (run.base.traffic + extra)
     few = (s.small + 1) * seconds(_FEW, run.ranks, machine.network)
     return Time(
