@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from .later import Later
 from .rule import Rule
 
 
@@ -14,7 +15,7 @@ class StepCounters(Optimizer):
 
     rule: Rule
     _steps = 0
-    _look_finite: Tensor | None = None
+    _look_finite: Tensor | Later | None = None
 
     def _take_counters(self, *_: Any) -> None:
         """Move counters that a loader has put into the groups, if any, into this object.
@@ -60,7 +61,7 @@ class StepCounters(Optimizer):
     def record_look(self, finite: Tensor | None) -> None:
         """Note whether the look that has just ended was finite (0-dim bool); None: no look."""
         self._take_counters()
-        self._look_finite = finite
+        self._look_finite = None if finite is None else Later(finite)
 
     def may_look(self) -> bool:
         """Before the first pass: False if this step will not look, whatever its gradient is."""

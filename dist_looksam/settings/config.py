@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from .. import files
+from ..backends.compiled import COMPILES
 from ..backends.rows import BACKENDS, BackendRow, chosen
 from ..data.sets import SETS, data_set
 from ..engine import ASCENTS
@@ -130,6 +131,10 @@ class Settings:
     )
     offload: bool = flag(
         False, f"keep the optimizer state in host memory, {_only('offload')}; default off"
+    )
+    compile: str = flag("off", "what torch.compile compiles of the network", COMPILES)
+    checkpoint_activations: bool = flag(
+        False, "keep only the blocks' inputs for backward: less memory, a forward more; default off"
     )
     precision: str = flag("fp32", "number format of forward and backward", PRECISIONS)
     seed: int = flag(0, "seed of weights, sample order, augmentation and dropout")
