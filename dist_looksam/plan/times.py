@@ -11,9 +11,7 @@ from .sent import Sent, sent
 # Tensors of a shard's size that are read or written, 4 bytes an entry, in addition to those of the
 # base's update: counted in the kernels of kernels/code.py (tests/gpu/test_kernel_counts.py).
 _REUSE = 3  # sums of g and g_v; g_v in the base's step
-_LOOK = (
-    15  # sums of w and g; copies of both; eps; w back; sums of g and g_s; g, g_v in the base's step
-)
+_LOOK = 15  # sums of w, g; copies of both; eps; w back; sums of g, g_s; g, g_v in the base's step
 
 
 # Kernels of a forward and backward, for each layer: vit_b16's 152 had 2,000 (docs/planning.md).
