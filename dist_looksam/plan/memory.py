@@ -70,5 +70,10 @@ def _activations(run: PlannedRun, count: int) -> int:
     arithmetic = 2 if run.sixteen else 4
     autocast = run.layout.autocast(run)
     residual = 4 if autocast else arithmetic
-    size = run.work.activations(run.micro_batch, arithmetic=arithmetic, residual=residual)
+    size = run.work.activations(
+        run.micro_batch,
+        arithmetic=arithmetic,
+        residual=residual,
+        checkpointed=run.settings.checkpoint_activations,
+    )
     return size + (2 * count if autocast else 0)  # autocast stores the weights it has cast

@@ -60,8 +60,10 @@ def step_time(run: PlannedRun, machine: Machine, *, kind: str) -> Time:
 
 
 def pass_time(run: PlannedRun, device: Device) -> float:
-    """Seconds that the device computes for a forward and backward of one micro-batch."""
-    flops = 3 * run.work.flops * run.micro_batch
+    """Seconds that the device computes for a forward and backward of one micro-batch; with
+    checkpointed activations a second forward is part of backward."""
+    forwards = 4 if run.settings.checkpoint_activations else 3
+    flops = forwards * run.work.flops * run.micro_batch
     return device.pass_seconds + flops / device.flops[run.settings.precision]
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from .. import models
+from ..backends import compiled
 from ..data.extent import Extent
 from ..errors import ConfigError
 from ..plan import Plan, machine, plan
@@ -92,6 +93,10 @@ def check(settings: Settings, *, ranks: int, launcher: str = "", opened: bool = 
             image_shape=data.shape,
             drop_path=settings.drop_path,
         )
+    if settings.checkpoint_activations:
+        models.checkpoint_activations(model)
+    if settings.compile != "off":
+        compiled.blocks(model)
     assemble.optimizer_of(settings, model)
     plans, unplanned = _plans(asked, data, ranks, launcher)
     return Outcome(

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from .. import files
+from ..backends.compiled import COMPILES
 from ..backends.rows import BACKENDS, BackendRow, chosen
 from ..data.sets import SETS, data_set
 from ..engine import ASCENTS
@@ -90,7 +91,7 @@ class Settings:
     p: float = flag(2.0, "p of the p-norm of the model-wide ascent, in (1, inf]")
     ascent: str = flag("global", "ranks whose gradient gives the ascent's direction", ASCENTS)
     m: int | None = flag(
-        None, "samples that climb together, of whole micro-batches; default: the whole batch"
+        None, "samples that climb together, each group on its own; default: the whole batch"
     )
     layer_ascent: str = flag("scaled", "formula of the layer-wise ascent", LAYER_ASCENTS)
     decompose: str = flag("model", "scope of the decomposition into g_h and g_v", SCOPES)
@@ -139,6 +140,10 @@ class Settings:
     )
     offload: bool = flag(
         False, f"keep the optimizer state in host memory, {_only('offload')}; default off"
+    )
+    compile: str = flag("off", "what torch.compile compiles of the network", COMPILES)
+    checkpoint_activations: bool = flag(
+        False, "keep only the blocks' inputs for backward: less memory, a forward more; default off"
     )
     precision: str = flag("fp32", "number format of forward and backward", PRECISIONS)
     seed: int = flag(0, "seed of weights, sample order, augmentation and dropout")
