@@ -30,7 +30,7 @@ def rho_factor(
 
     `linear` and `cosine` go from 1 at step `first` to `end`, which they would reach at step
     `steps`. `lr` is end + (1 - end) lr: in proportion to the learning rate, as in GSAM
-    (arXiv:2203.08065, section 4). A linear warm-up over the first steps from `first` on multiplies
+    (arXiv:2203.08065). A linear warm-up over the first steps from `first` on multiplies
     it, with 1 / warmup at `first`.
 
     Args:
