@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ..errors import ConfigError
+from .later import Later
 from .rule import Rule
 from .when import Decider
 
@@ -20,7 +21,7 @@ class StepCounters(Optimizer):
     decider: Decider
     _steps = 0
     _rho_scale: float | None = None  # None: nobody has set it
-    _look_finite: Tensor | None = None
+    _look_finite: Tensor | Later | None = None
 
     def _take_counters(self, *_: Any) -> None:
         """Move counters that a loader has put into the groups, if any, into this object.
@@ -101,7 +102,7 @@ class StepCounters(Optimizer):
     def record_look(self, finite: Tensor | None) -> None:
         """Note whether the look that has just ended was finite (0-dim bool); None: no look."""
         self._take_counters()
-        self._look_finite = finite
+        self._look_finite = None if finite is None else Later(finite)
 
     def may_look(self) -> bool:
         """Before the first pass: False if this step will not look, whatever its gradient is."""

@@ -6,11 +6,11 @@ step at its end. All it knows is the same on all ranks, so all ranks decide alik
 
 import math
 from collections import deque
-from typing import Any, Protocol, SupportsFloat
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
 
+from .later import Later
 from .seen import Seen
 
 DECAY = 0.9  # of the running mean and variance, per step, as in arXiv:2304.14647
@@ -76,7 +76,7 @@ class Adaptive:
     _steps: int
     _step: int  # the newest that was asked about, and the answer
     _due: bool
-    _pending: deque[tuple[int, SupportsFloat]]  # steps and their ||g||, not yet in the mean
+    _pending: deque[tuple[int, Later]]  # steps and their ||g||, not yet in the mean
 
     def __init__(self, *, k: int, first: int) -> None:
         self.k, self.first = k, first
@@ -86,7 +86,7 @@ class Adaptive:
         if step != self._step:
             z = -math.inf
             while self._pending and self._pending[0][0] <= step - LAG:
-                z = self._standardised(float(self._pending.popleft()[1]))
+                z = self._standardised(float(self._pending.popleft()[1].read()))
             self._step, self._due = step, z >= RATE * (self._looks - self._steps / self.k)
         return self._due
 
@@ -103,13 +103,13 @@ class Adaptive:
         return difference / math.sqrt(self._variance) if self._variance > 0 else 0.0
 
     def record(self, step: int, seen: Seen) -> None:
-        self._pending.append((step, _copied(seen)))
+        self._pending.append((step, _norm(seen)))
         if step >= self.first:
             self._steps += 1
             self._looks += seen.look
 
     def state(self) -> dict[str, Any]:
-        pending = [[step, float(norm)] for step, norm in self._pending]
+        pending = [[step, float(norm.read())] for step, norm in self._pending]
         return {
             "mean": self._mean,
             "variance": self._variance,
@@ -125,37 +125,18 @@ class Adaptive:
         self._variance = float(state.get("variance", 0.0))
         self._looks, self._steps = int(state.get("looks", 0)), int(state.get("steps", 0))
         self._step, self._due = int(state.get("step", -1)), bool(state.get("due", False))
-        self._pending = deque((int(s), float(norm)) for s, norm in state.get("pending", ()))
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"k": self.k, "first": self.first, "state": self.state()}
-
-    def __setstate__(self, saved: dict[str, Any]) -> None:
-        self.k, self.first = saved["k"], saved["first"]
-        self.load(saved["state"])
+        self._pending = deque(
+            (int(step), Later(torch.tensor(norm, dtype=torch.float64)))
+            for step, norm in state.get("pending", ())
+        )
 
 
-class _Arriving:
-    """A number of a GPU on its way to the host."""
-
-    def __init__(self, value: Tensor) -> None:
-        self._host = torch.empty((), dtype=value.dtype, pin_memory=True)
-        self._host.copy_(value, non_blocking=True)
-        self._there = torch.cuda.current_stream(value.device).record_event()
-
-    def __float__(self) -> float:
-        self._there.synchronize()
-        return float(self._host)
-
-
-def _copied(seen: Seen) -> SupportsFloat:
+def _norm(seen: Seen) -> Later:
     """||g|| of a step, NaN if the step was skipped."""
     norm, finite = seen.grad_norm, seen.finite
     if finite.device == norm.device:
-        norm = torch.where(finite, norm, torch.nan)
-    elif not bool(finite):  # on the host, as under ZeRO
-        return math.nan
-    return _Arriving(norm) if norm.is_cuda else float(norm)
+        return Later(torch.where(finite, norm, torch.nan))
+    return Later(norm if bool(finite) else torch.tensor(torch.nan))  # on the host, as under ZeRO
 
 
 DECIDERS: dict[str, type[Decider]] = {"periodic": Periodic, "adaptive": Adaptive}

@@ -21,6 +21,15 @@ def check_most(name: str, value: Any, kind: Any) -> None:
         raise ConfigError(f"{name} must be <= {most:,}, got {value}.")
 
 
+def check_range(name: str, value: float | None, least: float, most: float) -> None:
+    """ConfigError for a number of a command's flag outside of [least, most], and for NaN."""
+    if value is not None and not least <= value <= most:
+        ends = " and ".join(
+            f"{end:,}" if isinstance(end, int) else f"{end:g}" for end in (least, most)
+        )
+        raise ConfigError(f"{name} must be between {ends}, got {value}.")
+
+
 def whole(value: Any) -> int:
     """An int, or text like 64 or 1e6. ValueError, TypeError or OverflowError for anything else."""
     if isinstance(value, bool):

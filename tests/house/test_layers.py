@@ -16,7 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = [
     *("errors", "files", "rows", "cli", "maths", "data", "models", "world", "optim"),
     *("backends", "engine"),
-    *("checkpoint", "record", "settings", "report", "plan", "measure", "run", "sweep"),
+    *("checkpoint", "record", "settings", "flatness", "report", "plan", "measure", "run", "sweep"),
 ]
 FOUNDATION = {"errors", "rows", "maths", "optim"}  # these may import one another and nothing else
 

@@ -23,6 +23,16 @@ CASES = [
 FIRST = {"optimizer": "look_sam", "stage": 2, "precision": "fp16", "bad_pass": 2, "bad_step": 0}
 OWN = {"optimizer": "look_sam", "stage": 1, "precision": "fp16", "bad_pass": 1, "zero": {}}
 CASES += [FIRST, {**OWN, "ascent": "rank"}]
+UNCHECKED = {  # as train.py has it: only the step looks whether gradients are finite
+    "bf16": {"enabled": True, "check_grad_overflow": False},
+    "data_types": {"grad_accum_dtype": "fp32"},
+}
+CASES += [
+    {"optimizer": "look_layer_sam", "stage": s, "precision": "bf16", "bad_pass": bad,
+     "config": UNCHECKED}
+    for s in (1, 2, 3)
+    for bad in (1, 2)
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
