@@ -1,7 +1,7 @@
 """How long a step takes: passes, the communication that does not hide under them, the update."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 
 from .machines import Device, Machine
 from .network import Call, seconds
@@ -35,10 +35,10 @@ class Time:
         return {**asdict(self), "total": self.total}
 
     @classmethod
-    def mixed(cls, look: "Time", other: "Time", share: float) -> "Time":
-        """The average of steps of which `share` look."""
-        a, b = asdict(look), asdict(other)
-        return cls(**{k: share * a[k] + (1 - share) * b[k] for k in a})
+    def mixed(cls, parts: "Sequence[tuple[float, Time]]") -> "Time":
+        """The average of steps, each with its share of them."""
+        names = [f.name for f in fields(cls)]
+        return cls(**{n: sum(x * getattr(time, n) for x, time in parts) for n in names})
 
 
 def step_time(run: PlannedRun, machine: Machine, *, kind: str) -> Time:
