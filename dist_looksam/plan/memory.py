@@ -20,6 +20,7 @@ class Memory:
                  buffers of a backend. The others come as activations are freed.
     buckets      buffers of communication.
     activations  of a micro-batch's forward and backward, at their most.
+    look_activations  the same of the parts that a look takes, where m is below micro_batch; else 0.
     step         needed by the optimizer's step, without activations, with all gradients.
     """
 
@@ -32,6 +33,7 @@ class Memory:
     gradients: int
     buckets: int
     activations: int
+    look_activations: int
     step: int
 
     @property
@@ -42,8 +44,10 @@ class Memory:
     @property
     def peak(self) -> int:
         """The most at once."""
-        backward = self.groups + self.gradients + self.buckets + self.activations
-        return self.resident + self.look + max(backward, self.step)
+        backward = self.gradients + self.buckets
+        of_look = self.groups + backward + (self.look_activations or self.activations)
+        between = backward + self.activations
+        return self.resident + max(between, self.look + max(of_look, self.step))
 
     def to_dict(self) -> dict[str, int]:
         """All rows and the peak."""
@@ -63,18 +67,26 @@ def memory(run: PlannedRun) -> Memory:
         groups=layout.groups(run),
         gradients=gradients,
         buckets=buckets,
-        activations=_activations(run, run.work.parameters),
+        activations=_activations(run, run.work.parameters, run.micro_batch),
+        look_activations=_of_part(run),
         # w0 of the look is put back before the base steps.
         step=4 * shard * (base.temporaries - bool(run.row.ascent)) + layout.in_step(run),
     )
 
 
-def _activations(run: PlannedRun, count: int) -> int:
+def _of_part(run: PlannedRun) -> int:
+    groups = run.groups
+    if groups is None or groups.parts == 1:
+        return 0
+    return _activations(run, run.work.parameters, run.micro_batch // groups.parts)
+
+
+def _activations(run: PlannedRun, count: int, images: int) -> int:
     arithmetic = 2 if run.sixteen else 4
     autocast = run.layout.autocast(run)
     residual = 4 if autocast else arithmetic
     size = run.work.activations(
-        run.micro_batch,
+        images,
         arithmetic=arithmetic,
         residual=residual,
         checkpointed=run.settings.checkpoint_activations,

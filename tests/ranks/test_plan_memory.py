@@ -23,10 +23,15 @@ WAYS = {  # and a bucket of DeepSpeed's that is smaller than the model, or it wo
     "2": ["--zero_stage", "2"],
     "3": ["--zero_stage", "3"],
     "2-bf16": ["--zero_stage", "2", "--precision", "bf16"],
+    "ddp-m16": ["--backend", "ddp", "--m", "16"],  # halves of micro-batches
+    "ddp-m32": ["--backend", "ddp", "--m", "32"],
+    "ddp-m64": ["--backend", "ddp", "--m", "64"],  # of both ranks
+    "fsdp2-m64": ["--backend", "fsdp2", "--m", "64"],
     "fsdp2": ["--backend", "fsdp2"],
     "fsdp2-bf16": ["--backend", "fsdp2", "--precision", "bf16"],
 }
 CASES = [("vit_28", "ddp"), *((m, w) for m in MODELS for w in "123"), ("vit_28", "2-bf16")]
+CASES += [("vit_28", w) for w in ("ddp-m16", "ddp-m32", "ddp-m64", "fsdp2-m64")]
 CASES += [("vit_28", "fsdp2"), ("vit_ti16", "fsdp2"), ("vit_28", "fsdp2-bf16")]
 
 
