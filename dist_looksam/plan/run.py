@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from ..backends.rows import BACKENDS
 from ..errors import ConfigError
+from ..maths import together
 from ..optim import table
 from ..optim.bases import Base
 from ..settings.config import Settings
@@ -60,6 +61,24 @@ class PlannedRun:
         if self.row.ascent is None:
             return 0.0
         return 1.0 / self.settings.rule.k
+
+    @property
+    def groups(self) -> together.Groups | None:
+        """The groups of samples of a look, one after the other; None where all climb together.
+
+        ConfigError if micro-batches of this size do not make up m.
+        """
+        if self.row.ascent is None:
+            return None
+        settings, ranks = self.settings, self.ranks.total
+        return together.groups(
+            settings.m,
+            micro_batch=self.micro_batch,
+            accumulation=self.accumulation,
+            ranks=ranks,
+            climbing=settings.backend_row.climbing_ranks(settings, ranks),
+            backend=settings.backend,
+        )
 
     @property
     def shard(self) -> int:
