@@ -49,7 +49,7 @@ class Zero(Layout):
 
     def in_backward(self, run: PlannedRun) -> tuple[int, int]:
         earlier = run.accumulation > 1  # micro-batches of this pass, whose gradients wait
-        if run.groups is not None and _stage(run) < 2:
+        if run.groups is not None:
             earlier = run.groups.micro_batches > 1
         count, shard, size = run.work.parameters, run.shard, run.weight_bytes
         if _stage(run) == 0:
