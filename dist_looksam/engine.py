@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from . import kernels
 from .backends.backend import Backend, Loss
 from .backends.batches import check_batches, check_loss, check_ranks, split
 from .backends.ddp import DDP
@@ -111,6 +112,8 @@ class Engine:
         self.optimizer = self.backend.optimizer
         self.optimizer.clip = clip
         self.module = self.backend.module
+        if not self.backend.ranks_may_join:
+            kernels.agree(next(self.module.parameters()).device, self.backend.gather)
         assert loss is not None  # by _check_kinds
         self.loss = loss
         self.ascent = ascent

@@ -55,9 +55,10 @@ NEEDS = {
     "cuda": _cuda,
     "ruff": lambda: shutil.which("ruff") is not None,
     "timm": lambda: _module("timm"),
+    "triton": lambda: _module("triton"),
     "wandb": lambda: _module("wandb"),
 }
-NOT_ON_EVERY_MACHINE = {"cuda", "timm"}  # skipped under CI, too
+NOT_ON_EVERY_MACHINE = {"cuda", "timm", "triton"}  # skipped under CI, too
 
 
 def _require(*names: str) -> None:

@@ -164,6 +164,33 @@ def lars(w, d, state, *, lr, weight_decay, momentum, **_):
 BASES = {"sgd": sgd, "adamw": adamw, "lamb": lamb, "lars": lars}
 
 
+# --- when to look, and how far --------------------------------------------------------------------
+
+
+def in_window(t, look_from, look_until):
+    """Steps before look_from and from look_until on never look, and have no g_v."""
+    return t >= look_from and (look_until is None or t < look_until)
+
+
+def wants_to_look(t, squares, looked, k, look_from):
+    """AE-SAM (arXiv:2304.14647) two steps later: is step t-2's ||g||^2 >= E + c sqrt(V)?
+
+    squares: ||g||^2 of the steps before t, None for a skipped one. looked: which of them looked.
+    E, V: running mean and variance, decay .9. c: half of how many looks there were in the window
+    beyond one in k steps. Without variance the norm lies at 0 standard deviations.
+    """
+    if t < 2 or squares[t - 2] is None:
+        return False
+    numbers = [x for x in squares[: t - 1] if x is not None]
+    mean, variance = numbers[0], 0.0
+    for x in numbers[1:]:
+        mean = 0.9 * mean + 0.1 * x
+        variance = 0.9 * variance + 0.1 * (x - mean) ** 2
+    in_deviations = (numbers[-1] - mean) / variance**0.5 if variance > 0 else 0.0
+    surplus = sum(looked[look_from:]) - max(0, t - look_from) / k
+    return in_deviations >= 0.5 * surplus
+
+
 # --- training ------------------------------------------------------------------------------------
 
 
@@ -190,6 +217,10 @@ def train(
     m=None,
     batch_size=None,
     part_gradient=None,
+    looks="periodic",
+    look_from=0,
+    look_until=None,
+    rho_scale=None,
 ):
     """Train for `steps` steps from copies of `weights`; everything that happened is in the Result.
 
@@ -201,8 +232,10 @@ def train(
     groups: dicts {"layers": [indices], "weight_decay": x}, and, where they differ from the rest,
         "lr" (instead of lr), "lr_scale" (times lr), "rho", "alpha". Every layer is in one.
     clip: largest whole-model 2-norm of what the base gets [7], or None.
+    looks: "periodic" or "adaptive", within the window of steps look_from <= t < look_until.
+    rho_scale: None, or t -> the factor of every rho at step t.
     """
-    ascent, looks, between, default_base = TABLE[optimizer]
+    ascent, often, between, default_base = TABLE[optimizer]
     update_layer = BASES[base or default_base]
     group = {i: each for each in groups for i in each["layers"]}
     assert sorted(group) == list(range(len(weights))), "every layer is in one group"
@@ -236,15 +269,26 @@ def train(
     w = [np.array(x, dtype=np.float64) for x in weights]
     result = Result(base_state=[{} for _ in layers])
     look_failed = False
+    constant_rhos, squares = list(rhos), []
 
     for t in range(steps):
         loss, g = gradient(w, t)
 
         # [5] When to look; [8] and once more after a look that had to be skipped.
-        look = looks == "every step"
-        if looks == "every k steps":
+        inside = in_window(t, look_from, look_until)
+        if not inside:
+            result.g_v = None
+        look = often == "every step" and inside
+        if often == "every k steps" and inside:
             no_g_v = between == "reuse" and result.g_v is None
-            look = t % k == 0 or no_g_v or look_failed
+            if looks == "adaptive":
+                looked = [record["look"] for record in result.records]
+                due = wants_to_look(t, squares, looked, k, look_from)
+            else:
+                due = (t - look_from) % k == 0
+            look = due or no_g_v or look_failed
+        if rho_scale is not None:
+            rhos[:] = [rho_scale(t) * r for r in constant_rhos]
 
         # What the base will get.
         skipped = not finite(g)
@@ -255,7 +299,7 @@ def train(
             update = g_s
             if between == "reuse" and not skipped:
                 g_v = new_part(g_s, g, decompose)
-        elif between == "reuse" and not skipped:
+        elif between == "reuse" and inside and not skipped:
             update = reuse_part(g, g_v, alphas, decompose, reuse)
 
         # [7] Clipped once, at the end.
@@ -264,6 +308,7 @@ def train(
 
         # [8] A skipped step leaves everything as it was, but time goes on.
         look_failed = look and skipped
+        squares.append(None if skipped else dot(g, g))
         if not skipped:
             result.g_v = g_v
             for i in layers:

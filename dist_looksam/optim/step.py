@@ -17,6 +17,7 @@ from ..errors import ConfigError
 from ..maths.ascent import Perturbation, cosine, perturb_
 from ..maths.look import Update
 from ..maths.shards import Reduce, Shards, clones, dots, whole
+from . import at_once
 from .base import Pieces, guarded_step, in_one_piece
 from .counters import StepCounters
 from .groups import CHECKS
@@ -42,7 +43,7 @@ class TwoGradients(ShardedGroups, StepCounters):
 
     def _begin(self, rule: Rule, model: nn.Module | None) -> None:
         """Attributes before the first step, without a backend."""
-        self.rule, self.model = rule, model
+        self.rule, self.model, self.decider = rule, model, rule.decider()
         self.clip: float | None = None
         self.probe: Probe | None = None
         self.seen: Seen | None = None
@@ -107,7 +108,9 @@ class TwoGradients(ShardedGroups, StepCounters):
         return group.setdefault(self._keys[name], self._own[name])
 
     def column(self, name: str, params: Shards) -> Tensor | float:
-        """rho or alpha of every layer in `params`: one number if all agree, else [P]."""
+        """rho, times `rho_scale`, or alpha of every layer in `params`: one number if all agree,
+        else [P]."""
+        scale = self.rho_scale if name == "rho" else 1.0
         group_of = self._group_of or {
             p: n for n, group in enumerate(self.param_groups) for p in group["params"]
         }
@@ -117,13 +120,13 @@ class TwoGradients(ShardedGroups, StepCounters):
             CHECKS[name](value)
         values = tuple(settings[group_of[p]] for p in params for _ in self.pieces(p, p))
         if len(set(values)) <= 1:
-            return values[0] if values else 0.0
+            return values[0] * scale if values else 0.0
         if self._columns.get(name, ((), 0.0))[0] != values:
             column = torch.tensor(
                 values, dtype=torch.float64, device=self._device or params[0].device
             )
             self._columns[name] = (values, column)
-        return self._columns[name][1]
+        return self._columns[name][1] * scale
 
     def _split(self, params: Shards, like: Shards) -> list[Tensor]:
         """The layers inside parameters, as views of tensors laid out as these."""
@@ -255,7 +258,7 @@ class TwoGradients(ShardedGroups, StepCounters):
         self._number(params)
         rule, clip, reduce, look = self.rule, self.clip, self.reduce, self._perturbed
         if look is None:
-            gv = self._split(params, self._gv(params)) if rule.reuses_gv else None
+            gv = self._split(params, self._gv(params)) if self._reuses else None
             alpha = self.column("alpha", params)
             return rule.reuse_step(layer_grads, gv, alpha=alpha, clip=clip, reduce=reduce)
         sam, grads = layer_grads, self._split(params, look.grads_of(params))
@@ -270,12 +273,14 @@ class TwoGradients(ShardedGroups, StepCounters):
     def apply_(self, params: Shards, update: Update) -> None:
         """In these parameters: restore w, pass the gradient to the base, step it, store g_v."""
         self.restore(params)
+        if at_once.apply_(self, params, update):
+            return
         grads: list[Tensor] = [p.grad for p in params]  # type: ignore[misc]
         shards, layers = self._split(params, grads), self._numbers(params)
         kept: list[Tensor] = []
         if self._perturbed is not None:
             kept = self._perturbed.grads_of(params)
-        elif self.rule.reuses_gv:
+        elif self._reuses:
             kept = self._gv(params)
         new = kept if update.new_kept is not None else []  # g_v is written over g
         if kept:
@@ -292,7 +297,7 @@ class TwoGradients(ShardedGroups, StepCounters):
         """After `apply_` on all parameters: report the step and count it. One reduce on looks."""
         look, self._perturbed = self._perturbed, None
         if look is None:
-            gv, cos = update.gv_sq_norm if self.rule.reuses_gv else None, None
+            gv, cos = update.gv_sq_norm if self._reuses else None, None
         else:
             total = sum(look.gv_sums, torch.zeros_like(update.scale))
             gv, cos = self.reduce(total.view(1))[0], look.eps_cosine
@@ -322,6 +327,7 @@ class TwoGradients(ShardedGroups, StepCounters):
 
     def _count(self, seen: Seen) -> Seen:
         self.seen = seen
+        self.decider.record(self.steps, seen)
         self.steps += 1
         self.record_look(seen.finite if seen.look else None)
         return seen
@@ -336,6 +342,11 @@ class TwoGradients(ShardedGroups, StepCounters):
 
     def _numbers(self, params: Shards) -> list[int]:
         return [number for p in params for number in self._places[p]]
+
+    @property
+    def _reuses(self) -> bool:
+        """True if this step reuses g_v, unless it looks."""
+        return self.rule.reuses_gv and self.rule.in_window(self.steps)
 
     def _gv(self, params: Shards) -> list[Tensor]:
         """g_v of every parameter; zero where there is none yet."""

@@ -28,7 +28,7 @@ class Plan:
     micro_batch          that of the settings, or the largest of train.py's default that fits.
     largest_micro_batch  that fits; None if memory is not known. 0 if none does.
     wire                 bytes that one rank sends in a step: "base" of the base optimizer alone,
-                         "reuse" and "look" where there are such steps, "mean" over k steps.
+                         "reuse" and "look" where there are such steps, "mean" over the run.
     times                the same keys: a `Time` each.
     host_seconds         time of the host to launch the kernels of one pass, where that is longer
                          than they run; else 0.
@@ -58,7 +58,7 @@ class Plan:
 
     @property
     def step_seconds(self) -> float:
-        """Averaged over k steps."""
+        """Averaged over the run."""
         return self.times["mean"].total
 
 
@@ -156,12 +156,11 @@ def _fitted(run: PlannedRun, largest: int | None, device: Device, *, asked: bool
 
 def _plan(run: PlannedRun, machine: Machine, largest: int | None) -> Plan:
     s = run.settings
-    kinds = ["base", *(["reuse"] if 0 < run.looks < 1 else []), *(["look"] if run.looks else [])]
+    kinds = list(dict.fromkeys(["base", *run.shares]))
     wire = {k: _bytes(sent(run, look=k == "look").calls(), run, machine) for k in kinds}
     times = {k: step_time(run, machine, kind=k) for k in kinds}
-    usual, dear = "reuse" if "reuse" in kinds else "base", "look" if "look" in kinds else "base"
-    wire["mean"] = run.looks * wire[dear] + (1 - run.looks) * wire[usual]
-    times["mean"] = Time.mixed(times[dear], times[usual], run.looks)
+    wire["mean"] = sum(share * wire[kind] for kind, share in run.shares.items())
+    times["mean"] = Time.mixed([(share, times[kind]) for kind, share in run.shares.items()])
     host = host_time(run, machine.device)
     assert s.steps is not None
     return Plan(

@@ -57,10 +57,17 @@ class PlannedRun:
 
     @property
     def looks(self) -> float:
-        """Looks a step, on average."""
-        if self.row.ascent is None:
-            return 0.0
-        return 1.0 / self.settings.rule.k
+        """Looks a step, on average over the run."""
+        steps = self.settings.steps or 1
+        return self.settings.rule.num_looks(steps) / steps
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The share of steps that look, that reuse g_v or may do so, and of the others."""
+        steps = self.settings.steps or 1
+        window = self.settings.rule.num_in_window(steps) / steps
+        kinds = {"base": 1 - window, "reuse": window - self.looks, "look": self.looks}
+        return {kind: share for kind, share in kinds.items() if share > 0}
 
     @property
     def groups(self) -> together.Groups | None:

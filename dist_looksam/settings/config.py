@@ -17,13 +17,14 @@ from ..backends.rows import BACKENDS, BackendRow, chosen
 from ..data.sets import SETS, data_set
 from ..engine import ASCENTS
 from ..errors import ConfigError
-from ..maths.schedule import SCALINGS, SCHEDULES
+from ..maths.schedule import RHO_SCHEDULES, SCALINGS, SCHEDULES
 from ..maths.together import groups
 from ..optim.bases import BASES
 from ..optim.rule import LAYER_ASCENTS, REUSES, SCOPES, check_alpha, check_choice, check_rho
 from ..optim.table import METHODS, base_of, base_row, method, rule_of
+from ..optim.when import DECIDERS
 from ..record.trackers import TRACKERS
-from . import flags
+from . import flags, when
 from .numbers import check_most, micro_batch
 
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -79,6 +80,14 @@ class Settings:
     )
     alpha: float = flag(0.7, "weight of the reused g_v")
     k: int = flag(5, "steps from one look (step with a second gradient) to the next")
+    looks: str = flag("periodic", "every k steps, or in 1 of k, where ||g|| is large", DECIDERS)
+    look_from: int | float = flag(0, f"first step that may look{when.MOMENT}")
+    look_until: int | float | None = flag(
+        None, f"first step that may no longer look{when.MOMENT}; default: the end"
+    )
+    rho_schedule: str = flag("constant", "factor of rho over the steps", RHO_SCHEDULES)
+    rho_end: float | None = flag(None, "factor of rho at the end, may be above 1; default 0")
+    rho_warmup_steps: int = flag(0, "linear warm-up of rho in steps, from look_from on; 0: none")
     p: float = flag(2.0, "p of the p-norm of the model-wide ascent, in (1, inf]")
     ascent: str = flag("global", "global, as --m says; rank, m = batch_size / ranks", ASCENTS)
     m: int | None = flag(
@@ -168,6 +177,7 @@ class Settings:
         check_alpha(self.alpha)
         if self.rho is not None:
             check_rho(self.rho)
+        when.check(self)
         self._check_numbers()
         if not self.out or "\0" in self.out:  # "" would be the current directory
             raise ConfigError(f"out must name a directory, got {self.out!r}; name one with --out.")
@@ -203,6 +213,7 @@ class Settings:
             "image_size": 1, "workers": 0, "save_every": 0, "eval_every": 0, "probe_every": 0,
             "keep": 0, "seed": 0, "holdout": 0, "warmup_epochs": 0, "lr": 0, "weight_decay": 0,
             "eps": 0, "m": 1, "shard_ranks": 1, "ranks": 1, "train_images": 1, "max_skips": 0,
+            "rho_end": 0, "rho_warmup_steps": 0,
         }  # fmt: skip
         for name, least in at_least.items():
             value = getattr(self, name)
@@ -224,7 +235,7 @@ class Settings:
 
     @property
     def rule(self) -> Any:
-        """The optimizer's `Rule`."""
+        """The optimizer's `Rule`; a share of the run counts once it is `resolved`."""
         return rule_of(
             self.optimizer,
             k=self.k,
@@ -232,6 +243,8 @@ class Settings:
             layer_ascent=self.layer_ascent,
             decompose=self.decompose,
             reuse=self.reuse,
+            looks=self.looks,
+            **when.known(self),
         )
 
     @property
@@ -305,6 +318,7 @@ class Settings:
             steps=steps,
             warmup_steps=self._warmup(steps, samples),
             warmup_epochs=None,
+            **when.window(self, steps),
         )
 
     def _warmup(self, steps: int, samples: int) -> int:

@@ -44,6 +44,22 @@ def whole(value: Any) -> int:
         return int(number)
 
 
+def share_or_steps(value: Any) -> int | float:
+    """A whole number, of steps; or one with a decimal point, a share of the run in [0, 1].
+
+    ValueError or TypeError for anything else.
+    """
+    if isinstance(value, bool):
+        raise ValueError
+    try:
+        return int(str(value))
+    except ValueError:
+        number = float(value)
+        if 0 <= number <= 1:
+            return number
+        return whole(value)
+
+
 def micro_batch(
     batch: int,
     *,
