@@ -120,11 +120,7 @@ def largest_micro_batch(run: PlannedRun, room: float | None) -> int | None:
         return None
     share = run.settings.batch_size // run.ranks.total
     for n in _divisors(share):
-        try:
-            peak = memory(run.at(n)).peak
-        except ConfigError:  # it does not make up m
-            continue
-        if peak <= _ROOM * room:
+        if memory(run.at(n)).peak <= _ROOM * room:
             return n
     return 0
 

@@ -14,7 +14,7 @@ class Memory:
     """Bytes of one rank.
 
     weights, masters, base_state, g_v  between steps, as `Backend.memory()` names them.
-    look         w0 and g of a look; with several groups of samples, the sum of their g_s, too.
+    look         w0 and g of a look.
     gradients    at the time of most activations: those of earlier micro-batches, and permanent
                  buffers of a backend. The others come as activations are freed.
     buckets      buffers of communication.
@@ -57,11 +57,12 @@ def memory(run: PlannedRun) -> Memory:
         masters=layout.masters(run),
         base_state=4 * shard * base.state + layout.counters(run) * base.counter_bytes,
         g_v=4 * shard if run.row.reuses_gv else 0,
-        look=layout.in_look(run) if run.row.ascent else 0,
+        look=8 * shard if run.row.ascent else 0,
         gradients=gradients,
         buckets=buckets,
         activations=_activations(run, run.work.parameters),
-        step=layout.beside_look(run),
+        # w0 of the look is put back before the base steps.
+        step=4 * shard * (base.temporaries - bool(run.row.ascent)) + layout.in_step(run),
     )
 
 

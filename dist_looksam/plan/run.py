@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 
 from ..backends.rows import BACKENDS
 from ..errors import ConfigError
-from ..maths import together
 from ..optim import table
 from ..optim.bases import Base
 from ..settings.config import Settings
@@ -68,24 +67,6 @@ class PlannedRun:
         window = self.settings.rule.num_in_window(steps) / steps
         kinds = {"base": 1 - window, "reuse": window - self.looks, "look": self.looks}
         return {kind: share for kind, share in kinds.items() if share > 0}
-
-    @property
-    def groups(self) -> together.Groups | None:
-        """The groups of samples of a look, one after the other; None where all climb together.
-
-        ConfigError if micro-batches of this size do not make up m.
-        """
-        if self.row.ascent is None:
-            return None
-        settings, ranks = self.settings, self.ranks.total
-        return together.groups(
-            settings.m,
-            micro_batch=self.micro_batch,
-            accumulation=self.accumulation,
-            ranks=ranks,
-            climbing=settings.backend_row.climbing_ranks(settings, ranks),
-            backend=settings.backend,
-        )
 
     @property
     def shard(self) -> int:

@@ -19,8 +19,6 @@ class Sent:
     gradients  in or after each backward of a micro-batch that `reduces` counts.
     reduces    those backwards, in one pass: 1, or every micro-batch.
     publish    after a pass, when weights have changed.
-    publishes  how often; None: once in each pass.
-    sums       in a look of several groups of samples: gradients that no backward sends.
     small      number of collectives of a few numbers, in the whole step; only their latency counts.
     passes     forward and backward passes.
     """
@@ -30,8 +28,6 @@ class Sent:
     gradients: tuple[Call, ...] = ()
     reduces: int = 1
     publish: tuple[Call, ...] = ()
-    publishes: int | None = None
-    sums: tuple[Call, ...] = ()
     small: int
     passes: int
     accumulation: int
@@ -43,8 +39,7 @@ class Sent:
             (self.gathers, self.passes * self.accumulation),
             (self.again, self.passes * self.accumulation),
             (self.gradients, self.passes * self.reduces),
-            (self.publish, self.passes if self.publishes is None else self.publishes),
-            (self.sums, 1),
+            (self.publish, self.passes),
         ):
             every += [replace(c, times=c.times * times) for c in calls]
         return every
@@ -57,7 +52,4 @@ def sent(run: PlannedRun, *, look: bool) -> Sent:
         return Sent(small=0, passes=passes, accumulation=run.accumulation)
     small = 1 + layout.norms(run, look)
     parts = layout.sent(run)
-    groups = run.groups if look else None
-    if groups is not None:
-        parts |= layout.in_groups(run, groups)
     return Sent(small=small, passes=passes, accumulation=run.accumulation, **parts)

@@ -87,9 +87,7 @@ def _pass(
             for _ in range(call.times)
         ]
 
-    gathers, gradients = each(s.gathers), each(s.gradients)
-    times = 1.0 if s.publishes is None else s.publishes / s.passes
-    publish = times * sum(each(s.publish)) + sum(each(s.sums)) / s.passes
+    gathers, gradients, publish = each(s.gathers), each(s.gradients), sum(each(s.publish))
     again = each(s.again)
     whole = s.accumulation * sum(gathers + again) + s.reduces * sum(gradients) + publish
     if not run.layout.hides(run) or (run.layout.needs_streams and not machine.device.streams):

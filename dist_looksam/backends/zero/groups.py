@@ -21,6 +21,7 @@ from .state import ZeroState
 class ZeroGroups(ZeroState, WholeGroups):
     """The part of `Zero` for `Engine(m=...)`."""
 
+    whole_gradients: bool
     masters: list[Tensor]
     _failed: bool  # a first pass was not finite
     _means: list[Tensor]  # the gradients that DeepSpeed steps with, of groups
@@ -48,7 +49,6 @@ class ZeroGroups(ZeroState, WholeGroups):
     def perturb_group(self, groups: Groups) -> None:
         """See `Backend.perturb_group`; from a GPU it reads the overflow flag, unless at stage 0 and
         1. At stage 2 one all-gather, as after any step."""
-        self.grouped = True
         if self.whole_gradients:
             self.perturb_whole(groups)
         else:

@@ -25,8 +25,6 @@ class ZeroState(TorchRanks, StoredLayers):
     device: torch.device
     replicas: tuple[int, int]
     stage: int
-    whole_gradients: bool
-    grouped = False  # a look had several groups of samples
     rank: int
     size: int
 
@@ -46,10 +44,7 @@ class ZeroState(TorchRanks, StoredLayers):
         masters = num_bytes(f.master for f in self.layout.flats)
         shared = self.stage == 0 or (self.stage == 3 and params[0].dtype == torch.float32)
         own = {"weights": weights, "masters": 0 if shared else masters}
-        look = (3 if self.grouped else 2) * masters
-        if self.grouped and self.whole_gradients:
-            look = weights + 8 * sum(p.numel() for p in params)
-        return {**own, **state_bytes(self.optimizer.state, look)}
+        return {**own, **state_bytes(self.optimizer.state, 2 * masters)}
 
     # Checkpoints.
 

@@ -5,9 +5,7 @@ Each file of this folder is one layout; a backend's row names its own.
 
 from typing import Any
 
-from ...maths.together import Groups
 from ...rows import load_rows
-from ..network import Call
 from ..run import PlannedRun
 
 
@@ -57,20 +55,6 @@ class Layout:
         """Bytes of gradients and buffers in the optimizer's step."""
         return 4 * run.work.parameters
 
-    def in_look(self, run: PlannedRun) -> int:
-        """Bytes of w0 and g, and with several groups of samples of the sum of their g_s."""
-        return (8 if run.groups is None else 12) * run.shard
-
-    def beside_look(self, run: PlannedRun) -> int:
-        """Bytes that the optimizer's step adds to those of the look, whose w0 is put back before
-        the base steps, and whose sum of g_s is then the gradient."""
-        done = bool(run.row.ascent) + (run.groups is not None)
-        return 4 * run.shard * (run.base.temporaries - done) + self.in_step(run)
-
-    def in_groups(self, run: PlannedRun, groups: Groups) -> dict[str, Any]:
-        """What differs in a look of several groups: fields of `sent.Sent`."""
-        return {}
-
     def norms(self, run: PlannedRun, look: bool) -> int:
         """Number of small all-reduces of a step: sums over split layers."""
         return 0
@@ -82,13 +66,6 @@ class Layout:
     def hides(self, run: PlannedRun) -> bool:
         """Whether communication overlaps with computing."""
         return True
-
-
-def sum_of_g(run: PlannedRun, groups: Groups) -> Call:
-    """All-reduces of g as one message: of its sum, and of each group's among its ranks, which are
-    counted as if over all ranks."""
-    among = groups.rounds if groups.ranks > 1 else 0
-    return Call(kind="all_reduce", elements=run.work.parameters, size=4, times=1 + among)
 
 
 LAYOUTS: dict[str, Layout] = load_rows(__name__, __path__)

@@ -1,12 +1,10 @@
 """DDP: everything whole on every rank, gradients averaged in buckets while backward computes."""
 
-from dataclasses import replace
 from typing import Any
 
-from ...maths.together import Groups
 from ..network import Call
 from ..run import PlannedRun
-from . import Layout, sum_of_g
+from . import Layout
 
 _FIRST_BUCKET, _BUCKET = 2**20, 25 * 2**20  # bytes
 
@@ -19,8 +17,7 @@ class Buckets(Layout):
     def in_backward(self, run: PlannedRun) -> tuple[int, int]:
         """The buckets are the gradients; those of earlier micro-batches come on top."""
         count = run.work.parameters
-        own = run.accumulation > 1 or run.groups is not None  # backwards that send nothing
-        return 4 * count, 4 * count if own else 0
+        return 4 * count, 4 * count if run.accumulation > 1 else 0
 
     def sent(self, run: PlannedRun) -> dict[str, Any]:
         """DDP's buckets, in the order in which backward fills them."""
@@ -33,15 +30,6 @@ class Buckets(Layout):
         if bucket:
             sizes.append(bucket)
         return {"gradients": tuple(Call(kind="all_reduce", elements=n, size=4) for n in sizes)}
-
-    def in_groups(self, run: PlannedRun, groups: Groups) -> dict[str, Any]:
-        """Groups of all ranks send g in buckets, others as one message, which also averages it
-        among several ranks. g_s is sent in buckets, once."""
-        buckets = self.sent(run)["gradients"]
-        if groups.ranks == run.ranks.total:
-            times = groups.rounds + 1
-            return {"gradients": (), "sums": tuple(replace(c, times=times) for c in buckets)}
-        return {"gradients": (), "sums": (*buckets, sum_of_g(run, groups))}
 
 
 ROW = Buckets()

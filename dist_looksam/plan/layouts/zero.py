@@ -1,13 +1,11 @@
 """DeepSpeed ZeRO, stages 0 to 3."""
 
-from dataclasses import replace
 from typing import Any
 
 from ...backends.zero import config
-from ...maths.together import Groups
 from ..network import Call
 from ..run import PlannedRun
-from . import Layout, sum_of_g
+from . import Layout
 
 # Defaults of DeepSpeed 0.19; numbers are elements.
 _DEFAULTS = {
@@ -48,12 +46,10 @@ class Zero(Layout):
         return len(run.work.groups) if _stage(run) else run.work.layers
 
     def in_backward(self, run: PlannedRun) -> tuple[int, int]:
-        earlier = run.accumulation > 1  # micro-batches of this pass, whose gradients wait
-        if run.groups is not None:
-            earlier = run.groups.micro_batches > 1
-        count, shard, size = run.work.parameters, run.shard, run.weight_bytes
         if _stage(run) == 0:
-            return 4 * count if earlier else 0, 0
+            return super().in_backward(run)
+        count, shard, size = run.work.parameters, run.shard, run.weight_bytes
+        earlier = run.accumulation > 1  # micro-batches of this pass, whose gradients wait
         bucket = _setting(run, "reduce_bucket_size")
         if _stage(run) == 3:  # the layers, gathered; gradients' newest shards, and two copies
             return 4 * shard, size * (bucket + count + _large(run) + 2 * min(bucket, count))
@@ -74,35 +70,6 @@ class Zero(Layout):
         if run.sixteen and _stage(run) == 1:
             return (4 + size) * count
         return 8 * shard  # averaged, and once more flattened
-
-    def in_look(self, run: PlannedRun) -> int:
-        """At stages 0 and 1 groups need the weights that forward uses, and both sums, whole."""
-        if run.groups is None or _stage(run) > 1:
-            return super().in_look(run)
-        return (run.weight_bytes + 8) * run.work.parameters
-
-    def beside_look(self, run: PlannedRun) -> int:
-        """At stages 0 and 1 groups end with a copy of the sum of g, to be sent; then shards."""
-        if run.groups is None:
-            return super().beside_look(run)
-        if _stage(run) > 1:  # each group's gradients, and a copy of them in the sum's layout
-            return max(super().beside_look(run), 8 * run.shard)
-        sums = 4 * run.work.parameters
-        kept = run.weight_bytes * run.work.parameters if _stage(run) == 1 and run.sixteen else 0
-        kept += sums if kept else 0  # the buffers of DeepSpeed's BF16_Optimizer
-        step = 4 * run.shard * (1 + run.base.temporaries) + self.in_step(run)
-        return max(kept + sums - run.weight_bytes * run.work.parameters, step - self.in_look(run))
-
-    def in_groups(self, run: PlannedRun, groups: Groups) -> dict[str, Any]:
-        """Stages 0 and 1 send g and g_s as one message each, and weights once; at 2 and 3 w + eps
-        of each group is gathered, and w after it."""
-        if _stage(run) > 1:
-            return {"publishes": 2 * groups.rounds}
-        g_s = Call(kind="all_reduce", elements=run.work.parameters, size=4)
-        g = sum_of_g(run, groups)
-        if groups.ranks == run.ranks.total:  # the sum of g is the same on all ranks
-            g = replace(g, times=groups.rounds)
-        return {"gradients": (), "sums": (g, g_s), "publishes": 1}
 
     def norms(self, run: PlannedRun, look: bool) -> int:
         """DeepSpeed's overflow and norm, the rule's, the base's."""
