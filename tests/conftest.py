@@ -58,7 +58,7 @@ NEEDS = {
     "triton": lambda: _module("triton"),
     "wandb": lambda: _module("wandb"),
 }
-NOT_ON_EVERY_MACHINE = {"cuda", "timm", "triton"}  # skipped under CI, too
+NOT_ON_EVERY_MACHINE = {"cuda", "timm"}  # skipped under CI, too
 
 
 def _require(*names: str) -> None:

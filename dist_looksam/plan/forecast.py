@@ -7,6 +7,7 @@ from typing import Any
 from ..data.sets import data_set
 from ..data.subset import left
 from ..errors import ConfigError
+from ..maths.together import possible
 from ..settings.config import Settings
 from . import machines
 from .machines import Device, Machine, Network
@@ -119,10 +120,20 @@ def largest_micro_batch(run: PlannedRun, room: float | None) -> int | None:
     if room is None:
         return None
     share = run.settings.batch_size // run.ranks.total
+    m = run.settings.m if run.row.ascent else None
     for n in _divisors(share):
+        if m is not None and not _makes_up(run, n, m):
+            continue
         if memory(run.at(n)).peak <= _ROOM * room:
             return n
     return 0
+
+
+def _makes_up(run: PlannedRun, micro_batch: int, m: int) -> bool:
+    ranks = run.ranks.total
+    count = {"accumulation": run.settings.batch_size // (ranks * micro_batch), "ranks": ranks}
+    climbing = run.settings.backend_row.climbing_ranks(run.settings, ranks)
+    return m in possible(micro_batch=micro_batch, **count, climbing=climbing)
 
 
 def _divisors(n: int) -> Sequence[int]:

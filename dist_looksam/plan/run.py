@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from ..backends.rows import BACKENDS
 from ..errors import ConfigError
+from ..maths.together import Groups
 from ..optim import table
 from ..optim.bases import Base
 from ..settings.config import Settings
@@ -35,6 +36,11 @@ class PlannedRun:
     def accumulation(self) -> int:
         """Micro-batches a step."""
         return self.settings.batch_size // (self.micro_batch * self.ranks.total)
+
+    @property
+    def groups(self) -> Groups | None:
+        """The groups of m samples; None where all climb together, or none do."""
+        return replace(self.settings, micro_batch=self.micro_batch).groups(self.ranks.total)
 
     @property
     def sixteen(self) -> bool:

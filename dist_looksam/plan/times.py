@@ -51,6 +51,7 @@ def step_time(run: PlannedRun, machine: Machine, *, kind: str) -> Time:
     extra = {"base": 0, "reuse": _REUSE if run.row.reuses_gv else 1, "look": _LOOK}[kind]
     moved = 4 * run.shard * (run.base.traffic + extra)
     few = (s.small + 1) * seconds(_FEW, run.ranks, machine.network)
+    few += sum(seconds(call, run.ranks, machine.network) for call in s.summed)
     return Time(
         compute=s.passes * s.accumulation * one,
         communication=s.passes * whole + few,
@@ -89,7 +90,8 @@ def _pass(
 
     gathers, gradients, publish = each(s.gathers), each(s.gradients), sum(each(s.publish))
     again = each(s.again)
-    whole = s.accumulation * sum(gathers + again) + s.reduces * sum(gradients) + publish
+    reduces = s.reduces / s.passes
+    whole = s.accumulation * sum(gathers + again) + reduces * sum(gradients) + publish
     if not run.layout.hides(run) or (run.layout.needs_streams and not machine.device.streams):
         return whole, whole
     fetched = 0.0
@@ -98,7 +100,7 @@ def _pass(
     sizes = [call.elements for call in s.gradients for _ in range(call.times)]
     late = behind(gradients, sizes, max(0.0, backward - sum(again)))  # one network for both
     late += max(0.0, sum(again) - backward)
-    return whole, s.accumulation * fetched + s.reduces * late + publish
+    return whole, s.accumulation * fetched + reduces * late + publish
 
 
 def behind(seconds_each: Sequence[float], sizes: Sequence[int], backward: float) -> float:

@@ -191,6 +191,18 @@ def _method(s: Settings) -> str:
     return text
 
 
+def _groups(s: Settings, ranks: int) -> str:
+    found = s.groups(ranks)
+    if found is None:
+        return "the whole batch climbs together"
+    number = s.batch_size // (s.m or 1)
+    if found.ranks == 1:
+        how = "each rank climbs alone and sends nothing for eps"
+    else:
+        how = f"{found.ranks} ranks climb together, one group after the other"
+    return f"{s.m:,}: {number:,} groups a look, {found.rounds} for each rank; {how}"
+
+
 def summary(outcome: Outcome) -> str:
     """The printed lines, without a line feed at the end."""
     s, data = outcome.settings, outcome.data
@@ -211,6 +223,7 @@ def summary(outcome: Outcome) -> str:
         "begins": begins,
         "lr": f"{outcome.lr:.3g} after {s.warmup_steps:,} steps of warm-up, then {decay}",
         "decay, clip": f"weight decay {s.weight_decay:g}, clip {s.clip or 'none'}",
+        **({"m": _groups(s, outcome.ranks)} if s.m and s.rule.ascent else {}),
         **({"rho": when.rho_text(s), "looks": when.looks_text(s)} if s.rule.ascent else {}),
         "passes": f"{about}{outcome.passes:,}, {outcome.looks:,} of them for looks",
         "backend": f"{s.backend}{stage}, {s.precision}",

@@ -160,8 +160,9 @@ class Fit:
     def _greeting(self) -> str:
         s = self.settings
         count = sum(math.prod(piece.shape) for piece in self.backend.pieces())
+        m = f"m {s.m}, " if s.m and s.rule.ascent else ""
         return (
-            f"{s.optimizer} on {s.base}, {models.resolve(s.model, self.data.shape)} "
+            f"{s.optimizer} on {s.base}, {m}{models.resolve(s.model, self.data.shape)} "
             f"({count:,} parameters), {s.data}, batch {s.batch_size} = {s.micro_batch} x "
             f"{self.backend.size} ranks x {self.train.accumulation}, {self.steps} steps, "
             f"backend {self.backend.name}, {s.precision}"

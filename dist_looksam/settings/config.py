@@ -18,7 +18,7 @@ from ..data.sets import SETS, data_set
 from ..engine import ASCENTS
 from ..errors import ConfigError
 from ..maths.schedule import RHO_SCHEDULES, SCALINGS, SCHEDULES
-from ..maths.together import groups
+from ..maths.together import Groups, groups
 from ..optim.bases import BASES
 from ..optim.rule import LAYER_ASCENTS, REUSES, SCOPES, check_alpha, check_choice, check_rho
 from ..optim.table import METHODS, base_of, base_row, method, rule_of
@@ -90,8 +90,8 @@ class Settings:
     rho_warmup_steps: int = flag(0, "linear warm-up of rho in steps, from look_from on; 0: none")
     p: float = flag(2.0, "p of the p-norm of the model-wide ascent, in (1, inf]")
     ascent: str = flag("global", "global, as --m says; rank, m = batch_size / ranks", ASCENTS)
-    m: int | None = flag(
-        None, "samples that climb together, each group on its own; default: the whole batch"
+    m: int | None = flag(  # torchrun and deepspeed take --m for their own --master_port
+        None, "samples that climb together; default all; --group in launchers", (), "--group"
     )
     layer_ascent: str = flag("scaled", "formula of the layer-wise ascent", LAYER_ASCENTS)
     decompose: str = flag("model", "scope of the decomposition into g_h and g_v", SCOPES)
@@ -297,16 +297,21 @@ class Settings:
         size = micro_batch(
             self.batch_size, ranks=ranks, asked=self.micro_batch, m=m, climbing=climbing
         )
-        groups(
-            m,
-            micro_batch=size,
-            accumulation=self.batch_size // (ranks * size),
-            ranks=ranks,
-            climbing=climbing,
-            backend=self.backend,
-            why=" by ascent rank" if ascent == "rank" else "",
-        )
+        replace(self, m=m, micro_batch=size).groups(ranks, " by ascent rank" * (ascent == "rank"))
         return {"micro_batch": size, **({} if m is None else {"m": m, "ascent": "global"})}
+
+    def groups(self, ranks: int, why: str = "") -> Groups | None:
+        """The groups of m samples of settings that name micro_batch and backend; None for one."""
+        assert self.micro_batch is not None
+        return groups(
+            self.m if self.rule.ascent else None,
+            micro_batch=self.micro_batch,
+            accumulation=self.batch_size // (ranks * self.micro_batch),
+            ranks=ranks,
+            climbing=self.backend_row.climbing_ranks(self, ranks),
+            backend=self.backend,
+            why=why,
+        )
 
     def resolved(self, *, ranks: int, launcher: str, samples: int) -> "Settings":
         """`for_ranks`, and the training length in steps. samples: number of training samples."""
