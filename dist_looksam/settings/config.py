@@ -82,7 +82,11 @@ class Settings:
     p: float = flag(2.0, "p of the p-norm of the model-wide ascent, in (1, inf]")
     ascent: str = flag("global", "ranks whose gradient gives the ascent's direction", ASCENTS)
     m: int | None = flag(
-        None, "samples that climb together, each group on its own; default: the whole batch"
+        None,
+        "samples that climb together, each group on its own; default: the whole batch; under "
+        "torchrun, deepspeed and horovodrun, which take --m for a flag of theirs, write --group",
+        (),
+        "--group",
     )
     layer_ascent: str = flag("scaled", "formula of the layer-wise ascent", LAYER_ASCENTS)
     decompose: str = flag("model", "scope of the decomposition into g_h and g_v", SCOPES)
