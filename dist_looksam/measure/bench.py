@@ -149,6 +149,7 @@ def _parser() -> Parser:
     add("--model", default="vit_28", help="network, as in train.py; default vit_28")
     add("--batch_size", type=int, default=128, help="samples per step; default 128")
     add("--micro_batch", type=int, help="samples per forward; default: batch_size")
+    add("--m", type=int, help="samples that climb together; default: batch_size")
     add("--k", type=int, default=5, help="steps from one look to the next; default 5")
     add("--repeats", type=int, default=15, help="measured cycles of k steps; default 15")
     add(
@@ -170,6 +171,7 @@ def main(argv: Sequence[str]) -> int:
         ("batch_size", 10**7),
         ("micro_batch", 10**7),
         ("k", 10**4),
+        ("m", 10**7),
         ("repeats", 10**5),
     ):
         check_range(name, getattr(flags, name), 1, most)
@@ -183,6 +185,7 @@ def main(argv: Sequence[str]) -> int:
         precision=flags.precision,
         device=flags.device,
         compiled=flags.compile,
+        m=flags.m,
     )
     costs = compare(problem, names, repeats=flags.repeats)
     print(to_text(costs))

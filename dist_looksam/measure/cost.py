@@ -53,6 +53,7 @@ def _check_file(path: Path) -> None:
 
 def measure(settings: Settings, data: Data, device: Any) -> dict[str, Any]:
     """{"base", "look", "reuse"}: elements by collective; "memory": bytes of this rank."""
+    settings = replace(settings, looks="periodic", look_from=0, look_until=None)
     assert settings.base is not None
     base = replace(settings, optimizer=settings.base)
     plain, _ = _steps(base, data, device)

@@ -15,6 +15,7 @@ from ..backends.compiled import compile_blocks
 from ..backends.plain import PRECISION_DTYPES
 from ..engine import Engine
 from ..errors import ConfigError
+from ..maths.together import groups
 from ..optim import table
 
 _IMAGE = {"vit_28": (1, 28, 28), "vit_28_p4": (1, 28, 28), "vit_8": (1, 8, 8)}
@@ -29,18 +30,25 @@ Pairs = list[tuple[Tensor, Tensor]]
 
 
 class Counted:
-    """The loss of one micro-batch, which counts the backward calls."""
+    """The loss of one micro-batch, which counts backward calls: in micro-batches, of which a look
+    with a small m takes parts.
 
-    def __init__(self) -> None:
-        self.backwards = 0
+    Args:
+        micro_batch: samples of a whole one; None where none is split.
+    """
+
+    def __init__(self, micro_batch: int | None = None) -> None:
+        self.backwards, self.micro_batch = 0.0, micro_batch
 
     def __call__(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-        loss = F.cross_entropy(model(batch[0]), batch[1])
-        loss.register_hook(self._count)
-        return loss
+        share = len(batch[0]) / (self.micro_batch or len(batch[0]))
 
-    def _count(self, _: Tensor) -> None:
-        self.backwards += 1
+        def count(_: Tensor) -> None:
+            self.backwards += share
+
+        loss = F.cross_entropy(model(batch[0]), batch[1])
+        loss.register_hook(count)
+        return loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,12 +97,14 @@ class Problem:
         precision: str,
         device: str,
         compiled: str = "off",
+        m: int | None = None,
     ) -> None:
         if micro_batch < 1 or batch_size < 1 or batch_size % micro_batch:
             raise ConfigError(
                 f"batch_size must be micro_batch {micro_batch} x a whole number, got {batch_size}."
             )
-        self.model, self.k, self.precision = model, k, precision
+        self.model, self.k, self.precision, self.m = model, k, precision, m
+        groups(m, micro_batch=micro_batch, accumulation=batch_size // micro_batch, ranks=1)
         self.device, self.compiled = torch.device(device), compiled
         self.shape = _IMAGE.get(model, (3, 224, 224))
         _check_room(batch_size, self.shape, self.device)
@@ -155,8 +165,8 @@ class Problem:
         rule = table.rule_of(name, k=self.k)
         rho = table.method(name).default_rho
         optimizer = table.build(inner, rule=rule, rho=rho, alpha=0.7)
-        loss = Counted()
-        engine = Engine(model, optimizer, loss, precision=self.precision)
+        loss = Counted(len(self.batches[0][0]))
+        engine = Engine(model, optimizer, loss, precision=self.precision, m=self.m)
         return Loop(name=name, base=base, step=lambda: engine.step(self.batches), counted=loss)
 
     def peer(self, name: str) -> Loop:

@@ -11,7 +11,9 @@ from .checks import check_real
 from .rule import check_alpha, check_rho
 
 CHECKS: dict[str, Callable[[float], None]] = {"rho": check_rho, "alpha": check_alpha}
-ONE_FOR_ALL = ("k", "p", "scope", "layer_ascent", "decompose", "reuse")
+ONE_FOR_ALL = (
+    "k", "p", "scope", "layer_ascent", "decompose", "reuse", "looks", "look_from", "look_until",
+)  # fmt: skip
 
 Group = dict[str, Any]
 

@@ -18,6 +18,9 @@ class SAM(Sharpness):
         rho: radius of the ascent; with scope "layer" relative to ||w_i||.
         p: norm of the ascent, in (1, inf].
         k: look at every k-th step; g itself at the others (SAM-5 of the LookSAM paper).
+        look_from: number of the first step that may look; before it the base gets g. Default 0.
+        look_until: number of the first step that may not look any more; None: there is none.
+        looks: "periodic", or "adaptive": in 1 of k steps, where ||g|| is large (k >= 2).
         scope: "model" or "layer" ascent. layer_ascent: "scaled" or "literal".
         model: a step changes its buffers (BatchNorm statistics) as one pass would.
 
@@ -34,9 +37,20 @@ class SAM(Sharpness):
         k: int = 1,
         scope: str = "model",
         layer_ascent: str = "scaled",
+        look_from: int = 0,
+        look_until: int | None = None,
+        looks: str = "periodic",
         model: nn.Module | None = None,
     ) -> None:
-        rule = Rule(ascent=scope, k=k, p=p, layer_ascent=layer_ascent)
+        rule = Rule(
+            ascent=scope,
+            k=k,
+            p=p,
+            layer_ascent=layer_ascent,
+            looks=looks,
+            look_from=look_from,
+            look_until=look_until,
+        )
         super().__init__(params, base_optimizer, rule=rule, rho=rho, model=model)
 
 
@@ -45,6 +59,7 @@ class LookSAM(Sharpness):
 
     Args:
         params, base_optimizer, rho, p, model: as in `SAM`.
+        look_from, look_until, looks: as in `SAM`. Outside the window no g_v exists or is reused.
         alpha: weight of the reused part; 0 gives SAM every k-th step.
         k: steps between looks; 1 is SAM.
         decompose: "model" or "layer", scope of the projection and of the reuse.
@@ -67,6 +82,9 @@ class LookSAM(Sharpness):
         layer_ascent: str = "scaled",
         decompose: str = "model",
         reuse: str = "paper",
+        look_from: int = 0,
+        look_until: int | None = None,
+        looks: str = "periodic",
         model: nn.Module | None = None,
     ) -> None:
         rule = Rule(
@@ -77,6 +95,9 @@ class LookSAM(Sharpness):
             layer_ascent=layer_ascent,
             decompose=decompose,
             reuse=reuse,
+            looks=looks,
+            look_from=look_from,
+            look_until=look_until,
         )
         super().__init__(params, base_optimizer, rule=rule, rho=rho, alpha=alpha, model=model)
 

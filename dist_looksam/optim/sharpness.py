@@ -134,7 +134,8 @@ class Sharpness(TwoGradients):
         Args:
             closure: zeroes the gradients, computes the loss, calls backward, returns the loss.
                 Called twice on looks, once otherwise; both calls draw the same random numbers
-                (see `Replay`). Gradients of earlier micro-batches cannot be added up here: `Engine`
+                (see `Replay`). Its batch climbs together, as one group: `Engine` has groups of m
+                samples. Gradients of earlier micro-batches cannot be added up here: `Engine`
                 accumulates.
 
         Raises:

@@ -17,8 +17,10 @@ class Sent:
     gathers    in each forward, before it needs them; stage 3's large layers, FSDP2's units.
     again      in each backward: FSDP2's units that were freed after their forward.
     gradients  in or after each backward of a micro-batch that `reduces` counts.
-    reduces    those backwards, in one pass: 1, or every micro-batch.
-    publish    after a pass, when weights have changed.
+    reduces    those backwards, in the whole step.
+    publish    after a pass: of changed weights; of FSDP2's shards over blocks of ranks.
+    publishes  how often, in the whole step.
+    summed     once in the step, which nothing hides: sums of a look of several groups.
     small      number of collectives of a few numbers, in the whole step; only their latency counts.
     passes     forward and backward passes.
     """
@@ -28,6 +30,8 @@ class Sent:
     gradients: tuple[Call, ...] = ()
     reduces: int = 1
     publish: tuple[Call, ...] = ()
+    publishes: int = 1
+    summed: tuple[Call, ...] = ()
     small: int
     passes: int
     accumulation: int
@@ -38,8 +42,9 @@ class Sent:
         for calls, times in (
             (self.gathers, self.passes * self.accumulation),
             (self.again, self.passes * self.accumulation),
-            (self.gradients, self.passes * self.reduces),
-            (self.publish, self.passes),
+            (self.gradients, self.reduces),
+            (self.publish, self.publishes),
+            (self.summed, 1),
         ):
             every += [replace(c, times=c.times * times) for c in calls]
         return every
@@ -51,5 +56,20 @@ def sent(run: PlannedRun, *, look: bool) -> Sent:
     if run.ranks.total == 1 and layout.silent_alone:
         return Sent(small=0, passes=passes, accumulation=run.accumulation)
     small = 1 + layout.norms(run, look)
-    parts = layout.sent(run)
-    return Sent(small=small, passes=passes, accumulation=run.accumulation, **parts)
+    parts = {"reduces": 1, **layout.sent(run)}
+    once = parts["reduces"] == 1 and not layout.split  # else every backward, as at any m
+    reduced = passes * parts.pop("reduces")
+    summed: tuple[Call, ...] = ()
+    groups = run.groups if look and once else None
+    if groups is not None:
+        of_all = groups.ranks == run.ranks.total
+        reduced, summed = 1 + groups.rounds * of_all, layout.summed(run)
+    return Sent(
+        publishes=layout.publishes(run) if look and run.groups is not None else passes,
+        small=small,
+        passes=passes,
+        accumulation=run.accumulation,
+        reduces=reduced,
+        summed=summed,
+        **parts,
+    )

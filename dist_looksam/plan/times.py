@@ -1,7 +1,7 @@
 """How long a step takes: passes, the communication that does not hide under them, the update."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 
 from .machines import Device, Machine
 from .network import Call, seconds
@@ -9,9 +9,9 @@ from .run import PlannedRun
 from .sent import Sent, sent
 
 # Tensors of a shard's size that are read or written, 4 bytes an entry, in addition to those of the
-# base's update: counted in the code of optim/.
-_REUSE = 9  # three dot products, and g += size g_v
-_LOOK = 22  # eps and its norms; copies of w and g, w back; three dot products, g_v and its norm
+# base's update: counted in the kernels of kernels/code.py (tests/gpu/test_kernel_counts.py).
+_REUSE = 3  # sums of g and g_v; g_v in the base's step
+_LOOK = 15  # sums of w, g; copies of both; eps; w back; sums of g, g_s; g, g_v in the base's step
 
 
 # Kernels of a forward and backward, for each layer: vit_b16's 152 had 2,000 (docs/planning.md).
@@ -35,10 +35,10 @@ class Time:
         return {**asdict(self), "total": self.total}
 
     @classmethod
-    def mixed(cls, look: "Time", other: "Time", share: float) -> "Time":
-        """The average of steps of which `share` look."""
-        a, b = asdict(look), asdict(other)
-        return cls(**{k: share * a[k] + (1 - share) * b[k] for k in a})
+    def mixed(cls, parts: "Sequence[tuple[float, Time]]") -> "Time":
+        """The average of steps, each with its share of them."""
+        names = [f.name for f in fields(cls)]
+        return cls(**{n: sum(x * getattr(time, n) for x, time in parts) for n in names})
 
 
 def step_time(run: PlannedRun, machine: Machine, *, kind: str) -> Time:
@@ -48,9 +48,10 @@ def step_time(run: PlannedRun, machine: Machine, *, kind: str) -> Time:
     forward = one / 3
     whole, shown = _pass(run, s, machine, forward, one - forward)
     # One more small all-reduce: the ranks of train.py agree whether to stop.
-    extra = {"base": 0, "reuse": _REUSE if run.row.reuses_gv else 2, "look": _LOOK}[kind]
+    extra = {"base": 0, "reuse": _REUSE if run.row.reuses_gv else 1, "look": _LOOK}[kind]
     moved = 4 * run.shard * (run.base.traffic + extra)
     few = (s.small + 1) * seconds(_FEW, run.ranks, machine.network)
+    few += sum(seconds(call, run.ranks, machine.network) for call in s.summed)
     return Time(
         compute=s.passes * s.accumulation * one,
         communication=s.passes * whole + few,
@@ -87,9 +88,11 @@ def _pass(
             for _ in range(call.times)
         ]
 
-    gathers, gradients, publish = each(s.gathers), each(s.gradients), sum(each(s.publish))
+    gathers, gradients = each(s.gathers), each(s.gradients)
+    publish = s.publishes / s.passes * sum(each(s.publish))
     again = each(s.again)
-    whole = s.accumulation * sum(gathers + again) + s.reduces * sum(gradients) + publish
+    reduces = s.reduces / s.passes
+    whole = s.accumulation * sum(gathers + again) + reduces * sum(gradients) + publish
     if not run.layout.hides(run) or (run.layout.needs_streams and not machine.device.streams):
         return whole, whole
     fetched = 0.0
@@ -98,7 +101,7 @@ def _pass(
     sizes = [call.elements for call in s.gradients for _ in range(call.times)]
     late = behind(gradients, sizes, max(0.0, backward - sum(again)))  # one network for both
     late += max(0.0, sum(again) - backward)
-    return whole, s.accumulation * fetched + s.reduces * late + publish
+    return whole, s.accumulation * fetched + reduces * late + publish
 
 
 def behind(seconds_each: Sequence[float], sizes: Sequence[int], backward: float) -> float:

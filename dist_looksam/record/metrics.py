@@ -17,7 +17,7 @@ from .trackers import Tracker
 
 FIELDS = (
     "step", "epoch", "loss", "lr", "grad_norm", "update_norm", "look", "skipped", "gv_norm",
-    "gv_ratio", "images_per_s", "seconds", "mfu", "peak_memory",
+    "gv_ratio", "rho", "images_per_s", "seconds", "mfu", "peak_memory",
 )  # fmt: skip
 _FLAGS = ("look", "skipped")
 

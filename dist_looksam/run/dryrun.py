@@ -5,7 +5,6 @@ the estimates of `dist-looksam plan`.
 """
 
 from dataclasses import dataclass
-from math import ceil
 
 import torch
 
@@ -15,7 +14,7 @@ from ..data.extent import Extent
 from ..errors import ConfigError
 from ..plan import Plan, machine, plan
 from ..plan.machines import MFU, at_share
-from ..settings import assemble
+from ..settings import assemble, when
 from ..settings.config import Settings
 from ..world import World
 from . import resume
@@ -60,12 +59,12 @@ class Outcome:
 
     @property
     def looks(self) -> int:
-        rule = self.settings.rule
-        return 0 if rule.ascent is None else ceil(self.steps / rule.k)
+        return self.settings.rule.num_looks(self.steps)
 
     @property
     def passes(self) -> int:
-        """Forward and backward passes over a global batch, as summary.json counts them."""
+        """Forward and backward passes over a global batch, as summary.json counts them; about, if
+        looks are adaptive. A look that is skipped for overflow is repeated and adds to them."""
         return self.steps + self.looks
 
     @property
@@ -192,6 +191,18 @@ def _method(s: Settings) -> str:
     return text
 
 
+def _groups(s: Settings, ranks: int) -> str:
+    found = s.groups(ranks)
+    if found is None:
+        return "the whole batch climbs together"
+    number = s.batch_size // (s.m or 1)
+    if found.ranks == 1:
+        how = "each rank climbs alone and sends nothing for eps"
+    else:
+        how = f"{found.ranks} ranks climb together, one group after the other"
+    return f"{s.m:,}: {number:,} groups a look, {found.rounds} for each rank; {how}"
+
+
 def summary(outcome: Outcome) -> str:
     """The printed lines, without a line feed at the end."""
     s, data = outcome.settings, outcome.data
@@ -201,6 +212,7 @@ def summary(outcome: Outcome) -> str:
     size = "x".join(map(str, data.shape))
     decay = "constant" if s.schedule == "constant" else f"{s.schedule} to 0"
     begins, start_notes = resume.outlook(s, data)
+    about = "about " if s.rule.looks == "adaptive" else ""
     rows = {
         "method": _method(s),
         "model": f"{outcome.model}, {outcome.parameters:,} parameters, "
@@ -211,7 +223,9 @@ def summary(outcome: Outcome) -> str:
         "begins": begins,
         "lr": f"{outcome.lr:.3g} after {s.warmup_steps:,} steps of warm-up, then {decay}",
         "decay, clip": f"weight decay {s.weight_decay:g}, clip {s.clip or 'none'}",
-        "passes": f"{outcome.passes:,}, {outcome.looks:,} of them for looks",
+        **({"m": _groups(s, outcome.ranks)} if s.m and s.rule.ascent else {}),
+        **({"rho": when.rho_text(s), "looks": when.looks_text(s)} if s.rule.ascent else {}),
+        "passes": f"{about}{outcome.passes:,}, {outcome.looks:,} of them for looks",
         "backend": f"{s.backend}{stage}, {s.precision}",
         "memory": memory(outcome),
         "planned": cost(outcome),

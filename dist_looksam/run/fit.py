@@ -27,7 +27,7 @@ from ..record.metrics import MetricsLog, peak_memory
 from ..record.probe import ProbeLog
 from ..record.progress import Progress
 from ..record.version import made_with
-from ..settings import assemble, config
+from ..settings import assemble, config, when
 from ..settings.config import Settings
 from . import resume
 from .advice import Advice, nothing_learnt, without_effect
@@ -160,8 +160,9 @@ class Fit:
     def _greeting(self) -> str:
         s = self.settings
         count = sum(math.prod(piece.shape) for piece in self.backend.pieces())
+        m = f"m {s.m}, " if s.m and s.rule.ascent else ""
         return (
-            f"{s.optimizer} on {s.base}, {models.resolve(s.model, self.data.shape)} "
+            f"{s.optimizer} on {s.base}, {m}{models.resolve(s.model, self.data.shape)} "
             f"({count:,} parameters), {s.data}, batch {s.batch_size} = {s.micro_batch} x "
             f"{self.backend.size} ranks x {self.train.accumulation}, {self.steps} steps, "
             f"backend {self.backend.name}, {s.precision}"
@@ -191,15 +192,18 @@ class Fit:
         self.progress.note(f"compiled in the first step, which took {seconds:.1f} s")
 
     def _set_lr(self, step: int) -> float:
+        """Set the learning rate and the factor of rho."""
         s = self.settings
         assert s.warmup_steps is not None
         share = factor(step, steps=self.steps, warmup=s.warmup_steps, schedule=s.schedule)
         for group, peak in zip(self.engine.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * share
+        self.engine.optimizer.rho_scale = when.rho_scale(s, step, lr=share)
         return self.peaks[0] * share
 
     def _record(self, done: Report, lr: float, *, images: int | None) -> None:
-        seen = done.seen
+        seen, rho = done.seen, self.settings.rho
+        assert rho is not None
         self.log.step(
             done.step,
             images=images,
@@ -212,6 +216,7 @@ class Fit:
             skipped=~seen.finite,
             gv_norm=seen.gv_norm,
             gv_ratio=seen.gv_ratio,
+            rho=rho * self.engine.optimizer.rho_scale if seen.look else None,
         )
         last = (self.log.flush() if done.step + 1 == self.steps else self.log.last) or {}
         if done.look:

@@ -1,5 +1,6 @@
 """Numbers of settings: parsed exactly, checked against upper limits, divided over ranks."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from ..errors import ConfigError
@@ -43,9 +44,32 @@ def whole(value: Any) -> int:
         return int(number)
 
 
-def micro_batch(batch: int, *, ranks: int, asked: int | None, m: int | None = None) -> int:
+def share_or_steps(value: Any) -> int | float:
+    """A whole number, of steps; or one with a decimal point, a share of the run in [0, 1].
+
+    ValueError or TypeError for anything else.
+    """
+    if isinstance(value, bool):
+        raise ValueError
+    try:
+        return int(str(value))
+    except ValueError:
+        number = float(value)
+        if 0 <= number <= 1:
+            return number
+        return whole(value)
+
+
+def micro_batch(
+    batch: int,
+    *,
+    ranks: int,
+    asked: int | None,
+    m: int | None = None,
+    climbing: Sequence[int] | None = None,
+) -> int:
     """`asked`, checked; by default the largest divisor of a rank's share of the batch up to 256,
-    one that makes m up where there is one."""
+    one that makes m up where there is one. climbing: as of `together.groups`."""
     unit = ranks * (asked or 1)
     if batch % unit:
         nearest = [n for n in (batch // unit * unit, (batch // unit + 1) * unit) if n]
@@ -64,7 +88,7 @@ def micro_batch(batch: int, *, ranks: int, asked: int | None, m: int | None = No
         share = batch // ranks
         for size in range(min(share, 256), 0, -1):
             count = {"micro_batch": size, "accumulation": share // size, "ranks": ranks}
-            if share % size == 0 and m in possible(**count):
+            if share % size == 0 and m in possible(**count, climbing=climbing):
                 return size
     return asked or _largest_divisor(batch // ranks, 256)
 
