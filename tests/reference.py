@@ -176,8 +176,8 @@ def wants_to_look(t, squares, looked, k, look_from):
     """AE-SAM (arXiv:2304.14647) two steps later: is step t-2's ||g||^2 >= E + c sqrt(V)?
 
     squares: ||g||^2 of the steps before t, None for a skipped one. looked: which of them looked.
-    E, V: running mean and variance, decay .9. c: half of how many looks there were in the window
-    beyond one in k steps. Without variance the norm lies at 0 standard deviations.
+    E, V: running mean and variance, decay .9. c: how many looks there were in the window beyond
+    one in k steps. Without variance the norm lies at 0 standard deviations.
     """
     if t < 2 or squares[t - 2] is None:
         return False
@@ -188,7 +188,7 @@ def wants_to_look(t, squares, looked, k, look_from):
         variance = 0.9 * variance + 0.1 * (x - mean) ** 2
     in_deviations = (numbers[-1] - mean) / variance**0.5 if variance > 0 else 0.0
     surplus = sum(looked[look_from:]) - max(0, t - look_from) / k
-    return in_deviations >= 0.5 * surplus
+    return in_deviations >= surplus
 
 
 # --- training ------------------------------------------------------------------------------------

@@ -15,7 +15,6 @@ from .seen import Seen
 
 DECAY = 0.9  # of the running mean and variance, per step, as in arXiv:2304.14647
 LAG = 2  # step t + LAG is decided from ||g_t||
-RATE = 0.5  # rise of c for each look beyond one in k steps
 
 
 class Decider(Protocol):
@@ -60,9 +59,9 @@ class Adaptive:
 
     E and V are the running mean and variance of ||g||^2, over all steps. Step t + 2 looks if
     ||g_t||^2 >= E + c sqrt(V); with V = 0, if 0 >= c. The paper decides step t from ||g_t||^2, and
-    lowers c by a plan. Here c = RATE (looks - steps / k), both counted from the window's first
-    step: it rises where looks were too many. So the share of looks after N steps is 1/k +
-    c / (RATE N), and |c| < 3.2 + RATE, as no ||g||^2 is further from E: the cost is held.
+    lowers c by a plan. Here c = looks - steps / k, both counted from the window's first step:
+    it rises where looks were too many. After N steps the share of looks is 1/k + c / N, and
+    |c| < 4.2, as no ||g||^2 is more than sqrt(10) deviations from E: the cost is held.
 
     Why two steps: ||g_t||^2 is known when the device ends step t, while the host already issues
     step t + 1. A decision about t + 1 must stand before its first pass (where groups of samples
@@ -87,7 +86,7 @@ class Adaptive:
             z = -math.inf
             while self._pending and self._pending[0][0] <= step - LAG:
                 z = self._standardised(float(self._pending.popleft()[1].read()))
-            self._step, self._due = step, z >= RATE * (self._looks - self._steps / self.k)
+            self._step, self._due = step, z >= self._looks - self._steps / self.k
         return self._due
 
     def _standardised(self, norm: float) -> float:

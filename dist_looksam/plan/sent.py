@@ -19,6 +19,7 @@ class Sent:
     gradients  in or after each backward of a micro-batch that `reduces` counts.
     reduces    those backwards, in the whole step.
     publish    after a pass: of changed weights; of FSDP2's shards over blocks of ranks.
+    publishes  how often, in the whole step.
     summed     once in the step, which nothing hides: sums of a look of several groups.
     small      number of collectives of a few numbers, in the whole step; only their latency counts.
     passes     forward and backward passes.
@@ -29,6 +30,7 @@ class Sent:
     gradients: tuple[Call, ...] = ()
     reduces: int = 1
     publish: tuple[Call, ...] = ()
+    publishes: int = 1
     summed: tuple[Call, ...] = ()
     small: int
     passes: int
@@ -41,7 +43,7 @@ class Sent:
             (self.gathers, self.passes * self.accumulation),
             (self.again, self.passes * self.accumulation),
             (self.gradients, self.reduces),
-            (self.publish, self.passes),
+            (self.publish, self.publishes),
             (self.summed, 1),
         ):
             every += [replace(c, times=c.times * times) for c in calls]
@@ -63,6 +65,7 @@ def sent(run: PlannedRun, *, look: bool) -> Sent:
         of_all = groups.ranks == run.ranks.total
         reduced, summed = 1 + groups.rounds * of_all, layout.summed(run)
     return Sent(
+        publishes=layout.publishes(run) if look and run.groups is not None else passes,
         small=small,
         passes=passes,
         accumulation=run.accumulation,

@@ -88,7 +88,8 @@ def _pass(
             for _ in range(call.times)
         ]
 
-    gathers, gradients, publish = each(s.gathers), each(s.gradients), sum(each(s.publish))
+    gathers, gradients = each(s.gathers), each(s.gradients)
+    publish = s.publishes / s.passes * sum(each(s.publish))
     again = each(s.again)
     reduces = s.reduces / s.passes
     whole = s.accumulation * sum(gathers + again) + reduces * sum(gradients) + publish

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-DEVICE = torch.device(os.environ.get("DEVICE", "cuda"))
+DEVICE = torch.device("cpu" if os.environ.get("DEVICE") == "cpu" else "cuda:0")
 OUT = Path(os.environ.get("OUT", "build/gpu"))
 ROOT = Path(__file__).resolve().parents[2]
 ON_GPU = DEVICE.type == "cuda"

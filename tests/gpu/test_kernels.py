@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from dist_looksam import Lamb, LookLayerSAM, LookSAM, kernels
+from dist_looksam.kernels.lists import addresses
 from dist_looksam.maths import ascent, look, shards
 from dist_looksam.optim import at_once
 from dist_looksam.optim.base import step_unless
@@ -265,6 +266,13 @@ def test_layers_inside_one_flat_parameter_at_odd_offsets_step_as_layers(off):
         return held(base, [flat])
 
     close(run(), off(run), rtol=2e-5, atol=2e-6)
+
+
+def test_wide_loads_are_for_addresses_at_multiples_of_16_bytes_alone():
+    row = torch.zeros(64, device=DEVICE)
+    at_even, at_odd = [row[:8], row[8:16]], [row[:8], row[9:16]]
+    assert addresses([at_even], row.device)[1]
+    assert not addresses([at_even, at_odd], row.device)[1]
 
 
 @pytest.mark.parametrize("base", ["lamb", "adamw", "sgd"])

@@ -73,6 +73,10 @@ class Layout:
             (g,) if groups.ranks == 1 else (g, replace(g, times=groups.rounds, ranks=groups.ranks))
         )
 
+    def publishes(self, run: PlannedRun) -> int:
+        """How often such a look makes changed weights visible."""
+        return 2
+
     def in_step(self, run: PlannedRun) -> int:
         """Bytes of gradients and buffers in the optimizer's step."""
         return 4 * run.work.parameters
