@@ -23,6 +23,7 @@ TABLE = {
     "look_sam":       ("model", "every k steps",  "reuse", "adamw"),
     "layer_sam":      ("layer", "every step",     None,    "lamb"),
     "look_layer_sam": ("layer", "every k steps",  "reuse", "lamb"),
+    "gsam":           ("model", "every step",     None,    "adamw"),
 }  # fmt: skip
 
 
@@ -111,6 +112,26 @@ def reuse_part(g, g_v, alpha, decompose, reuse):
         assert reuse == "paper", reuse
         scale = norm(g) / norm(g_v)
     return [x + a * scale * v for x, v, a in zip(g, g_v, alpha, strict=True)]
+
+
+# --- gsam: what the base gets on a look ----------------------------------------------------------
+
+
+def without_gap(g_s, g, alpha, decompose):
+    """g_s - alpha g_o, where g_o is the part of g orthogonal to g_s. alpha: one number a layer.
+
+    Algorithm 1 of arXiv:2203.08065: g is taken apart along g_s, not g_s along g as in [3].
+    """
+    if decompose == "layer":
+        return [
+            without_gap([s], [x], [a], "model")[0] for s, x, a in zip(g_s, g, alpha, strict=True)
+        ]
+    assert decompose == "model", decompose
+    if norm(g_s) == 0:
+        return g_s
+    unit = [s / norm(g_s) for s in g_s]
+    along = dot(g, unit)
+    return [s - a * (x - along * u) for s, x, u, a in zip(g_s, g, unit, alpha, strict=True)]
 
 
 # --- bases: from one layer's weights and what it got to its new weights ---------------------------
@@ -243,6 +264,8 @@ def train(
             g_s = look_at(w, g, t)
             skipped = not finite(g_s)
             update = g_s
+            if optimizer == "gsam":
+                update = without_gap(g_s, g, alphas, decompose)
             if between == "reuse" and not skipped:
                 g_v = new_part(g_s, g, decompose)
         elif between == "reuse" and not skipped:

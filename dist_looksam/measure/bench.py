@@ -150,9 +150,8 @@ class Problem:
         """A method of the table, in the engine."""
         base = table.base_of(name, None)
         model, inner = self._new(base)
-        rule = table.rule_of(name, k=self.k)
-        rho = table.method(name).default_rho
-        optimizer = table.build(inner, rule=rule, rho=rho, alpha=0.7)
+        rule, row = table.rule_of(name, k=self.k), table.method(name)
+        optimizer = table.build(inner, rule=rule, rho=row.default_rho, alpha=row.default_alpha)
         loss = Counted()
         engine = Engine(model, optimizer, loss, precision=self.precision)
         return Loop(name=name, base=base, step=lambda: engine.step(self.batches), counted=loss)

@@ -59,15 +59,17 @@ class Rule:
     ascent        None (never look), "model" or "layer".
     k             look every k-th step.
     reuses_gv     remember g_v and add it between looks; else the base gets g there.
+    surrogate_gap on a look the base gets GSAM's combination of g_s and g; else g_s.
     p             norm of the model-wide ascent, in (1, inf].
     layer_ascent  "scaled", or "literal" for Algorithm 2 as printed.
-    decompose     scope of the decomposition and of the reuse, "model" or "layer".
+    decompose     scope of the decomposition, of the reuse and of GSAM, "model" or "layer".
     reuse         "paper" (alpha ||g||/||g_v||) or "natural" (alpha).
     """
 
     ascent: str | None
     k: int = 1
     reuses_gv: bool = False
+    surrogate_gap: bool = False
     p: float = 2.0
     layer_ascent: str = "scaled"
     decompose: str = "model"
@@ -110,10 +112,19 @@ class Rule:
         return model_perturbation(grads, rho=rho, p=self.p, reduce=reduce)
 
     def learn(
-        self, sam: Shards, grads: Shards, *, clip: float | None, reduce: Reduce
+        self,
+        sam: Shards,
+        grads: Shards,
+        *,
+        alpha: Tensor | float,
+        clip: float | None,
+        reduce: Reduce,
     ) -> look.Update:
         """The update on a look."""
-        return look.learn(sam, grads, scope=self.scope, clip=clip, reduce=reduce)
+        scope = self.scope
+        if self.surrogate_gap:
+            return look.gap(sam, grads, alpha=alpha, scope=scope, clip=clip, reduce=reduce)
+        return look.learn(sam, grads, scope=scope, clip=clip, reduce=reduce)
 
     def reuse_step(
         self,

@@ -19,9 +19,12 @@ class SAM(Sharpness):
         p: norm of the ascent, in (1, inf].
         k: look at every k-th step; g itself at the others (SAM-5 of the LookSAM paper).
         scope: "model" or "layer" ascent. layer_ascent: "scaled" or "literal".
+        alpha: GSAM's weight: on a look the base gets g_s minus alpha times the part of g that is
+            orthogonal to g_s; None for SAM. decompose: scope of that part, "model" or "layer".
         model: a step changes its buffers (BatchNorm statistics) as one pass would.
 
-    Source: Foret et al., arXiv:2010.01412; layer scope: Liu et al., arXiv:2203.02714.
+    Source: Foret et al., arXiv:2010.01412; layer scope: Liu et al., arXiv:2203.02714; GSAM: Zhuang
+    et al., arXiv:2203.08065, which has k = 1 and, for ViTs, alpha 0.6.
     """
 
     def __init__(
@@ -34,10 +37,21 @@ class SAM(Sharpness):
         k: int = 1,
         scope: str = "model",
         layer_ascent: str = "scaled",
+        alpha: float | None = None,
+        decompose: str = "model",
         model: nn.Module | None = None,
     ) -> None:
-        rule = Rule(ascent=scope, k=k, p=p, layer_ascent=layer_ascent)
-        super().__init__(params, base_optimizer, rule=rule, rho=rho, model=model)
+        rule = Rule(
+            ascent=scope,
+            k=k,
+            surrogate_gap=alpha is not None,
+            p=p,
+            layer_ascent=layer_ascent,
+            decompose=decompose,
+        )
+        super().__init__(
+            params, base_optimizer, rule=rule, rho=rho, alpha=alpha or 0.0, model=model
+        )
 
 
 class LookSAM(Sharpness):

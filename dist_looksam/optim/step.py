@@ -231,12 +231,12 @@ class TwoGradients(StepCounters):
         """
         self._number(params)
         rule, clip, reduce, look = self.rule, self.clip, self.reduce, self._perturbed
+        alpha = self.column("alpha", params)
         if look is None:
             gv = self._split(params, self._gv(params)) if rule.reuses_gv else None
-            alpha = self.column("alpha", params)
             return rule.reuse_step(layer_grads, gv, alpha=alpha, clip=clip, reduce=reduce)
         sam, grads = layer_grads, self._split(params, look.grads_of(params))
-        update = rule.learn(sam, grads, clip=clip, reduce=reduce)
+        update = rule.learn(sam, grads, alpha=alpha, clip=clip, reduce=reduce)
         if self.probe is not None:
             self.probe(step=self.steps, grads=grads, sam=sam, update=update, reduce=reduce)
         if look.cosine_sums:

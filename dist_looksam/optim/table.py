@@ -13,34 +13,48 @@ from .rule import Rule, check_k
 from .sharpness import Sharpness
 
 RHO = {"model": 0.02, "layer": 0.0005}  # by measurement on small data: README, "Defaults"
+ALPHA = 0.7  # of the LookSAM paper
 
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
     """One row: the ascent, whether k can be set and g_v is reused between looks, the default base.
 
+    surrogate_gap: see `Rule`.
     rho: default of the flag --rho; None: that of the ascent's scope.
+    alpha: default of the flag --alpha; None: the method does not use it.
     """
 
     ascent: str | None
     settable_k: bool = False
     reuses_gv: bool = False
+    surrogate_gap: bool = False
     base: str
     rho: float | None = None
+    alpha: float | None = None
 
     @property
     def default_rho(self) -> float:
         """Default of the flag --rho; 0 without ascent."""
         return RHO.get(self.ascent or "", 0.0) if self.rho is None else self.rho
 
+    @property
+    def default_alpha(self) -> float:
+        """Default of the flag --alpha, also where it has no effect."""
+        return ALPHA if self.alpha is None else self.alpha
 
-# Every base is a method of its own name, without ascent.
+
+# Every base is a method of its own name, without ascent. New methods stand at the end, since
+# pictures give colours by the place. gsam's alpha is that of the authors' ViT-B/32 (big_vision).
 METHODS = {name: Method(ascent=None, base=name) for name in BASES} | {
     "sam": Method(ascent="model", base="adamw"),
     "sam_k": Method(ascent="model", settable_k=True, base="adamw"),
-    "look_sam": Method(ascent="model", settable_k=True, reuses_gv=True, base="adamw"),
+    "look_sam": Method(ascent="model", settable_k=True, reuses_gv=True, base="adamw", alpha=ALPHA),
     "layer_sam": Method(ascent="layer", base="lamb"),
-    "look_layer_sam": Method(ascent="layer", settable_k=True, reuses_gv=True, base="lamb"),
+    "look_layer_sam": Method(
+        ascent="layer", settable_k=True, reuses_gv=True, base="lamb", alpha=ALPHA
+    ),
+    "gsam": Method(ascent="model", surrogate_gap=True, base="adamw", alpha=0.6),
 }
 
 
@@ -87,6 +101,7 @@ def rule_of(
         ascent=row.ascent,
         k=k if row.settable_k else 1,
         reuses_gv=row.reuses_gv,
+        surrogate_gap=row.surrogate_gap,
         p=p,
         layer_ascent=layer_ascent,
         decompose=decompose,
@@ -103,8 +118,10 @@ def unused(name: str, base: str) -> list[str]:
         flags += ["layer_ascent"]
     if not row.settable_k:
         flags += ["k"]
+    if row.alpha is None:
+        flags += ["alpha", "decompose"]
     if not row.reuses_gv:
-        flags += ["alpha", "decompose", "reuse"]
+        flags += ["reuse"]
     return flags + [flag for flag in ("betas", "momentum", "eps") if flag not in BASES[base].uses]
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from ..data.sets import data_set
 from ..optim.seen import Seen
-from ..optim.table import base_row, unused
+from ..optim.table import ALPHA, base_row, unused
 from ..record.metrics import Row
 from ..settings.config import DEFAULTS, Settings
 
@@ -22,7 +22,11 @@ def without_effect(settings: Settings) -> list[str]:
         settings: resolved.
     """
     assert settings.base is not None
-    unused_values = {"rho": 0.0, "eps": base_row(settings.base).eps}  # after `resolved`
+    unused_values = {
+        "rho": 0.0,
+        "alpha": ALPHA,
+        "eps": base_row(settings.base).eps,
+    }  # after `resolved`
     method_on_base = f"optimizer {settings.optimizer} on {settings.base}"
     why = dict.fromkeys(unused(settings.optimizer, settings.base), method_on_base)
     if "rho" in why:

@@ -182,8 +182,10 @@ def _method(s: Settings) -> str:
     text = f"{s.optimizer} on {s.base}"
     if rule.ascent is not None:
         text += f": rho {s.rho:g} ({rule.ascent} scope), k {rule.k}"
+    if rule.reuses_gv or rule.surrogate_gap:
+        text += f", alpha {s.alpha:g}"
     if rule.reuses_gv:
-        text += f", alpha {s.alpha:g}, reuse {s.reuse}"
+        text += f", reuse {s.reuse}"
     return text
 
 

@@ -75,12 +75,16 @@ class Settings:
     rho: float | None = flag(
         None, "radius of the ascent; of layer-wise methods relative to ||w_i||; default by method"
     )
-    alpha: float = flag(0.7, "weight of the reused g_v")
+    alpha: float | None = flag(
+        None,
+        "weight of the reused g_v; of gsam, of the part of g orthogonal to g_s that is subtracted; "
+        "default by method",
+    )
     k: int = flag(5, "steps from one look (step with a second gradient) to the next")
     p: float = flag(2.0, "p of the p-norm of the model-wide ascent, in (1, inf]")
     ascent: str = flag("global", "ranks whose gradient gives the ascent's direction", ASCENTS)
     layer_ascent: str = flag("scaled", "formula of the layer-wise ascent", LAYER_ASCENTS)
-    decompose: str = flag("model", "scope of the decomposition into g_h and g_v", SCOPES)
+    decompose: str = flag("model", "scope of the decomposition of g_s, or of gsam's of g", SCOPES)
     reuse: str = flag("natural", "size of the reused g_v", REUSES)
     clip: float | None = flag(
         None, "maximum norm of the gradient passed to the base optimizer; no clipping by default"
@@ -153,7 +157,8 @@ class Settings:
                 check_choice(f.name, getattr(self, f.name), f.metadata["choices"])
         base_of(self.optimizer, self.base)
         assert self.rule  # made here for its checks
-        check_alpha(self.alpha)
+        if self.alpha is not None:
+            check_alpha(self.alpha)
         if self.rho is not None:
             check_rho(self.rho)
         self._check_numbers()
@@ -234,7 +239,7 @@ class Settings:
             ranks: processes that train together. launcher: as in `World`.
         """
         base = base_row(base_of(self.optimizer, self.base))
-        row = chosen(self, ranks=ranks, launcher=launcher)
+        own_method, row = method(self.optimizer), chosen(self, ranks=ranks, launcher=launcher)
         own = data_set(self.data)
         filled = replace(
             self,
@@ -242,7 +247,8 @@ class Settings:
             lr=base.lr if self.lr is None else self.lr,
             weight_decay=base.weight_decay if self.weight_decay is None else self.weight_decay,
             eps=base.eps if self.eps is None else self.eps,
-            rho=method(self.optimizer).default_rho if self.rho is None else self.rho,
+            rho=own_method.default_rho if self.rho is None else self.rho,
+            alpha=own_method.default_alpha if self.alpha is None else self.alpha,
             model=own.model if self.model == "auto" else self.model,
             backend=row.name,
             micro_batch=micro_batch(self.batch_size, ranks=ranks, asked=self.micro_batch),

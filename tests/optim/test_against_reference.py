@@ -59,7 +59,7 @@ def test_every_method_on_every_base(name, base, dtype):
 
 @both
 @pytest.mark.parametrize("p", [1.5, 2.0, 3.0, math.inf])
-@pytest.mark.parametrize("name", ["sam", "sam_k", "look_sam"])
+@pytest.mark.parametrize("name", ["sam", "sam_k", "look_sam", "gsam"])
 def test_the_p_norms(name, p, dtype):
     check(name, "sgd", dtype, p=p)
 
@@ -77,6 +77,11 @@ def test_the_ascent_as_printed(name, base, dtype):
 @pytest.mark.parametrize("name", LOOKS)
 def test_every_way_to_take_apart_and_use_again(name, decompose, reuse, dtype):
     check(name, "sgd", dtype, decompose=decompose, reuse=reuse)
+
+
+@both
+def test_gsam_layer_by_layer(dtype):
+    check("gsam", "sgd", dtype, decompose="layer")
 
 
 @pytest.mark.parametrize("clip", [0.5, 1e9])
@@ -121,7 +126,7 @@ def test_the_numbers_may_stand_on_the_optimizer_and_hold_for_all_groups():
 @pytest.mark.parametrize("spoil", [math.nan, -math.inf])
 @pytest.mark.parametrize("bad", [[(0, 1)], [(0, 2)], [(3, 1)], [(3, 2)], [(3, 2), (4, 2)], [(4, 1)],
                                  [(2, 1), (3, 1)]])  # fmt: skip
-@pytest.mark.parametrize("name", ["look_sam", "sam_k"])
+@pytest.mark.parametrize("name", ["look_sam", "sam_k", "gsam"])
 def test_a_spoilt_gradient_costs_one_step_and_nothing_else(name, bad, spoil):
     """Either pass, look or reuse step, first look or later: then on as if it had not been."""
     passes = []
