@@ -15,6 +15,8 @@ from .backends.ddp import DDP
 from .backends.plain import PRECISION_DTYPES, Plain
 from .backends.wrappers import check_wrappers, in_ddp, several_ranks
 from .errors import ConfigError
+from .maths import together
+from .maths.together import Groups
 from .optim.checks import (
     check_base,
     check_fp32,
@@ -61,6 +63,9 @@ class Engine:
         clip: maximum norm of the gradient passed to the base optimizer; None for no clipping.
         precision: "fp32", "bf16", or "fp16" with a loss scale. Weights stay fp32.
         ascent: "global", eps from the averaged gradient; "rank", from each rank's own.
+        m: number of samples that climb together, each group along its own mean gradient; of whole
+            micro-batches. Groups are consecutive: micro-batch a of rank r is number a * ranks + r
+            of the batch. None: the whole batch.
 
     Attributes:
         passes: forward+backward passes so far, of whole global batches.
@@ -88,6 +93,7 @@ class Engine:
         clip: float | None = None,
         precision: str = "fp32",
         ascent: str = "global",
+        m: int | None = None,
     ) -> None:
         _check_kinds(model, loss)
         check_choice("precision", precision, tuple(PRECISION_DTYPES))
@@ -105,6 +111,8 @@ class Engine:
                 f"ascent rank needs whole gradients on every rank, got backend "
                 f'{self.backend.name}; use ascent="global".'
             )
+        _check_m(m, ascent, self.backend)
+        self.m = m
         self.optimizer = self.backend.optimizer
         self.optimizer.clip = clip
         self.module = self.backend.module
@@ -159,6 +167,9 @@ class Engine:
         bf16, where to know would be to wait; the step is then skipped after both.
         """
         backend, local = self.backend, self.ascent == "rank" and self.optimizer.may_look()
+        groups = self._groups(len(batches)) if self.m and self.optimizer.may_look() else None
+        if groups is not None and self.optimizer.looks():
+            return self._look_in_groups(batches, groups), backend.update(), 2
         loss = backend.backward(batches, self._checked_loss, average=not local)
         if not self.optimizer.looks():
             return loss, backend.update(), 1
@@ -167,6 +178,58 @@ class Engine:
         with replay.again():
             backend.backward(batches, self._checked_loss)
         return loss, backend.update(), 2
+
+    def _groups(self, accumulation: int) -> Groups | None:
+        """The groups of m samples; ConfigError if m does not fit ranks or backend."""
+        assert self._sizes is not None
+        if self._sizes[0] is None:
+            raise ConfigError(
+                f"m counts samples, got micro-batches of unknown size and m {self.m}; give tensors "
+                f"whose first dimension is the sample, or leave m out."
+            )
+        ranks, micro_batch = self.backend.size, self._sizes[0]
+        how = {"micro_batch": micro_batch, "accumulation": accumulation, "ranks": ranks}
+        found = together.groups(self.m, **how)
+        may = self.backend.climbing_ranks()
+        if found is not None and found.ranks not in may:
+            fit = [n * micro_batch for n in may if n < ranks]
+            fit += [ranks * micro_batch * n for n in range(1, accumulation + 1)]
+            raise ConfigError(
+                f"m must be one of {', '.join(map(str, fit))} on backend {self.backend.name} with "
+                f"{accumulation} x {ranks} micro-batches of {micro_batch}, got {self.m}; use one "
+                f"of these, or backend ddp."
+            )
+        return found
+
+    def _look_in_groups(self, batches: Sequence[Any], groups: Groups) -> Tensor:
+        """Both passes of each group of samples in turn. Returns the mean loss of first passes."""
+        backend, step = self.backend, groups.micro_batches
+        losses: list[Tensor] = []
+        for start in range(0, len(batches), step):
+            own, last = batches[start : start + step], start + step == len(batches)
+            replay = Replay(self.module)
+            of_all = groups.ranks == backend.size
+            losses.append(backend.backward(own, self._checked_loss, average=of_all))
+            backend.perturb_group(groups)
+            onto = backend.take_sum() if last else None
+            with replay.again():
+                backend.backward(own, self._checked_loss, average=last, onto=onto)
+            backend.end_group(groups, last=last)
+        return torch.stack(losses).mean()
+
+
+def _check_m(m: Any, ascent: str, backend: Backend) -> None:
+    if m is None:
+        return
+    if isinstance(m, bool) or not isinstance(m, int) or m < 1:
+        raise ConfigError(f"m must be a whole number of samples >= 1, got {m!r}.")
+    if ascent != "global":
+        raise ConfigError(f"m and ascent rank must not both be given, got m {m}; leave one out.")
+    if not backend.climbing_ranks():
+        raise ConfigError(
+            f"m needs a backend whose groups of samples can climb apart, got {backend.name} and m "
+            f"{m}; use backend ddp, or leave m out."
+        )
 
 
 def _check_kinds(model: Any, loss: Any) -> None:

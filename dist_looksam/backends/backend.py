@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from ..maths.together import Groups
 from ..optim.seen import Seen
 from ..optim.sharpness import Sharpness
 
@@ -95,11 +96,39 @@ class Backend(Ranks, Stored, Protocol):
     optimizer: Sharpness
     whole_gradients: bool
 
-    def backward(self, batches: Sequence[Any], loss: Loss, *, average: bool = True) -> Tensor:
-        """Replace the gradients by the mean over all micro-batches of all ranks.
+    def backward(
+        self,
+        batches: Sequence[Any],
+        loss: Loss,
+        *,
+        average: bool = True,
+        onto: dict[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """Replace the gradients by the mean over these micro-batches, of all ranks.
 
-        `average` False: over this rank's own. Returns the mean loss of this rank, 0-dim.
+        Args:
+            average: False: over this rank's own; where backward always reduces, it has no effect.
+            onto: this rank's tensors to add to the gradients before they are averaged over ranks.
+
+        Returns the mean loss of this rank, 0-dim.
         """
+
+    # A look of several groups of samples, see maths/together.py. For each: backward, perturb_group,
+    # backward, end_group. The last group's second backward is averaged, and gets `onto=take_sum()`.
+
+    def climbing_ranks(self) -> list[int]:
+        """How many ranks in a row may share a group: [1] is none but the own, [size] only all."""
+
+    def perturb_group(self, groups: Groups) -> None:
+        """After a group's first backward, which was averaged if all ranks share the group: add g
+        to the sum of g, make w + eps of the group visible to forward. No read from the device."""
+
+    def end_group(self, groups: Groups, *, last: bool) -> None:
+        """After a group's second backward: make w visible, add the gradient to its sum. After the
+        last: the gradient and the kept g become means over groups and ranks; then `update`."""
+
+    def take_sum(self) -> dict[Tensor, Tensor]:
+        """The sum of the second passes' gradients so far, which is not kept."""
 
     def perturb(self, *, local: bool) -> bool:
         """Keep w and g, make w + eps visible to forward. `local`: eps of this rank's own gradient.

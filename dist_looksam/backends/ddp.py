@@ -50,12 +50,19 @@ class DDP(TorchRanks, Plain):
         self._ddp = DistributedDataParallel(module, device_ids=ids, gradient_as_bucket_view=True)
         return self._ddp
 
-    def backward(self, batches: Sequence[Any], loss: Loss, *, average: bool = True) -> Tensor:
+    def backward(
+        self,
+        batches: Sequence[Any],
+        loss: Loss,
+        *,
+        average: bool = True,
+        onto: dict[Tensor, Tensor] | None = None,
+    ) -> Tensor:
         if self._half_reduced:
             self._renew_reducer()
         if not self._warmed_up:
             self._warm_up(batches[0], loss)
-        return super().backward(batches, loss, average=average)
+        return super().backward(batches, loss, average=average, onto=onto)
 
     def _warm_up(self, batch: Any, loss: Loss) -> None:
         """One forward and backward, for the final order of DDP's buckets: see the class."""

@@ -129,13 +129,27 @@ class FSDP2(TorchRanks, Plain):
     def arithmetic(self) -> Any:
         return torch.autocast(self.device.type, enabled=False)
 
-    def backward(self, batches: Sequence[Any], loss: Loss, *, average: bool = True) -> Tensor:
+    def backward(
+        self,
+        batches: Sequence[Any],
+        loss: Loss,
+        *,
+        average: bool = True,
+        onto: dict[Tensor, Tensor] | None = None,
+    ) -> Tensor:
         self._clear_gradients()  # the caller's own backward may have left some
         try:
-            return super().backward(batches, loss, average=average)
+            value = super().backward(batches, loss, average=average)
         except BaseException:
             self._reset_pass()
             raise
+        for shard, total in (onto or {}).items():
+            shard.grad = total if shard.grad is None else shard.grad.add_(total)
+        return value
+
+    def climbing_ranks(self) -> list[int]:
+        """See `Backend.climbing_ranks`: backward reduces over all ranks."""
+        return [self.size]
 
     def _clear_gradients(self) -> None:
         """Of sharded and of currently gathered parameters."""

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..maths.together import Groups
 from ..optim.checks import check_fp32, check_inside
 from ..optim.seen import Seen
 from ..optim.sharpness import Sharpness
@@ -101,8 +103,8 @@ class Plain(StoredLayers):
         """The gradients of a pass, in tensors that may be written to."""
         return [p.grad for p in self.module.parameters() if p.grad is not None]
 
-    def average_(self, tensors: Sequence[Tensor]) -> None:
-        """Replace whole tensors by their mean over ranks."""
+    def average_(self, tensors: Sequence[Tensor], neighbours: int | None = None) -> None:
+        """Replace whole tensors by their mean over ranks, or over a block of `neighbours` ranks."""
 
     def mean(self, numbers: Tensor) -> Tensor:
         return numbers
@@ -113,10 +115,18 @@ class Plain(StoredLayers):
         """Inside, forward computes in `precision`."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
 
-    def backward(self, batches: Sequence[Any], loss: Loss, *, average: bool = True) -> Tensor:
+    def backward(
+        self,
+        batches: Sequence[Any],
+        loss: Loss,
+        *,
+        average: bool = True,
+        onto: dict[Tensor, Tensor] | None = None,
+    ) -> Tensor:
         self._check_params()
         self.optimizer.zero_grad()
         scale = self.scaler.scale if self.scaler else 1.0
+        self._begin_with(onto or {}, scale)
         total = torch.zeros((), device=self.device)
         for i, batch in enumerate(batches):
             last = i == len(batches) - 1
@@ -129,6 +139,32 @@ class Plain(StoredLayers):
         if self.scaler:
             torch._foreach_mul_(self.gradients(), 1.0 / scale)
         return total / len(batches)
+
+    def _begin_with(self, sums: dict[Tensor, Tensor], scale: float) -> None:
+        """Let backward add to these, so that the last micro-batch's reduction is that of all."""
+        for p, total in sums.items():
+            p.grad = total.mul_(scale)
+
+    def perturb_group(self, groups: Groups) -> None:
+        """See `Backend.perturb_group`."""
+        whole = groups.ranks in (1, self.size)  # own gradients, or means over all ranks
+        mean = partial(self.average_, neighbours=groups.ranks)
+        self.optimizer.perturb_group(average_=None if whole else mean)
+
+    def end_group(self, groups: Groups, *, last: bool) -> None:
+        """See `Backend.end_group`."""
+        self.optimizer.end_group(last=last)
+        if last:
+            own = groups.ranks < self.size
+            self.optimizer.mean_of_groups(groups.rounds, average_=self.average_ if own else None)
+
+    def take_sum(self) -> dict[Tensor, Tensor]:
+        """See `Backend.take_sum`."""
+        return self.optimizer.take_sum()
+
+    def climbing_ranks(self) -> list[int]:
+        """See `Backend.climbing_ranks`."""
+        return [n for n in range(1, self.size + 1) if self.size % n == 0]
 
     def perturb(self, *, local: bool) -> bool:
         """See `Backend.perturb`. From a GPU it reads the overflow flag in fp16 only."""

@@ -42,13 +42,31 @@ class TorchRanks:
         dist.all_reduce(numbers, group=self.group)
         return numbers / self.size
 
-    def average_(self, tensors: Sequence[Tensor]) -> None:
-        """Replace whole tensors by their mean: one all-reduce of all together."""
+    def average_(self, tensors: Sequence[Tensor], neighbours: int | None = None) -> None:
+        """Replace whole tensors by their mean: one all-reduce of all together.
+
+        neighbours: only over the block of so many ranks in a row that this one is in.
+        """
+        group, size = self.group, self.size
+        if neighbours not in (None, size):
+            group, size = self._block(neighbours), neighbours
         flat = torch.cat([t.reshape(-1) for t in tensors])
-        dist.all_reduce(flat, group=self.group)
-        flat /= self.size
+        dist.all_reduce(flat, group=group)
+        flat /= size
         for t, new in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
             t.copy_(new.view_as(t))
+
+    def _block(self, size: int) -> dist.ProcessGroup:
+        """The process group of this rank's block of `size` ranks; made at the first call."""
+        blocks = self.__dict__.setdefault("_blocks", {})
+        if size not in blocks:
+            own = dist.get_rank(self.group)
+            members = range(own - own % size, own - own % size + size)
+            of_all = dist.get_process_group_ranks(self.group)
+            blocks[size] = dist.new_group(
+                [of_all[r] for r in members], use_local_synchronization=True
+            )
+        return blocks[size]
 
     def gather(self, value: Any) -> list[Any]:
         """One object gather."""

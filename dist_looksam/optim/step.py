@@ -170,6 +170,11 @@ class TwoGradients(StepCounters):
         """Replace w by w + eps in some or all parameters. Keeps copies of w, and `grads` itself,
         which `apply_` writes to."""
         self.keep(params, grads)
+        self._perturb_kept_(params, grads, perturbation)
+
+    def _perturb_kept_(self, params: Shards, grads: Shards, perturbation: Perturbation) -> None:
+        assert self._perturbed is not None
+        self._keep_weights(self._perturbed, params)
         sums = perturb_(
             self._split(params, params),
             self._split(params, grads),
@@ -177,7 +182,7 @@ class TwoGradients(StepCounters):
             layers=self._numbers(params),
             visible_dtype=self.visible_dtype,
         )
-        if sums is not None and self._perturbed is not None:
+        if sums is not None:
             self._perturbed.cosine_sums.append(sums)
         torch.clear_autocast_cache()  # else forward under a caller's autocast would see the old w
 
@@ -201,21 +206,86 @@ class TwoGradients(StepCounters):
         torch.clear_autocast_cache()
         return perturbation.finite
 
+    # Several groups, one after the other: first pass, `perturb_group`, second pass, `end_group`.
+
+    @torch.no_grad()
+    def perturb_group(self, *, average_: Callable[[Shards], None] | None = None) -> None:
+        """After a group's first pass: add its g to the sum of g, replace w by w + eps of the group.
+
+        Args:
+            average_: replaces tensors by their mean over the ranks of the group, if `.grad` is this
+                rank's own gradient.
+        """
+        params = [p for p in self._layers() if p.grad is not None or p.requires_grad]
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
+        if average_ is not None:
+            average_(grads)
+        perturbation = self.perturbation(params, self._split(params, grads))
+        look = self._perturbed = self._perturbed or _Look()
+        _add(look.grads, params, grads)
+        self._perturb_kept_(params, grads, perturbation)
+
+    @torch.no_grad()
+    def end_group(self, *, last: bool) -> None:
+        """After a group's second pass: restore w. Unless `last`, add its gradient to a sum, which
+        the last group's second pass must begin with: see `take_sum`."""
+        assert self._perturbed is not None
+        self.restore(free=last)
+        if not last:
+            params, grads = self._active()
+            _add(self._perturbed.sums, params, grads)
+
+    def take_sum(self) -> dict[Tensor, Tensor]:
+        """The sum of the gradients of second passes so far, by parameter; it is not kept here."""
+        assert self._perturbed is not None
+        sums, self._perturbed.sums = self._perturbed.sums, {}
+        return sums
+
+    @torch.no_grad()
+    def mean_of_groups(
+        self, number: int, *, average_: Callable[[Shards], None] | None = None
+    ) -> None:
+        """After the last group: `.grad` and the kept g, which are sums, become means.
+
+        Args:
+            average_: over ranks, where the kept g is this rank's own.
+        """
+        assert self._perturbed is not None
+        kept = list(self._perturbed.grads.values())
+        for tensors in (kept, self._active()[1]):
+            if tensors:
+                torch._foreach_mul_(tensors, 1 / number)
+        if average_ is not None:
+            average_(kept)
+
     def keep(self, params: Shards, grads: Shards) -> None:
         """Keep copies of w, and `grads` itself, which holds g, until the end of the step."""
         if self._perturbed is None:
             self._perturbed = _Look()
-        self._perturbed.weights.update(zip(params, clones(params), strict=True))
+        self._keep_weights(self._perturbed, params)
         self._perturbed.grads.update(zip(params, grads, strict=True))
 
+    @staticmethod
+    def _keep_weights(look: "_Look", params: Shards) -> None:
+        """Copies of w of these parameters, which are then perturbed; made once a look."""
+        new = [p for p in params if p not in look.copies]
+        look.copies.update(zip(new, clones(new), strict=True))
+        look.weights.update((p, look.copies[p]) for p in params)
+
     @torch.no_grad()
-    def restore(self, params: Shards | None = None) -> None:
-        """Restore w of these parameters, or of all, bit for bit; of those that are perturbed."""
+    def restore(self, params: Shards | None = None, *, free: bool = True) -> None:
+        """Restore w of these parameters, or of all, bit for bit; of those that are perturbed.
+
+        `free`: give up the copies of w.
+        """
         weights = self._perturbed.weights if self._perturbed is not None else {}
         moved = [p for p in (list(weights) if params is None else params) if p in weights]
         if moved:
             torch._foreach_copy_(moved, [weights.pop(p) for p in moved])
             torch.clear_autocast_cache()
+        if free and self._perturbed is not None:
+            for p in moved:
+                self._perturbed.copies.pop(p, None)
 
     def abandon(self) -> None:
         """After an exception: weights and groups as before the step."""
@@ -338,15 +408,29 @@ class TwoGradients(StepCounters):
             self.state[p]["g_v"] = v
 
 
+def _add(sums: dict[Tensor, Tensor], params: Shards, new: Shards) -> None:
+    """sums[p] += new, of copies at first."""
+    first = [i for i, p in enumerate(params) if p not in sums]
+    later = [i for i, p in enumerate(params) if p in sums]
+    if later:
+        torch._foreach_add_([sums[params[i]] for i in later], [new[i] for i in later])
+    copies = clones([new[i] for i in first])
+    sums.update((params[i], copy) for i, copy in zip(first, copies, strict=True))
+
+
 @dataclass
 class _Look:
-    """Kept until a look ends: w of the parameters that are perturbed now, and g.
+    """Kept until a look ends.
 
+    copies: w of the parameters that were perturbed. weights: those of them that are so now.
+    grads: g, or its sum over groups. sums: g_s summed over groups.
     used: the parameters that the first pass gave a gradient, where these are the same on all
     ranks, and whether they required it then: shards of FSDP2 do not.
     """
 
+    copies: dict[Tensor, Tensor] = field(default_factory=dict)
     weights: dict[Tensor, Tensor] = field(default_factory=dict)
+    sums: dict[Tensor, Tensor] = field(default_factory=dict)
     grads: dict[Tensor, Tensor] = field(default_factory=dict)
     cosine_sums: list[Tensor] = field(default_factory=list)
     eps_cosine: Tensor | None = None

@@ -95,7 +95,18 @@ class HorovodSharded(Horovod):
 
     # Gradients.
 
-    def backward(self, batches: Sequence[Any], loss: Loss, *, average: bool = True) -> Tensor:
+    def climbing_ranks(self) -> list[int]:
+        """See `Backend.climbing_ranks`."""
+        return []
+
+    def backward(
+        self,
+        batches: Sequence[Any],
+        loss: Loss,
+        *,
+        average: bool = True,
+        onto: dict[Tensor, Tensor] | None = None,
+    ) -> Tensor:
         for row in self.rows:
             row.grads.zero_()
             at = 0

@@ -137,7 +137,18 @@ class Horovod(Plain):
         finally:
             self._sending = sending
 
-    def backward(self, batches: Sequence[Any], loss: Loss, *, average: bool = True) -> Tensor:
+    def climbing_ranks(self) -> list[int]:
+        """See `Backend.climbing_ranks`."""
+        return sorted({1, self.size})
+
+    def backward(
+        self,
+        batches: Sequence[Any],
+        loss: Loss,
+        *,
+        average: bool = True,
+        onto: dict[Tensor, Tensor] | None = None,
+    ) -> Tensor:
         if self._unfinished:  # every rank sends the rest, or ranks would wait for each other
             self.finish_gradients(average=True)
             self._unfinished = False
@@ -145,7 +156,7 @@ class Horovod(Plain):
             self.horovod_optimizer.set_backward_passes_per_step(len(batches) + (not average))
         self._sending = average
         try:
-            return super().backward(batches, loss, average=average)
+            return super().backward(batches, loss, average=average, onto=onto)
         finally:
             self._sending = False
 
@@ -180,8 +191,8 @@ class Horovod(Plain):
 
     # Other collectives.
 
-    def average_(self, tensors: Sequence[Tensor]) -> None:
-        """One all-reduce of all tensors together."""
+    def average_(self, tensors: Sequence[Tensor], neighbours: int | None = None) -> None:
+        """One all-reduce of all tensors together, over all ranks."""
         flat = torch.cat([t.reshape(-1) for t in tensors])
         wait(hvd.allreduce_async_(flat, name="average", op=hvd.Average))
         for t, new in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):

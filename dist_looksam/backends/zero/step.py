@@ -71,6 +71,19 @@ class Zero(ZeroState):
         self._work: Callable[[list[Tensor]], None] | None = None
         self._unscale = 1.0
 
+    def climbing_ranks(self) -> list[int]:
+        """See `Backend.climbing_ranks`."""
+        return []
+
+    def perturb_group(self, groups: Any) -> None:
+        raise NotImplementedError
+
+    def end_group(self, groups: Any, *, last: bool) -> None:
+        raise NotImplementedError
+
+    def take_sum(self) -> dict[Tensor, Tensor]:
+        raise NotImplementedError
+
     # Passes.
 
     def evaluate(self, forward: Callable[[nn.Module], Tensor]) -> Tensor:
@@ -80,7 +93,14 @@ class Zero(ZeroState):
     def _arithmetic(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None)
 
-    def backward(self, batches: Sequence[Any], loss: Loss, *, average: bool = True) -> Tensor:
+    def backward(
+        self,
+        batches: Sequence[Any],
+        loss: Loss,
+        *,
+        average: bool = True,
+        onto: dict[Tensor, Tensor] | None = None,
+    ) -> Tensor:
         total = torch.zeros((), device=self.device)
         for i, batch in enumerate(batches):
             last = i == len(batches) - 1

@@ -1,0 +1,68 @@
+"""m: which samples of the global batch climb together.
+
+The global batch is a sequence of micro-batches: micro-batch a of rank r has number a * ranks + r.
+A group is m / micro_batch consecutive ones. Each group has its own eps, along its own mean
+gradient. Source: Foret et al., arXiv:2010.01412, section 4.1 (m-sharpness).
+"""
+
+from dataclasses import dataclass
+
+from ..errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Groups:
+    """The groups of a look, as one rank sees them.
+
+    ranks          neighbouring ranks that share a group.
+    micro_batches  of each of these ranks in a group.
+    rounds         groups that a rank takes part in, one after the other.
+    """
+
+    ranks: int
+    micro_batches: int
+    rounds: int
+
+
+def groups(m: int | None, *, micro_batch: int, accumulation: int, ranks: int) -> Groups | None:
+    """The groups of m samples; None where all samples climb together.
+
+    Args:
+        m: samples in a group; None for the whole batch.
+        accumulation: micro-batches of each rank in a step.
+
+    Raises:
+        ConfigError: whole micro-batches do not make up m, or groups would cut across ranks.
+    """
+    batch = micro_batch * accumulation * ranks
+    if m is None or m == batch:
+        return None
+    found = _of(m, micro_batch, accumulation, ranks)
+    if found is None:
+        fit = possible(micro_batch=micro_batch, accumulation=accumulation, ranks=ranks)
+        nearest = min(fit, key=lambda n: max(n, m) / max(1, min(n, m)))
+        raise ConfigError(
+            f"m must be made of whole micro-batches of neighbouring ranks, or of all ranks, got "
+            f"{m} with {accumulation} x {ranks} micro-batches of {micro_batch}; the nearest is "
+            f"{nearest}, others need another micro_batch."
+        )
+    return found
+
+
+def _of(m: int, micro_batch: int, accumulation: int, ranks: int) -> Groups | None:
+    count, rest = divmod(m, micro_batch)
+    if rest or not count:
+        return None
+    if ranks % count == 0:
+        return Groups(ranks=count, micro_batches=1, rounds=accumulation)
+    each, rest = divmod(count, ranks)
+    if rest or accumulation % each:
+        return None
+    return Groups(ranks=ranks, micro_batches=each, rounds=accumulation // each)
+
+
+def possible(*, micro_batch: int, accumulation: int, ranks: int) -> list[int]:
+    """Every m that `groups` takes, ascending."""
+    among = [micro_batch * g for g in range(1, ranks + 1) if ranks % g == 0]
+    of_all = range(1, accumulation + 1)
+    return sorted({*among, *(micro_batch * ranks * n for n in of_all if accumulation % n == 0)})
