@@ -216,7 +216,8 @@ def train(
         rank's own samples, whose mean is the gradient. Then every rank ascends along its own [11].
     lr: a number, or t -> a number; rho, alpha: numbers. None where every group has its own.
     groups: dicts {"layers": [indices], "weight_decay": x}, and, where they differ from the rest,
-        "lr" (instead of lr), "lr_scale" (times lr), "rho", "alpha". Every layer is in one.
+        "lr" (instead of lr), "lr_scale" (times lr), "rho", "alpha", "perturb" (False: eps is 0 in
+        these layers, and they count in no norm of eps). Every layer is in one.
     clip: largest whole-model 2-norm of what the base gets [7], or None.
     """
     ascent, looks, between, default_base = TABLE[optimizer]
@@ -228,6 +229,8 @@ def train(
     alphas = [group[i].get("alpha", alpha) for i in layers]
 
     def ascend(w, g):
+        moved = [group[i].get("perturb", True) for i in layers]
+        g = [x if may_move else np.zeros_like(x) for x, may_move in zip(g, moved, strict=True)]
         if ascent == "layer":
             return ascend_layer(w, g, rhos, layer_ascent)
         return ascend_model(g, rhos, p)

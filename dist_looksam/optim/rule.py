@@ -52,6 +52,15 @@ def check_alpha(alpha: float) -> None:
         raise ConfigError(f"alpha must be >= 0 and finite, got {alpha}. Use 0 to reuse nothing.")
 
 
+def check_perturb(perturb: object) -> None:
+    """Raise ConfigError unless perturb is True or False."""
+    if not isinstance(perturb, bool):
+        raise ConfigError(
+            f"perturb of a group must be True or False, got {perturb!r}; False keeps its layers "
+            f"at w on a look."
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Rule:
     """Which gradient the base optimizer gets.
@@ -103,13 +112,20 @@ class Rule:
         return step % self.k == 0 or must_retry or (self.reuses_gv and not has_gv)
 
     def perturbation(
-        self, weights: Shards, grads: Shards, *, rho: Tensor | float, reduce: Reduce
+        self,
+        weights: Shards,
+        grads: Shards,
+        *,
+        rho: Tensor | float,
+        mask: Tensor | float,
+        reduce: Reduce,
     ) -> Perturbation:
         """How to perturb each layer."""
+        how: dict[str, Any] = {"rho": rho, "mask": mask, "reduce": reduce}
         if self.ascent == "layer":
             literal = self.layer_ascent == "literal"
-            return layer_perturbation(weights, grads, rho=rho, literal=literal, reduce=reduce)
-        return model_perturbation(grads, rho=rho, p=self.p, reduce=reduce)
+            return layer_perturbation(weights, grads, literal=literal, **how)
+        return model_perturbation(grads, p=self.p, **how)
 
     def learn(
         self,

@@ -34,7 +34,8 @@ class Sharpness(TwoGradients):
     """A base optimizer plus a `Rule`. Users take one of the subclasses.
 
     Args:
-        params: the parameters, or group dictionaries, which may carry their own `rho`, `alpha`.
+        params: the parameters, or group dictionaries, which may carry their own `rho`, `alpha` and
+            `perturb`: False keeps a group's layers at w on a look, and out of the norms of eps.
         base_optimizer: an instance over the same parameters.
         rule: when to look, and which gradient the base gets.
         rho, alpha: defaults for groups without them.
@@ -73,11 +74,13 @@ class Sharpness(TwoGradients):
         check_same(self, base_optimizer)
         check_real(self._layers())
         self._check_minimises(base_optimizer.param_groups)
-        self._own = {"rho": rho, "alpha": alpha}
+        self._own = {"rho": rho, "alpha": alpha, "perturb": True}
         self._keys = groups.keys_of(base_optimizer)
         defaults = {key: self._own[name] for name, key in self._keys.items()}
         self.defaults = {**base_optimizer.defaults, **defaults}  # some schedulers read them
         groups.place(self.param_groups, base_optimizer, defaults=self._own)
+        if rule.ascent is not None:
+            groups.check_some_perturbed(base_optimizer)
         self.base_optimizer = base_optimizer
         self._follow_base()
 

@@ -36,7 +36,7 @@ class TwoGradients(StepCounters):
     """
 
     base_optimizer: Optimizer
-    _own: dict[str, float]  # rho and alpha of groups that have none
+    _own: dict[str, float]  # rho, alpha and perturb of groups that have none
     _keys: dict[str, str]  # under which the base's groups hold them
 
     def _begin(self, rule: Rule, model: nn.Module | None) -> None:
@@ -102,11 +102,12 @@ class TwoGradients(StepCounters):
         return params, [p.grad for p in params]  # type: ignore[misc]
 
     def setting(self, group: dict[str, Any], name: str) -> float:
-        """rho or alpha of a group; the default if the group was added to the base without one."""
+        """A setting of a group; the default if the group was added to the base without one."""
         return group.setdefault(self._keys[name], self._own[name])
 
     def column(self, name: str, params: Shards) -> Tensor | float:
-        """rho or alpha of every layer in `params`: one number if all agree, else [P]."""
+        """A setting of every layer in `params`: one number if all agree, else [P]; perturb as 1
+        or 0."""
         group_of = self._group_of or {
             p: n for n, group in enumerate(self.param_groups) for p in group["params"]
         }
@@ -162,6 +163,7 @@ class TwoGradients(StepCounters):
             self._split(params, params),
             layer_grads,
             rho=self.column("rho", params),
+            mask=self.column("perturb", params),
             reduce=self.reduce,
         )
 
@@ -197,9 +199,8 @@ class TwoGradients(StepCounters):
         Returns:
             0-dim bool: this rank's g is finite.
         """
-        perturbation = self.rule.perturbation(
-            weights, grads, rho=self.column("rho", params), reduce=whole
-        )
+        rho, mask = self.column("rho", params), self.column("perturb", params)
+        perturbation = self.rule.perturbation(weights, grads, rho=rho, mask=mask, reduce=whole)
         sums = perturb_(weights, grads, perturbation, visible_dtype=self.visible_dtype)
         assert self._perturbed is not None
         self._perturbed.eps_cosine = None if sums is None else cosine(sums)

@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from ..errors import ConfigError
 from .bases import BASES, Base
+from .perturbed import ALL, perturbed
 from .rule import Rule, check_k
 from .sharpness import Sharpness
 
@@ -113,7 +114,7 @@ def unused(name: str, base: str) -> list[str]:
     """Settings without effect for this method on this base."""
     row, flags = method(name), []
     if row.ascent is None:
-        flags += ["rho", "p", "ascent"]
+        flags += ["rho", "p", "ascent", "perturb"]
     if row.ascent != "layer":
         flags += ["layer_ascent"]
     if not row.settable_k:
@@ -125,16 +126,21 @@ def unused(name: str, base: str) -> list[str]:
     return flags + [flag for flag in ("betas", "momentum", "eps") if flag not in BASES[base].uses]
 
 
-def groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups of trainable parameters: matrices with weight decay; biases and norms without."""
-    parts: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+def groups(model: nn.Module, weight_decay: float, perturb: str = ALL) -> list[dict[str, Any]]:
+    """Groups of trainable parameters: matrices with weight decay; biases and norms without.
+
+    perturb: of `perturbed`. Layers that it leaves out have groups of their own, with perturb False.
+    """
+    moved = perturbed(model, perturb)
+    parts: dict[tuple[bool, bool], list[nn.Parameter]] = {
+        (is_matrix, may_move): [] for is_matrix in (True, False) for may_move in (True, False)
+    }
     for p in model.parameters():
         if p.requires_grad:
-            parts[len(getattr(p, "ds_shape", p.shape)) > 1].append(p)
-    decays = {True: weight_decay, False: 0.0}
+            parts[len(getattr(p, "ds_shape", p.shape)) > 1, id(p) in moved].append(p)
     return [
-        {"params": part, "weight_decay": decays[is_matrix]}
-        for is_matrix, part in parts.items()
+        {"params": part, "weight_decay": weight_decay if is_matrix else 0.0, "perturb": may_move}
+        for (is_matrix, may_move), part in parts.items()
         if part
     ]
 

@@ -6,6 +6,7 @@ the estimates of `dist-looksam plan`.
 
 from dataclasses import dataclass
 from math import ceil
+from typing import Any
 
 import torch
 
@@ -31,6 +32,7 @@ SMALL = 1e9  # operations an image; with fewer a GPU waits for kernel launches
 class Outcome:
     """The effect of valid settings. `settings` are resolved.
 
+    perturbed: (layers, their parameters) that are perturbed, and (layers, parameters) of all.
     `plans` are by share of an H200's peak; where there are none, `unplanned` is the reason.
     """
 
@@ -39,6 +41,7 @@ class Outcome:
     data: Extent
     model: str
     parameters: int
+    perturbed: tuple[tuple[int, int], tuple[int, int]]
     flops: int  # forward, one image
     plans: dict[float, Plan]
     unplanned: str = ""
@@ -93,7 +96,7 @@ def check(settings: Settings, *, ranks: int, launcher: str = "", opened: bool = 
             image_shape=data.shape,
             drop_path=settings.drop_path,
         )
-    assemble.optimizer_of(settings, model)
+    optimizer = assemble.optimizer_of(settings, model)
     plans, unplanned = _plans(asked, data, ranks, launcher)
     return Outcome(
         settings=settings,
@@ -101,10 +104,18 @@ def check(settings: Settings, *, ranks: int, launcher: str = "", opened: bool = 
         data=data,
         model=models.resolve(settings.model, data.shape),
         parameters=sum(p.numel() for p in model.parameters()),
+        perturbed=_perturbed(optimizer.param_groups),
         flops=models.flops_per_image(model, data.shape),
         plans=plans,
         unplanned=unplanned,
     )
+
+
+def _perturbed(groups: list[dict[str, Any]]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """See `Outcome`; `groups` are the optimizer's."""
+    of_all = [p.numel() for group in groups for p in group["params"]]
+    moved = [p.numel() for group in groups if group["perturb"] for p in group["params"]]
+    return (len(moved), sum(moved)), (len(of_all), sum(of_all))
 
 
 def _plans(
@@ -189,6 +200,14 @@ def _method(s: Settings) -> str:
     return text
 
 
+def _whom(outcome: Outcome) -> str:
+    (layers, parameters), (all_layers, of_all) = outcome.perturbed
+    return (
+        f"{outcome.settings.perturb}: {layers} of {all_layers} layers, "
+        f"{parameters:,} of {of_all:,} parameters"
+    )
+
+
 def summary(outcome: Outcome) -> str:
     """The printed lines, without a line feed at the end."""
     s, data = outcome.settings, outcome.data
@@ -200,6 +219,7 @@ def summary(outcome: Outcome) -> str:
     begins, start_notes = resume.outlook(s, data)
     rows = {
         "method": _method(s),
+        **({"perturbed": _whom(outcome)} if s.rule.ascent is not None else {}),
         "model": f"{outcome.model}, {outcome.parameters:,} parameters, "
         f"{outcome.flops / 1e9:.3g} GFLOP forward per image",
         "data": f"{data.said}: {data.samples:,} images of {size}, {data.classes:,} classes",

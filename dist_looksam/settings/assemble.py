@@ -170,7 +170,7 @@ def optimizer_of(settings: Settings, model: nn.Module) -> Sharpness:
     """The optimizer of the table around its base, over the model's parameters."""
     assert settings.base is not None and settings.weight_decay is not None
     assert settings.rho is not None and settings.alpha is not None
-    groups = table.groups(model, settings.weight_decay)
+    groups = table.groups(model, settings.weight_decay, settings.perturb)
     base = table.build_base(settings.base, groups, **base_settings(settings))
     return table.build(base, rule=settings.rule, rho=settings.rho, alpha=settings.alpha)
 

@@ -18,6 +18,7 @@ from ..engine import ASCENTS
 from ..errors import ConfigError
 from ..maths.schedule import SCALINGS, SCHEDULES
 from ..optim.bases import BASES
+from ..optim.perturbed import check_which
 from ..optim.rule import LAYER_ASCENTS, REUSES, SCOPES, check_alpha, check_choice, check_rho
 from ..optim.table import METHODS, base_of, base_row, method, rule_of
 from ..record.trackers import TRACKERS
@@ -82,6 +83,11 @@ class Settings:
     )
     k: int = flag(5, "steps from one look (step with a second gradient) to the next")
     p: float = flag(2.0, "p of the p-norm of the model-wide ascent, in (1, inf]")
+    perturb: str = flag(
+        "all",
+        "layers that are perturbed: all, norms (weights and biases of normalisation layers), or a "
+        "regular expression that is searched in the names of parameters",
+    )
     ascent: str = flag("global", "ranks whose gradient gives the ascent's direction", ASCENTS)
     layer_ascent: str = flag("scaled", "formula of the layer-wise ascent", LAYER_ASCENTS)
     decompose: str = flag("model", "scope of the decomposition of g_s, or of gsam's of g", SCOPES)
@@ -161,6 +167,7 @@ class Settings:
             check_alpha(self.alpha)
         if self.rho is not None:
             check_rho(self.rho)
+        check_which(self.perturb)
         self._check_numbers()
         if not self.out or "\0" in self.out:  # "" would be the current directory
             raise ConfigError(f"out must name a directory, got {self.out!r}; name one with --out.")

@@ -36,7 +36,8 @@ def build(params, name, base="sgd", *, k=3, eps=1e-8, groups=problem.GROUPS, **h
         return inner
     keys = ("rho", "alpha") if name in WEIGHTED else ("rho",)
     outer = [
-        {"params": [params[i] for i in group["layers"]]} | {x: group[x] for x in keys}
+        {"params": [params[i] for i in group["layers"]]}
+        | {x: group[x] for x in (*keys, "perturb") if x in group}
         for group in groups
     ]
     if name == "sam":

@@ -19,14 +19,14 @@ STEPS, K = 20, 3
 CLOSE = {torch.float64: (1e-10, 1e-8), torch.float32: (1e-5, 1e-4)}
 
 
-def check(name, base, dtype, **how):
+def check(name, base, dtype, groups=GROUPS, **how):
     tolerance, eps = CLOSE[dtype]
     truth = reference.train(
         problem.start(), problem.gradient, optimizer=name, base=base, steps=STEPS, lr=None,
-        groups=GROUPS, rho=None, k=K, eps=eps, **how,
+        groups=groups, rho=None, k=K, eps=eps, **how,
     )  # fmt: skip
     params = problem.parameters(dtype)
-    optimizer = build(params, name, base, k=K, eps=eps, **how)
+    optimizer = build(params, name, base, k=K, eps=eps, groups=groups, **how)
     closure = Closure(params, optimizer)
     for t in range(STEPS):
         num_gradients = closure.step()
@@ -77,6 +77,17 @@ def test_the_ascent_as_printed(name, base, dtype):
 @pytest.mark.parametrize("name", LOOKS)
 def test_every_way_to_take_apart_and_use_again(name, decompose, reuse, dtype):
     check(name, "sgd", dtype, decompose=decompose, reuse=reuse)
+
+
+@both
+@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("name, how", [
+    *((name, {}) for name in SHARP), ("sam", {"p": 3.0}), ("sam", {"p": math.inf}),
+    ("layer_sam", {"layer_ascent": "literal"}),
+])  # fmt: skip
+def test_one_group_perturbed_and_the_other_not(name, how, which, dtype):
+    groups = [group | {"perturb": n == which} for n, group in enumerate(GROUPS)]
+    check(name, "sgd", dtype, groups=groups, **how)
 
 
 @both

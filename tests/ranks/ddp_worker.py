@@ -21,8 +21,10 @@ def engine_of(case: dict, loss=task.loss) -> Engine:
     """As a user makes it: with `wrapped`, the module is in DistributedDataParallel already, and
     may be compiled, which was put in a second one: results were random, "rank" was "global"."""
     name, model = case["optimizer"], task.net()
-    groups = table.groups(model, task.SETTINGS["decay"])
-    groups[1]["lr"] = task.SMALLER_LR
+    groups = table.groups(model, task.SETTINGS["decay"], case.get("perturb", "all"))
+    for group in groups:
+        if group["weight_decay"] == 0:
+            group["lr"] = task.SMALLER_LR
     base = table.base_of(name, case.get("base"))
     inner = table.build_base(base, groups, lr=task.LR, eps=task.SETTINGS["eps"])
     rule = table.rule_of(name, k=task.SETTINGS["k"])

@@ -10,6 +10,8 @@ ACCUMULATED = [{"optimizer": o, "accumulation": a} for o in task.OPTIMIZERS for 
 VARIED = [
     {"optimizer": "look_sam", "base": "sgd"},
     {"optimizer": "look_layer_sam", "base": "sgd", "clip": 0.3},
+    {"optimizer": "look_layer_sam", "perturb": "norms"},
+    {"optimizer": "gsam", "base": "sgd", "perturb": "first|last", "clip": 0.3},
     {"optimizer": "look_sam", "wrapped": True},
     {"optimizer": "look_sam", "wrapped": "compiled"},
 ]
@@ -51,7 +53,8 @@ def test_ddp_trains_to_the_weights_of_the_reference(result, ranks, number):
     case, got = CASES[ranks][number], result(ranks, number)
     name, base = case["optimizer"], case.get("base")
     own = ranks if case.get("ascent") == "rank" else 0
-    want = task.truth(name, base, ranks=own, clip=case.get("clip"))
+    changed = {x: case[x] for x in ("clip", "perturb") if x in case}
+    want = task.truth(name, base, ranks=own, **changed)
     assert task.worst(got["weights"], want) < task.tolerance(name, base)
     cases.assert_course(got["rows"], want.records)
 

@@ -19,6 +19,8 @@ VARIED = [
     {"optimizer": "look_sam", "rule": BY_LAYER},
     {"optimizer": "look_sam", "base": "sgd", "rule": {"reuse": "natural"}},
     {"optimizer": "sam", "base": "sgd", "rule": {"p": 3.0}},
+    {"optimizer": "look_layer_sam", "perturb": "norms"},
+    {"optimizer": "gsam", "base": "sgd", "perturb": "first|last", "clip": 0.3},
     # Less rho: as printed, eps grows as the gradient shrinks, and a net that jumps shows rounding.
     {"optimizer": "layer_sam", "base": "sgd", "rule": {"layer_ascent": "literal"}, "rho": 1e-4},
 ]
@@ -66,7 +68,10 @@ def result(tmp_path_factory):
 def test_fsdp2_trains_to_the_weights_of_the_reference(result, ranks, number):
     case, got = CASES[ranks][number], result(ranks, number)
     name, base = case["optimizer"], case.get("base")
-    changed = {**case.get("rule", {}), **{x: case[x] for x in ("clip", "rho") if x in case}}
+    changed = {
+        **case.get("rule", {}),
+        **{x: case[x] for x in ("clip", "rho", "perturb") if x in case},
+    }
     want = task.truth(name, base, **changed)
     assert task.worst(got["weights"], want) < task.tolerance(name, base)
     cases.assert_course(got["rows"], want.records)
