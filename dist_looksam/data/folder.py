@@ -2,80 +2,38 @@
 
 import hashlib
 import os
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from math import exp, log, sqrt
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError, features
-from torch import Tensor
 
 from ..errors import ConfigError
-from .augment import Augment, flips
-from .decode import Box, square
-from .draws import CROP, uniform
-from .randaugment import randaugment, randaugment_draws
-from .source import UNREADABLE
+from .augment import Augment
+from .pictures import SUFFIXES, VAL_NAMES, Pictures
 
-SUFFIXES = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
-    *(".ppm", ".pgm", ".pbm", ".pnm", *([".avif"] if features.check("avif") else [])),
-)
-VAL_NAMES = ("val", "validation", "test")
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-_EVAL_SHARE = 0.875  # side of the centre crop / shorter side
-_TRIES = 10  # to fit a random region into the picture
 _SIZES = 1000  # files of a split whose sizes are in its digest
 # Made by file systems, archives and file managers; not classes.
 _NO_CLASSES = {"lost+found", "__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information"}
 
 
-class Folder:
-    """One split of an image tree; see source.Source. Files are read when they are asked for."""
-
-    parallel = True
+class Folder(Pictures):
+    """One split of an image tree."""
 
     def __init__(
-        self,
-        root: Path,
-        class_names: tuple[str, ...],
-        files: Sequence[np.ndarray],
-        *,
-        image_size: int,
-        augment: Augment,
-        seed: int,
-        passed_over: dict[str, tuple[int, str]],
-        on_corrupt: Callable[[str], None] = warnings.warn,
+        self, root: Path, class_names: tuple[str, ...], files: Sequence[np.ndarray], **how: Any
     ) -> None:
-        """files[c] are the sorted file names, bytes, of class c in root/class_names[c].
-
-        on_corrupt gets one sentence for every unreadable file, the first time it is met.
-        """
-        self.root = root
-        self.class_names = class_names
-        self.shape = (3, image_size, image_size)
-        self.mean: tuple[float, ...] = IMAGENET_MEAN
-        self.std: tuple[float, ...] = IMAGENET_STD
-        self.augment = augment
-        self.seed = seed
-        self.on_corrupt = on_corrupt
+        """files[c] are the sorted file names, bytes, of class c in root/class_names[c]. The rest is
+        as of `Pictures`."""
         counts = torch.tensor([len(names) for names in files])
-        self.labels = torch.repeat_interleave(torch.arange(len(files)), counts)
+        super().__init__(
+            class_names, torch.repeat_interleave(torch.arange(len(files)), counts), **how
+        )
+        self.root = root
         self._files = files
         self._starts = (counts.cumsum(0) - counts).tolist()
-        self.passed_over = passed_over
-        self.unreadable: dict[str, str] = {}
-        self._lock = Lock()
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
     def path(self, index: int) -> str:
         """The file of a sample."""
@@ -99,95 +57,9 @@ class Folder:
         except OSError:
             return -1  # `fetch` reports it
 
-    def fetch(self, indices: Tensor, keys: Tensor, train: bool) -> tuple[Tensor, Tensor]:
-        channels, side, _ = self.shape
-        images = np.empty((len(indices), side, side, channels), dtype=np.uint8)
-        labels = self.labels[indices]
-        for i, (index, change) in enumerate(zip(indices.tolist(), self._changes(keys, train))):
-            picture = self._read(index, change.region)
-            if picture is None:
-                labels[i] = UNREADABLE
-            else:
-                images[i] = np.asarray(change.finish(picture))
-        return torch.from_numpy(images).permute(0, 3, 1, 2), labels
-
-    def _changes(self, keys: Tensor, train: bool) -> list["_Change"]:
-        if not train:
-            return [_Change() for _ in keys]
-        augment = self.augment
-        crops: list[list[float] | None] = [None] * len(keys)
-        flipped: list[bool | None] = [None] * len(keys)
-        operations: list[list[float] | None] = [None] * len(keys)
-        if augment.crop:
-            draws = uniform(self.seed, keys[:, None], CROP + torch.arange(2 * _TRIES + 2))
-            crops = list(draws.tolist())
-        if augment.flip:
-            flipped = list(flips(self.seed, keys).tolist())
-        if augment.ops:
-            operations = list(randaugment_draws(self.seed, keys, augment.ops))
-        rows = zip(crops, flipped, operations)
-        return [_Change(*row, magnitude=augment.magnitude) for row in rows]
-
-    def _read(self, index: int, region: Callable[[int, int], Box]) -> Image.Image | None:
-        path = self.path(index)
-        try:
-            with open(path, "rb") as file:
-                return square(file.read(), region, self.shape[1])
-        except Exception as error:  # decoders raise nearly anything for a damaged file
-            why = "no image" if isinstance(error, UnidentifiedImageError) else repr(error)
-            with self._lock:
-                known = path in self.unreadable
-                self.unreadable[path] = why
-            if not known:
-                self.on_corrupt(f"cannot read {path} ({why}).")
-            return None
-
-
-@dataclass
-class _Change:
-    """The transformation of one picture, by its draws; without draws, that of evaluation."""
-
-    crop: list[float] | None = None
-    flip: bool | None = None
-    operations: list[float] | None = None
-    magnitude: float = 0.0
-
-    def region(self, width: int, height: int) -> Box:
-        return centre(width, height) if self.crop is None else random(width, height, self.crop)
-
-    def finish(self, picture: Image.Image) -> Image.Image:
-        if self.flip:
-            picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        if self.operations:
-            fill = tuple(round(255 * level) for level in IMAGENET_MEAN)
-            picture = randaugment(picture, self.operations, magnitude=self.magnitude, fill=fill)
-        return picture
-
-
-def centre(width: int, height: int) -> Box:
-    """The middle square whose side is 0.875 of the shorter side."""
-    side = _EVAL_SHARE * min(width, height)
-    left, top = (width - side) / 2, (height - side) / 2
-    return left, top, left + side, top + side
-
-
-def random(width: int, height: int, draws: Sequence[float]) -> Box:
-    """A region of 8 to 100 % of the area and sides 3:4 to 4:3, from 22 numbers in [0, 1).
-
-    Inception's crop: up to 10 tries to fit one in, else the largest middle region whose sides are
-    within those ratios. Returns whole pixels.
-    """
-    for area, ratio in zip(draws[2::2], draws[3::2]):
-        size = width * height * (0.08 + 0.92 * area)
-        aspect = exp(log(3 / 4) + ratio * (log(4 / 3) - log(3 / 4)))
-        w, h = round(sqrt(size * aspect)), round(sqrt(size / aspect))
-        if 0 < w <= width and 0 < h <= height:
-            left = int(draws[0] * (width - w + 1))
-            top = int(draws[1] * (height - h + 1))
-            return left, top, left + w, top + h
-    w, h = min(width, max(1, round(height * 4 / 3))), min(height, max(1, round(width * 4 / 3)))
-    left, top = (width - w) // 2, (height - h) // 2
-    return left, top, left + w, top + h
+    def encoded(self, index: int) -> bytes:
+        with open(self.path(index), "rb") as file:
+            return file.read()
 
 
 def folder(

@@ -7,7 +7,6 @@ parameters at once, or to some at a time. `perturb` and `update` make these call
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from ..maths.shards import Reduce, Shards, clones, dots, whole
 from .base import Pieces, guarded_step, in_one_piece
 from .counters import StepCounters
 from .groups import CHECKS
+from .look import Look, add
 from .rule import Rule
 from .seen import Probe, Seen
 
@@ -53,7 +53,7 @@ class TwoGradients(StepCounters):
         self._device: torch.device | None = None
         self._columns: dict[str, tuple[tuple[float, ...], Tensor | float]] = {}
         self._places: dict[Tensor, range] = {}
-        self._perturbed: _Look | None = None
+        self._perturbed: Look | None = None
 
     @property
     def perturbed(self) -> bool:
@@ -176,7 +176,6 @@ class TwoGradients(StepCounters):
 
     def _perturb_kept_(self, params: Shards, grads: Shards, perturbation: Perturbation) -> None:
         assert self._perturbed is not None
-        self._keep_weights(self._perturbed, params)
         sums = perturb_(
             self._split(params, params),
             self._split(params, grads),
@@ -222,8 +221,9 @@ class TwoGradients(StepCounters):
         if average_ is not None:
             average_(grads)
         perturbation = self.perturbation(params, self._split(params, grads))
-        look = self._perturbed = self._perturbed or _Look()
-        _add(look.grads, params, grads)
+        look = self._perturbed = self._perturbed or Look()
+        add(look.grads, params, grads)
+        look.keep(params)
         self._perturb_kept_(params, grads, perturbation)
 
     @torch.no_grad()
@@ -231,16 +231,14 @@ class TwoGradients(StepCounters):
         """After a group's second pass: restore w. Unless `last`, add its gradient to a sum, which
         the last group's second pass must begin with: see `take_sum`."""
         assert self._perturbed is not None
-        self.restore(free=last)
+        self._perturbed.restore(free=last)
         if not last:
-            params, grads = self._active()
-            _add(self._perturbed.sums, params, grads)
+            add(self._perturbed.sums, *self._active())
 
     def take_sum(self) -> dict[Tensor, Tensor]:
         """The sum of the gradients of second passes so far, by parameter; it is not kept here."""
         assert self._perturbed is not None
-        sums, self._perturbed.sums = self._perturbed.sums, {}
-        return sums
+        return self._perturbed.take_sum()
 
     @torch.no_grad()
     def mean_of_groups(
@@ -261,32 +259,15 @@ class TwoGradients(StepCounters):
 
     def keep(self, params: Shards, grads: Shards) -> None:
         """Keep copies of w, and `grads` itself, which holds g, until the end of the step."""
-        if self._perturbed is None:
-            self._perturbed = _Look()
-        self._keep_weights(self._perturbed, params)
-        self._perturbed.grads.update(zip(params, grads, strict=True))
-
-    @staticmethod
-    def _keep_weights(look: "_Look", params: Shards) -> None:
-        """Copies of w of these parameters, which are then perturbed; made once a look."""
-        new = [p for p in params if p not in look.copies]
-        look.copies.update(zip(new, clones(new), strict=True))
-        look.weights.update((p, look.copies[p]) for p in params)
+        look = self._perturbed = self._perturbed or Look()
+        look.keep(params)
+        look.grads.update(zip(params, grads, strict=True))
 
     @torch.no_grad()
-    def restore(self, params: Shards | None = None, *, free: bool = True) -> None:
-        """Restore w of these parameters, or of all, bit for bit; of those that are perturbed.
-
-        `free`: give up the copies of w.
-        """
-        weights = self._perturbed.weights if self._perturbed is not None else {}
-        moved = [p for p in (list(weights) if params is None else params) if p in weights]
-        if moved:
-            torch._foreach_copy_(moved, [weights.pop(p) for p in moved])
-            torch.clear_autocast_cache()
-        if free and self._perturbed is not None:
-            for p in moved:
-                self._perturbed.copies.pop(p, None)
+    def restore(self, params: Shards | None = None) -> None:
+        """Restore w of these parameters, or of all, bit for bit; of those that are perturbed."""
+        if self._perturbed is not None:
+            self._perturbed.restore(params)
 
     def abandon(self) -> None:
         """After an exception: weights and groups as before the step."""
@@ -407,36 +388,3 @@ class TwoGradients(StepCounters):
             if finite.is_cuda:
                 v = torch.where(finite, v, 0.0 if old is None else old)
             self.state[p]["g_v"] = v
-
-
-def _add(sums: dict[Tensor, Tensor], params: Shards, new: Shards) -> None:
-    """sums[p] += new, of copies at first."""
-    first = [i for i, p in enumerate(params) if p not in sums]
-    later = [i for i, p in enumerate(params) if p in sums]
-    if later:
-        torch._foreach_add_([sums[params[i]] for i in later], [new[i] for i in later])
-    copies = clones([new[i] for i in first])
-    sums.update((params[i], copy) for i, copy in zip(first, copies, strict=True))
-
-
-@dataclass
-class _Look:
-    """Kept until a look ends.
-
-    copies: w of the parameters that were perturbed. weights: those of them that are so now.
-    grads: g, or its sum over groups. sums: g_s summed over groups.
-    used: the parameters that the first pass gave a gradient, where these are the same on all
-    ranks, and whether they required it then: shards of FSDP2 do not.
-    """
-
-    copies: dict[Tensor, Tensor] = field(default_factory=dict)
-    weights: dict[Tensor, Tensor] = field(default_factory=dict)
-    sums: dict[Tensor, Tensor] = field(default_factory=dict)
-    grads: dict[Tensor, Tensor] = field(default_factory=dict)
-    cosine_sums: list[Tensor] = field(default_factory=list)
-    eps_cosine: Tensor | None = None
-    gv_sums: list[Tensor] = field(default_factory=list)
-    used: dict[Tensor, bool] = field(default_factory=dict)
-
-    def grads_of(self, params: Shards) -> list[Tensor]:
-        return [self.grads[p] for p in params]

@@ -114,7 +114,7 @@ def unused(name: str, base: str) -> list[str]:
     """Settings without effect for this method on this base."""
     row, flags = method(name), []
     if row.ascent is None:
-        flags += ["rho", "p", "ascent", "perturb"]
+        flags += ["rho", "p", "perturb", "ascent", "m"]
     if row.ascent != "layer":
         flags += ["layer_ascent"]
     if not row.settable_k:

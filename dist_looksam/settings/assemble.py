@@ -181,5 +181,9 @@ def engine_of(settings: Settings, data: Data, device: torch.device) -> Engine:
         settings, model_of(settings, data), lambda model: optimizer_of(settings, model), device
     )
     return Engine(
-        backend, loss=loss_of(settings, device), clip=settings.clip, ascent=settings.ascent
+        backend,
+        loss=loss_of(settings, device),
+        clip=settings.clip,
+        ascent=settings.ascent,
+        m=settings.m if settings.rule.ascent else None,
     )

@@ -17,6 +17,7 @@ from ..data.sets import SETS, data_set
 from ..engine import ASCENTS
 from ..errors import ConfigError
 from ..maths.schedule import SCALINGS, SCHEDULES
+from ..maths.together import groups
 from ..optim.bases import BASES
 from ..optim.perturbed import check_which
 from ..optim.rule import LAYER_ASCENTS, REUSES, SCOPES, check_alpha, check_choice, check_rho
@@ -89,6 +90,9 @@ class Settings:
         "regular expression that is searched in the names of parameters",
     )
     ascent: str = flag("global", "ranks whose gradient gives the ascent's direction", ASCENTS)
+    m: int | None = flag(
+        None, "samples that climb together, of whole micro-batches; default: the whole batch"
+    )
     layer_ascent: str = flag("scaled", "formula of the layer-wise ascent", LAYER_ASCENTS)
     decompose: str = flag("model", "scope of the decomposition of g_s, or of gsam's of g", SCOPES)
     reuse: str = flag("natural", "size of the reused g_v", REUSES)
@@ -202,7 +206,7 @@ class Settings:
             "batch_size": 1, "micro_batch": 1, "steps": 1, "warmup_steps": 0, "lr_base_batch": 1,
             "image_size": 1, "workers": 0, "save_every": 0, "eval_every": 0, "probe_every": 0,
             "keep": 0, "seed": 0, "holdout": 0, "warmup_epochs": 0, "lr": 0, "weight_decay": 0,
-            "eps": 0, "ranks": 1, "train_images": 1, "max_skips": 0,
+            "eps": 0, "m": 1, "ranks": 1, "train_images": 1, "max_skips": 0,
         }  # fmt: skip
         for name, least in at_least.items():
             value = getattr(self, name)
@@ -258,14 +262,36 @@ class Settings:
             alpha=own_method.default_alpha if self.alpha is None else self.alpha,
             model=own.model if self.model == "auto" else self.model,
             backend=row.name,
-            micro_batch=micro_batch(self.batch_size, ranks=ranks, asked=self.micro_batch),
+            micro_batch=micro_batch(self.batch_size, ranks=ranks, asked=self.micro_batch, m=self.m),
             dry_run=False,
             ranks=None,
             local_rank=None,
         )
         filled = replace(filled, **row.resolve(filled))
         row.check(filled, ranks)
+        filled.check_m(ranks)
         return filled
+
+    def check_m(self, ranks: int) -> None:
+        """ConfigError if whole micro-batches do not make up m, or the backend cannot climb so."""
+        assert self.micro_batch is not None
+        share = self.batch_size // ranks // self.micro_batch
+        found = groups(self.m, micro_batch=self.micro_batch, accumulation=share, ranks=ranks)
+        if found is None:
+            return
+        if self.ascent != "global":
+            raise ConfigError(
+                f"m and ascent rank must not both be given, got m {self.m}; leave one out."
+            )
+        may = self.backend_row.climbing_ranks(self, ranks)
+        if found.ranks not in may:
+            fit = [n * self.micro_batch for n in may if n < ranks]
+            fit += [ranks * self.micro_batch * n for n in range(1, share + 1) if share % n == 0]
+            raise ConfigError(
+                f"m must be one of {', '.join(map(str, fit))} on backend {self.backend} with "
+                f"{share} x {ranks} micro-batches of {self.micro_batch}, got {self.m}; use one of "
+                f"these, or --backend ddp."
+            )
 
     def resolved(self, *, ranks: int, launcher: str, samples: int) -> "Settings":
         """`for_ranks`, and the training length in steps. samples: number of training samples."""

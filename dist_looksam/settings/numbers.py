@@ -3,6 +3,7 @@
 from typing import Any
 
 from ..errors import ConfigError
+from ..maths.together import possible
 
 # Limits of torch, the operating system and the clock. Kernels compute in fp32, for example
 # lr x weight decay x lr_scaling.
@@ -33,8 +34,9 @@ def whole(value: Any) -> int:
         return int(number)
 
 
-def micro_batch(batch: int, *, ranks: int, asked: int | None) -> int:
-    """`asked`, checked; by default the largest divisor of a rank's share of the batch up to 256."""
+def micro_batch(batch: int, *, ranks: int, asked: int | None, m: int | None = None) -> int:
+    """`asked`, checked; by default the largest divisor of a rank's share of the batch up to 256,
+    one that makes m up where there is one."""
     unit = ranks * (asked or 1)
     if batch % unit:
         nearest = [n for n in (batch // unit * unit, (batch // unit + 1) * unit) if n]
@@ -49,6 +51,12 @@ def micro_batch(batch: int, *, ranks: int, asked: int | None) -> int:
         raise ConfigError(
             f"batch_size must be {part} ranks x a whole number, got {batch}; use {use}."
         )
+    if asked is None and m is not None:
+        share = batch // ranks
+        for size in range(min(m, share, 256), 0, -1):
+            count = {"micro_batch": size, "accumulation": share // size, "ranks": ranks}
+            if share % size == 0 and m in possible(**count):
+                return size
     return asked or _largest_divisor(batch // ranks, 256)
 
 

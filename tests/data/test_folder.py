@@ -9,7 +9,7 @@ from pictures import picture
 from PIL import Image
 
 from dist_looksam.data import load
-from dist_looksam.data.folder import centre, random
+from dist_looksam.data.pictures import centre, random
 from dist_looksam.errors import ConfigError
 
 

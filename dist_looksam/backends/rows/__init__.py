@@ -58,6 +58,10 @@ class BackendRow:
     def check(self, settings: Any, ranks: int) -> None:
         """ConfigError for resolved settings that the backend cannot train with, on any machine."""
 
+    def climbing_ranks(self, settings: Any, ranks: int) -> list[int]:
+        """How many ranks in a row may share a group of --m samples; see `Backend`."""
+        return [n for n in range(1, ranks + 1) if ranks % n == 0]
+
     def restarting(self) -> Callable[..., Any] | None:
         """run(train, settings, world), which calls train again when workers have joined or left;
         None where the launcher does not restart."""

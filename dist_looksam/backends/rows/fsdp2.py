@@ -30,6 +30,9 @@ class FSDP2Row(BackendRow):
     def check(self, settings: Any, ranks: int) -> None:
         refuse_rank_ascent(settings, "backend fsdp2", "--backend ddp")
 
+    def climbing_ranks(self, settings: Any, ranks: int) -> list[int]:
+        return [ranks]
+
     def make(
         self, settings: Any, model: nn.Module, optimizer_of: OptimizerOf, device: torch.device
     ) -> Backend:

@@ -40,6 +40,9 @@ class HorovodRow(BackendRow):
                 f"{settings.zero_stage}; use --zero_stage 1 or --backend zero."
             )
 
+    def climbing_ranks(self, settings: Any, ranks: int) -> list[int]:
+        return [] if settings.zero_stage == 1 else sorted({1, ranks})
+
     def restarting(self) -> Callable[..., Any] | None:
         """Under elastic horovodrun (--min-np, --max-np). ConfigError if Horovod cannot be loaded
         there."""

@@ -46,6 +46,9 @@ class ZeroRow(BackendRow):
             got = f"ZeRO stage {settings.zero_stage}{' with offload' if settings.offload else ''}"
             refuse_rank_ascent(settings, got, "--zero_stage 1 without offload")
 
+    def climbing_ranks(self, settings: Any, ranks: int) -> list[int]:
+        return []
+
     def deepspeed_config(self, settings: Any, ranks: int) -> dict[str, Any]:
         """What deepspeed.initialize gets. ConfigError as of `config.make`."""
         return config.make(

@@ -1,0 +1,162 @@
+"""Encoded pictures with labels, read one by one and augmented: what folders and tars share."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import exp, log, sqrt
+from threading import Lock
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError, features
+from torch import Tensor
+
+from .augment import Augment, flips
+from .decode import Box, square
+from .draws import CROP, uniform
+from .randaugment import randaugment, randaugment_draws
+from .source import UNREADABLE
+
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", *([".avif"] if features.check("avif") else [])),
+)
+VAL_NAMES = ("val", "validation", "test")
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+_EVAL_SHARE = 0.875  # side of the centre crop / shorter side
+_TRIES = 10  # to fit a random region into the picture
+
+
+class Pictures:
+    """One split; see source.Source. Files are read when they are asked for.
+
+    Subclasses have `path(index)`, a name for messages, `encoded(index)`, the bytes of the file, and
+    `digest()`.
+    """
+
+    parallel = True
+
+    def __init__(
+        self,
+        class_names: tuple[str, ...],
+        labels: Tensor,
+        *,
+        image_size: int,
+        augment: Augment,
+        seed: int,
+        passed_over: dict[str, tuple[int, str]],
+        on_corrupt: Callable[[str], None] = warnings.warn,
+    ) -> None:
+        """on_corrupt gets one sentence for every unreadable file, the first time it is met."""
+        self.class_names = class_names
+        self.labels = labels
+        self.shape = (3, image_size, image_size)
+        self.mean: tuple[float, ...] = IMAGENET_MEAN
+        self.std: tuple[float, ...] = IMAGENET_STD
+        self.augment = augment
+        self.seed = seed
+        self.on_corrupt = on_corrupt
+        self.passed_over = passed_over
+        self.unreadable: dict[str, str] = {}
+        self._lock = Lock()
+
+    def path(self, index: int) -> str:
+        """The file of a sample."""
+        raise NotImplementedError
+
+    def encoded(self, index: int) -> bytes:
+        """The bytes of a sample's file."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def fetch(self, indices: Tensor, keys: Tensor, train: bool) -> tuple[Tensor, Tensor]:
+        channels, side, _ = self.shape
+        images = np.empty((len(indices), side, side, channels), dtype=np.uint8)
+        labels = self.labels[indices]
+        for i, (index, change) in enumerate(zip(indices.tolist(), self._changes(keys, train))):
+            picture = self._read(index, change.region)
+            if picture is None:
+                labels[i] = UNREADABLE
+            else:
+                images[i] = np.asarray(change.finish(picture))
+        return torch.from_numpy(images).permute(0, 3, 1, 2), labels
+
+    def _changes(self, keys: Tensor, train: bool) -> list["_Change"]:
+        if not train:
+            return [_Change() for _ in keys]
+        augment = self.augment
+        crops: list[list[float] | None] = [None] * len(keys)
+        flipped: list[bool | None] = [None] * len(keys)
+        operations: list[list[float] | None] = [None] * len(keys)
+        if augment.crop:
+            draws = uniform(self.seed, keys[:, None], CROP + torch.arange(2 * _TRIES + 2))
+            crops = list(draws.tolist())
+        if augment.flip:
+            flipped = list(flips(self.seed, keys).tolist())
+        if augment.ops:
+            operations = list(randaugment_draws(self.seed, keys, augment.ops))
+        rows = zip(crops, flipped, operations)
+        return [_Change(*row, magnitude=augment.magnitude) for row in rows]
+
+    def _read(self, index: int, region: Callable[[int, int], Box]) -> Image.Image | None:
+        try:
+            return square(self.encoded(index), region, self.shape[1])
+        except Exception as error:  # decoders raise nearly anything for a damaged file
+            path = self.path(index)
+            why = "no image" if isinstance(error, UnidentifiedImageError) else repr(error)
+            with self._lock:
+                known = path in self.unreadable
+                self.unreadable[path] = why
+            if not known:
+                self.on_corrupt(f"cannot read {path} ({why}).")
+            return None
+
+
+@dataclass
+class _Change:
+    """The transformation of one picture, by its draws; without draws, that of evaluation."""
+
+    crop: list[float] | None = None
+    flip: bool | None = None
+    operations: list[float] | None = None
+    magnitude: float = 0.0
+
+    def region(self, width: int, height: int) -> Box:
+        return centre(width, height) if self.crop is None else random(width, height, self.crop)
+
+    def finish(self, picture: Image.Image) -> Image.Image:
+        if self.flip:
+            picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        if self.operations:
+            fill = tuple(round(255 * level) for level in IMAGENET_MEAN)
+            picture = randaugment(picture, self.operations, magnitude=self.magnitude, fill=fill)
+        return picture
+
+
+def centre(width: int, height: int) -> Box:
+    """The middle square whose side is 0.875 of the shorter side."""
+    side = _EVAL_SHARE * min(width, height)
+    left, top = (width - side) / 2, (height - side) / 2
+    return left, top, left + side, top + side
+
+
+def random(width: int, height: int, draws: Sequence[float]) -> Box:
+    """A region of 8 to 100 % of the area and sides 3:4 to 4:3, from 22 numbers in [0, 1).
+
+    Inception's crop: up to 10 tries to fit one in, else the largest middle region whose sides are
+    within those ratios. Returns whole pixels.
+    """
+    for area, ratio in zip(draws[2::2], draws[3::2]):
+        size = width * height * (0.08 + 0.92 * area)
+        aspect = exp(log(3 / 4) + ratio * (log(4 / 3) - log(3 / 4)))
+        w, h = round(sqrt(size * aspect)), round(sqrt(size / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            left = int(draws[0] * (width - w + 1))
+            top = int(draws[1] * (height - h + 1))
+            return left, top, left + w, top + h
+    w, h = min(width, max(1, round(height * 4 / 3))), min(height, max(1, round(width * 4 / 3)))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
