@@ -34,7 +34,8 @@ ASCENTS = ("global", "rank")
 
 @dataclass(frozen=True)
 class Report:
-    """What one step did. `loss` is the mean over the global batch at w, 0-dim, on the device."""
+    """What one step did. `loss` is the mean over the global batch at w (MSAM: at w + eps), 0-dim,
+    on the device."""
 
     step: int
     loss: Tensor
@@ -167,6 +168,8 @@ class Engine:
         bf16, where to know would be to wait; the step is then skipped after both.
         """
         backend, local = self.backend, self.ascent == "rank" and self.optimizer.may_look()
+        if self.optimizer.rule.along_momentum:
+            backend.perturb_ahead()
         groups = self._groups(len(batches)) if self.m and self.optimizer.may_look() else None
         if groups is not None and self.optimizer.looks():
             return self._look_in_groups(batches, groups), backend.update(), 2

@@ -24,6 +24,7 @@ TABLE = {
     "layer_sam":      ("layer", "every step",     None,    "lamb"),
     "look_layer_sam": ("layer", "every k steps",  "reuse", "lamb"),
     "gsam":           ("model", "every step",     None,    "adamw"),
+    "msam":           ("model", "never",          None,    "adamw"),
 }  # fmt: skip
 
 
@@ -132,6 +133,14 @@ def without_gap(g_s, g, alpha, decompose):
     unit = [s / norm(g_s) for s in g_s]
     along = dot(g, unit)
     return [s - a * (x - along * u) for s, x, u, a in zip(g_s, g, unit, alpha, strict=True)]
+
+
+# --- msam: where the only gradient of a step is taken --------------------------------------------
+
+
+def added_up(state, w):
+    """What a base has added up of one layer's gradients; zeros before its first step."""
+    return state.get("buf", state.get("m", np.zeros_like(w)))
 
 
 # --- bases: from one layer's weights and what it got to its new weights ---------------------------
@@ -252,7 +261,11 @@ def train(
     look_failed = False
 
     for t in range(steps):
-        loss, g = gradient(w, t)
+        at = w
+        if optimizer == "msam":  # w - rho v / ||v||, arXiv:2401.12033, Algorithm 1
+            v = [added_up(result.base_state[i], w[i]) for i in layers]
+            at = [x - eps_i for x, eps_i in zip(w, ascend(w, v), strict=True)]
+        loss, g = gradient(at, t)
 
         # [5] When to look; [8] and once more after a look that had to be skipped.
         look = looks == "every step"

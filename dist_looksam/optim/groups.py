@@ -15,7 +15,7 @@ CHECKS: dict[str, Callable[[float], None]] = {
     "alpha": check_alpha,
     "perturb": check_perturb,
 }
-ONE_FOR_ALL = ("k", "p", "scope", "layer_ascent", "decompose", "reuse")
+ONE_FOR_ALL = ("k", "p", "scope", "layer_ascent", "decompose", "reuse", "along")
 
 Group = dict[str, Any]
 

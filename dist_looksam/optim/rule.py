@@ -68,6 +68,8 @@ class Rule:
     ascent        None (never look), "model" or "layer".
     k             look every k-th step.
     reuses_gv     remember g_v and add it between looks; else the base gets g there.
+    along_momentum  perturb before the only pass of each step, against the base's momentum (MSAM:
+                  see optim/ahead.py); never look.
     surrogate_gap on a look the base gets GSAM's combination of g_s and g; else g_s.
     p             norm of the model-wide ascent, in (1, inf].
     layer_ascent  "scaled", or "literal" for Algorithm 2 as printed.
@@ -78,6 +80,7 @@ class Rule:
     ascent: str | None
     k: int = 1
     reuses_gv: bool = False
+    along_momentum: bool = False
     surrogate_gap: bool = False
     p: float = 2.0
     layer_ascent: str = "scaled"
@@ -97,6 +100,17 @@ class Rule:
         if self.ascent == "layer" and self.p != 2:
             raise ConfigError(f"p must be 2 with layer-wise ascent, got {self.p}. Leave p out.")
 
+        if self.along_momentum and (self.k != 1 or self.surrogate_gap or self.reuses_gv):
+            raise ConfigError(
+                f"an ascent along the momentum has one pass a step and no g_s, got k {self.k}"
+                f"{' and an alpha' if self.surrogate_gap else ''}; leave out k and alpha."
+            )
+
+    @property
+    def two_passes(self) -> bool:
+        """Whether some steps compute a second gradient."""
+        return self.ascent is not None and not self.along_momentum
+
     @property
     def scope(self) -> Scope:
         """Which layers share a number in the decomposition and the reuse."""
@@ -107,7 +121,7 @@ class Rule:
 
         `must_retry`: the last step looked and was skipped.
         """
-        if self.ascent is None:
+        if not self.two_passes:
             return False
         return step % self.k == 0 or must_retry or (self.reuses_gv and not has_gv)
 
@@ -120,8 +134,10 @@ class Rule:
         mask: Tensor | float,
         reduce: Reduce,
     ) -> Perturbation:
-        """How to perturb each layer."""
+        """How to perturb each layer; `grads` is the momentum where the ascent is along that."""
         how: dict[str, Any] = {"rho": rho, "mask": mask, "reduce": reduce}
+        if self.along_momentum:
+            how["rho"] = -rho
         if self.ascent == "layer":
             literal = self.layer_ascent == "literal"
             return layer_perturbation(weights, grads, literal=literal, **how)

@@ -57,6 +57,11 @@ class TwoGradients(StepCounters):
 
     @property
     def perturbed(self) -> bool:
+        """True while a look is not finished."""
+        return self.looking
+
+    @property
+    def looking(self) -> bool:
         """True from the first pass of a look until it is finished."""
         return self._perturbed is not None
 
@@ -172,10 +177,12 @@ class TwoGradients(StepCounters):
         """Replace w by w + eps in some or all parameters. Keeps copies of w, and `grads` itself,
         which `apply_` writes to."""
         self.keep(params, grads)
-        self._perturb_kept_(params, grads, perturbation)
-
-    def _perturb_kept_(self, params: Shards, grads: Shards, perturbation: Perturbation) -> None:
         assert self._perturbed is not None
+        self._perturb_kept_(self._perturbed, params, grads, perturbation)
+
+    def _perturb_kept_(
+        self, look: Look, params: Shards, grads: Shards, perturbation: Perturbation
+    ) -> None:
         sums = perturb_(
             self._split(params, params),
             self._split(params, grads),
@@ -184,7 +191,7 @@ class TwoGradients(StepCounters):
             visible_dtype=self.visible_dtype,
         )
         if sums is not None:
-            self._perturbed.cosine_sums.append(sums)
+            look.cosine_sums.append(sums)
         torch.clear_autocast_cache()  # else forward under a caller's autocast would see the old w
 
     @torch.no_grad()
@@ -224,7 +231,7 @@ class TwoGradients(StepCounters):
         look = self._perturbed = self._perturbed or Look()
         add(look.grads, params, grads)
         look.keep(params)
-        self._perturb_kept_(params, grads, perturbation)
+        self._perturb_kept_(look, params, grads, perturbation)
 
     @torch.no_grad()
     def end_group(self, *, last: bool) -> None:

@@ -21,7 +21,7 @@ ALPHA = 0.7  # of the LookSAM paper
 class Method:
     """One row: the ascent, whether k can be set and g_v is reused between looks, the default base.
 
-    surrogate_gap: see `Rule`.
+    along_momentum, surrogate_gap: see `Rule`.
     rho: default of the flag --rho; None: that of the ascent's scope.
     alpha: default of the flag --alpha; None: the method does not use it.
     """
@@ -29,10 +29,16 @@ class Method:
     ascent: str | None
     settable_k: bool = False
     reuses_gv: bool = False
+    along_momentum: bool = False
     surrogate_gap: bool = False
     base: str
     rho: float | None = None
     alpha: float | None = None
+
+    @property
+    def two_passes(self) -> bool:
+        """Whether some steps compute a second gradient."""
+        return self.ascent is not None and not self.along_momentum
 
     @property
     def default_rho(self) -> float:
@@ -46,7 +52,8 @@ class Method:
 
 
 # Every base is a method of its own name, without ascent. New methods stand at the end, since
-# pictures give colours by the place. gsam's alpha is that of the authors' ViT-B/32 (big_vision).
+# pictures give colours by the place. gsam's alpha is that of its authors' ViT-B/32 (big_vision),
+# msam's rho that of its authors' ViT-S/32 (the README of their code).
 METHODS = {name: Method(ascent=None, base=name) for name in BASES} | {
     "sam": Method(ascent="model", base="adamw"),
     "sam_k": Method(ascent="model", settable_k=True, base="adamw"),
@@ -56,6 +63,7 @@ METHODS = {name: Method(ascent=None, base=name) for name in BASES} | {
         ascent="layer", settable_k=True, reuses_gv=True, base="lamb", alpha=ALPHA
     ),
     "gsam": Method(ascent="model", surrogate_gap=True, base="adamw", alpha=0.6),
+    "msam": Method(ascent="model", along_momentum=True, base="adamw", rho=3.0),
 }
 
 
@@ -102,6 +110,7 @@ def rule_of(
         ascent=row.ascent,
         k=k if row.settable_k else 1,
         reuses_gv=row.reuses_gv,
+        along_momentum=row.along_momentum,
         surrogate_gap=row.surrogate_gap,
         p=p,
         layer_ascent=layer_ascent,
@@ -114,7 +123,9 @@ def unused(name: str, base: str) -> list[str]:
     """Settings without effect for this method on this base."""
     row, flags = method(name), []
     if row.ascent is None:
-        flags += ["rho", "p", "perturb", "ascent", "m"]
+        flags += ["rho", "p", "perturb"]
+    if not row.two_passes:
+        flags += ["ascent", "m"]
     if row.ascent != "layer":
         flags += ["layer_ascent"]
     if not row.settable_k:

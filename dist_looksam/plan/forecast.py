@@ -152,7 +152,8 @@ def _fitted(run: PlannedRun, largest: int | None, device: Device, *, asked: bool
 
 def _plan(run: PlannedRun, machine: Machine, largest: int | None) -> Plan:
     s = run.settings
-    kinds = ["base", *(["reuse"] if 0 < run.looks < 1 else []), *(["look"] if run.looks else [])]
+    others = run.row.along_momentum or 0 < run.looks < 1
+    kinds = ["base", *(["reuse"] if others else []), *(["look"] if run.looks else [])]
     wire = {k: _bytes(sent(run, look=k == "look").calls(), run, machine) for k in kinds}
     times = {k: step_time(run, machine, kind=k) for k in kinds}
     usual, dear = "reuse" if "reuse" in kinds else "base", "look" if "look" in kinds else "base"

@@ -57,7 +57,7 @@ class PlannedRun:
     @property
     def looks(self) -> float:
         """Looks a step, on average."""
-        if self.row.ascent is None:
+        if not self.row.two_passes:
             return 0.0
         return 1.0 / self.settings.rule.k
 

@@ -19,6 +19,7 @@ class Sent:
     gradients  in or after each backward of a micro-batch that `reduces` counts.
     reduces    those backwards, in one pass: 1, or every micro-batch.
     publish    after a pass, when weights have changed.
+    ahead      publishes before the first pass: 1 where the method perturbs before it.
     small      number of collectives of a few numbers, in the whole step; only their latency counts.
     passes     forward and backward passes.
     """
@@ -28,6 +29,7 @@ class Sent:
     gradients: tuple[Call, ...] = ()
     reduces: int = 1
     publish: tuple[Call, ...] = ()
+    ahead: int = 0
     small: int
     passes: int
     accumulation: int
@@ -39,7 +41,7 @@ class Sent:
             (self.gathers, self.passes * self.accumulation),
             (self.again, self.passes * self.accumulation),
             (self.gradients, self.passes * self.reduces),
-            (self.publish, self.passes),
+            (self.publish, self.passes + self.ahead),
         ):
             every += [replace(c, times=c.times * times) for c in calls]
         return every
@@ -50,6 +52,9 @@ def sent(run: PlannedRun, *, look: bool) -> Sent:
     passes, layout = 2 if look else 1, run.layout
     if run.ranks.total == 1 and layout.silent_alone:
         return Sent(small=0, passes=passes, accumulation=run.accumulation)
+    ahead = int(run.row.along_momentum)
     small = 1 + layout.norms(run, look)
-    parts = layout.sent(run)
-    return Sent(small=small, passes=passes, accumulation=run.accumulation, **parts)
+    if layout.norms(run, look):  # sums of the momentum and, in 16 bits, of the rounded eps
+        small += ahead * (1 + run.sixteen)
+    how = {"passes": passes, "accumulation": run.accumulation, "ahead": ahead}
+    return Sent(small=small, **how, **layout.sent(run))

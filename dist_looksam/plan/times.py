@@ -11,6 +11,7 @@ from .sent import Sent, sent
 # Tensors of a shard's size that are read or written, 4 bytes an entry, in addition to those of the
 # base's update: counted in the code of optim/.
 _REUSE = 9  # three dot products, and g += size g_v
+_AHEAD = 10  # norms of the momentum and of g; a copy of w, eps, w back
 _LOOK = 22  # eps and its norms; copies of w and g, w back; three dot products, g_v and its norm
 
 
@@ -47,14 +48,16 @@ def step_time(run: PlannedRun, machine: Machine, *, kind: str) -> Time:
     one = max(pass_time(run, device), host_time(run, device))
     forward = one / 3
     whole, shown = _pass(run, s, machine, forward, one - forward)
+    ahead = s.ahead * sum(seconds(call, run.ranks, machine.network) for call in s.publish)
     # One more small all-reduce: the ranks of train.py agree whether to stop.
-    extra = {"base": 0, "reuse": _REUSE if run.row.reuses_gv else 2, "look": _LOOK}[kind]
+    usual = _REUSE if run.row.reuses_gv else _AHEAD if run.row.along_momentum else 2
+    extra = {"base": 0, "reuse": usual, "look": _LOOK}[kind]
     moved = 4 * run.shard * (run.base.traffic + extra)
     few = (s.small + 1) * seconds(_FEW, run.ranks, machine.network)
     return Time(
         compute=s.passes * s.accumulation * one,
-        communication=s.passes * whole + few,
-        exposed=s.passes * shown + few,
+        communication=s.passes * whole + ahead + few,
+        exposed=s.passes * shown + ahead + few,
         update=moved / device.memory_bandwidth,
     )
 

@@ -72,7 +72,8 @@ class Advice:
             self._note(f"warning: {text}")
 
     def look(self, step: int, seen: Seen) -> None:
-        """After a look in 16 bits: warn if rounding changed the perturbation. Reads one number."""
+        """After a step that perturbed 16-bit weights: warn if rounding changed eps. Reads one
+        number."""
         if seen.eps_cosine is None:
             return
         self._looks += 1

@@ -63,7 +63,7 @@ class Outcome:
     @property
     def looks(self) -> int:
         rule = self.settings.rule
-        return 0 if rule.ascent is None else ceil(self.steps / rule.k)
+        return ceil(self.steps / rule.k) if rule.two_passes else 0
 
     @property
     def passes(self) -> int:
@@ -192,7 +192,11 @@ def _method(s: Settings) -> str:
     rule = s.rule
     text = f"{s.optimizer} on {s.base}"
     if rule.ascent is not None:
-        text += f": rho {s.rho:g} ({rule.ascent} scope), k {rule.k}"
+        text += f": rho {s.rho:g} ({rule.ascent} scope)"
+    if rule.along_momentum:
+        text += ", against the momentum, one pass a step"
+    elif rule.ascent is not None:
+        text += f", k {rule.k}"
     if rule.reuses_gv or rule.surrogate_gap:
         text += f", alpha {s.alpha:g}"
     if rule.reuses_gv:

@@ -195,8 +195,7 @@ class Fit:
             gv_ratio=seen.gv_ratio,
         )
         last = (self.log.flush() if done.step + 1 == self.steps else self.log.last) or {}
-        if done.look:
-            self.advice.look(done.step, seen)
+        self.advice.look(done.step, seen)
         self.advice.line(self.log.last)
         self.advice.skips(self.log.skips, last.get("step", 0))
         self.progress.update(

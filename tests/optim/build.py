@@ -6,7 +6,7 @@ import torch
 from dist_looksam import SAM, Lamb, Lars, LookLayerSAM, LookSAM
 
 BASES = ("sgd", "adamw", "lamb", "lars")
-SHARP = ("sam", "sam_k", "look_sam", "layer_sam", "look_layer_sam", "gsam")
+SHARP = ("sam", "sam_k", "look_sam", "layer_sam", "look_layer_sam", "gsam", "msam")
 LOOKS = ("look_sam", "look_layer_sam")
 WEIGHTED = (*LOOKS, "gsam")  # with an alpha
 
@@ -44,6 +44,8 @@ def build(params, name, base="sgd", *, k=3, eps=1e-8, groups=problem.GROUPS, **h
         return SAM(outer, inner, **how)
     if name == "gsam":
         return SAM(outer, inner, alpha=0.5, **how)  # its groups have their own
+    if name == "msam":
+        return SAM(outer, inner, along="momentum", **how)
     if name == "sam_k":
         return SAM(outer, inner, k=k, **how)
     if name == "look_sam":

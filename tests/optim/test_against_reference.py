@@ -59,7 +59,7 @@ def test_every_method_on_every_base(name, base, dtype):
 
 @both
 @pytest.mark.parametrize("p", [1.5, 2.0, 3.0, math.inf])
-@pytest.mark.parametrize("name", ["sam", "sam_k", "look_sam", "gsam"])
+@pytest.mark.parametrize("name", ["sam", "sam_k", "look_sam", "gsam", "msam"])
 def test_the_p_norms(name, p, dtype):
     check(name, "sgd", dtype, p=p)
 
@@ -132,6 +132,31 @@ def test_the_numbers_may_stand_on_the_optimizer_and_hold_for_all_groups():
     problem.train(params, optimizer, 8)
     for x, want in zip(params, truth.weights[-1], strict=True):
         np.testing.assert_allclose(x.detach().numpy(), want, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("at", [0, 1, 3])
+def test_a_spoilt_gradient_of_msam_costs_one_step_and_nothing_else(at, base):
+    """Also the first step, before which there is no momentum."""
+
+    def gradient(weights, t):
+        value, g = problem.gradient(weights, t)
+        if t == at:
+            g[problem.W2][0, 1] = math.nan
+        return value, g
+
+    with np.errstate(invalid="ignore"):
+        truth = reference.train(
+            problem.start(), gradient, optimizer="msam", base=base, steps=6, lr=None,
+            groups=GROUPS, rho=None,
+        )  # fmt: skip
+    assert [r["skipped"] for r in truth.records] == [t == at for t in range(6)]
+    params = problem.parameters()
+    closure = Closure(params, build(params, "msam", base), bad=[(at, 1)])
+    for t in range(6):
+        assert closure.step() == 1
+        for x, want in zip(params, truth.weights[t], strict=True):
+            np.testing.assert_allclose(x.detach().numpy(), want, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("spoil", [math.nan, -math.inf])

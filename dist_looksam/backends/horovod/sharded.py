@@ -156,6 +156,12 @@ class HorovodSharded(Horovod):
         self._perturbed_elsewhere = True
         return True
 
+    def perturb_ahead(self) -> None:
+        """See `Backend.perturb_ahead`: one more all-gather."""
+        if self.optimizer.perturb_ahead():
+            self.publish()
+            self._perturbed_elsewhere = True
+
     @torch.no_grad()
     def _perturb_own(self) -> Tensor:
         """Perturb the whole weights along this rank's own gradient; keep g of the own slice."""
