@@ -56,5 +56,5 @@ def sent(run: PlannedRun, *, look: bool) -> Sent:
     small = 1 + layout.norms(run, look)
     if layout.norms(run, look):  # sums of the momentum and, in 16 bits, of the rounded eps
         small += ahead * (1 + run.sixteen)
-    how = {"passes": passes, "accumulation": run.accumulation, "ahead": ahead}
-    return Sent(small=small, **how, **layout.sent(run))
+    parts = layout.sent(run)
+    return Sent(small=small, passes=passes, accumulation=run.accumulation, ahead=ahead, **parts)

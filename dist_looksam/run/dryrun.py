@@ -13,6 +13,7 @@ import torch
 from .. import models
 from ..data.extent import Extent
 from ..errors import ConfigError
+from ..optim.perturbed import ALL
 from ..plan import Plan, machine, plan
 from ..plan.machines import MFU, at_share
 from ..settings import assemble
@@ -223,7 +224,7 @@ def summary(outcome: Outcome) -> str:
     begins, start_notes = resume.outlook(s, data)
     rows = {
         "method": _method(s),
-        **({"perturbed": _whom(outcome)} if s.rule.ascent is not None else {}),
+        **({"perturbed": _whom(outcome)} if s.rule.ascent and s.perturb != ALL else {}),
         "model": f"{outcome.model}, {outcome.parameters:,} parameters, "
         f"{outcome.flops / 1e9:.3g} GFLOP forward per image",
         "data": f"{data.said}: {data.samples:,} images of {size}, {data.classes:,} classes",
