@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .backends.backend import Backend, Loss
-from .backends.batches import check_batches, check_loss, check_ranks
+from .backends.batches import check_batches, check_loss, check_ranks, split
 from .backends.ddp import DDP
 from .backends.plain import PRECISION_DTYPES, Plain
 from .backends.wrappers import check_wrappers, in_ddp, several_ranks
@@ -64,9 +64,9 @@ class Engine:
         clip: maximum norm of the gradient passed to the base optimizer; None for no clipping.
         precision: "fp32", "bf16", or "fp16" with a loss scale. Weights stay fp32.
         ascent: "global", eps from the averaged gradient; "rank", from each rank's own.
-        m: number of samples that climb together, each group along its own mean gradient; of whole
-            micro-batches. Groups are consecutive: micro-batch a of rank r is number a * ranks + r
-            of the batch. None: the whole batch.
+        m: number of samples that climb together, each group along its own mean gradient: a part
+            of a micro-batch, or whole ones. Groups are consecutive: micro-batch a of rank r is
+            number a * ranks + r of the batch. None: the whole batch.
 
     Attributes:
         passes: forward+backward passes so far, of whole global batches.
@@ -207,6 +207,8 @@ class Engine:
     def _look_in_groups(self, batches: Sequence[Any], groups: Groups) -> Tensor:
         """Both passes of each group of samples in turn. Returns the mean loss of first passes."""
         backend, step = self.backend, groups.micro_batches
+        if groups.parts > 1:
+            batches = [part for batch in batches for part in split(batch, groups.parts)]
         losses: list[Tensor] = []
         for start in range(0, len(batches), step):
             own, last = batches[start : start + step], start + step == len(batches)

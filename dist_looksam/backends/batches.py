@@ -95,3 +95,36 @@ def _tensors(batch: Any) -> Iterator[Tensor]:
             yield from _tensors(item)
     elif dataclasses.is_dataclass(batch):
         yield from _tensors(list(vars(batch).values()))
+
+
+def split(batch: Any, parts: int) -> list[Any]:
+    """A batch cut along the first dimension of its tensors, which is that of the samples, into
+    equal parts of the same kind. What is no tensor, and 0-dim tensors, go into every part.
+
+    Raises:
+        ConfigError: the first dimensions differ, so that it is not known which is the samples'.
+    """
+    size = size_of(batch)
+    if size is None or size % parts:
+        raise ConfigError(
+            f"m smaller than a micro-batch needs batches whose tensors all have the samples as "
+            f"first dimension, a multiple of {parts}, got others; leave m out, or make it whole "
+            f"micro-batches."
+        )
+    step = size // parts
+    return [_cut(batch, slice(i * step, (i + 1) * step)) for i in range(parts)]
+
+
+def _cut(value: Any, part: slice) -> Any:
+    if isinstance(value, Tensor):
+        return value[part] if value.ndim else value
+    if isinstance(value, Mapping):
+        cut = {key: _cut(item, part) for key, item in value.items()}
+        return cut if isinstance(value, dict) else type(value)(cut)  # type: ignore[call-arg]
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(_cut(item, part) for item in value))
+    if isinstance(value, list | tuple) and any(True for _ in _tensors(value)):
+        return type(value)(_cut(item, part) for item in value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.replace(value, **{k: _cut(v, part) for k, v in vars(value).items()})
+    return value

@@ -17,18 +17,9 @@ COMPILES = ("off", "blocks")
 _LEAST = (2, 5)  # torch: earlier versions compile every block of its own
 
 
-def compile_blocks(module: nn.Module, *, backend: str = "inductor") -> list[nn.Module]:
-    """Compile the training forward of the blocks of a network, in place; returns them.
-
-    Blocks are the units of the most frequent class. All of them, both passes of a look and all
-    micro-batches share one graph: weights are its inputs. Evaluation runs as without. Names of
-    parameters stay as they are, hooks stay outside of the graph, and a deepcopy is compiled, too.
-    Call it before the module is wrapped or sharded.
-
-    Raises:
-        ConfigError: the module has no two blocks of one class, or torch is too old. In the first
-            step: a block cannot be compiled as one graph, or needs too many.
-    """
+def blocks(module: nn.Module) -> list[nn.Module]:
+    """The units of the most frequent class; ConfigError if there are not two of one class, or
+    torch is too old to compile one graph for all of them."""
     if version() < _LEAST:
         raise ConfigError(
             f"compile blocks needs torch >= {_LEAST[0]}.{_LEAST[1]}, got {torch.__version__}; "
@@ -36,11 +27,32 @@ def compile_blocks(module: nn.Module, *, backend: str = "inductor") -> list[nn.M
         )
     parts = units(module)
     kind, count = Counter(type(part) for part in parts).most_common(1)[0] if parts else (None, 0)
-    if kind is None or count < 2:
+    if count < 2:
         raise ConfigError(
             f"compile blocks needs a network with a list of blocks of one class, got "
             f"{type(module).__name__} without one; use --compile off."
         )
+    return [part for part in parts if type(part) is kind]
+
+
+def compiled_kinds(module: nn.Module) -> list[type[nn.Module]]:
+    """The classes of blocks that `compile_blocks` has compiled."""
+    return list(dict.fromkeys(type(m) for m in module.modules() if "forward" in vars(m)))
+
+
+def compile_blocks(module: nn.Module, *, backend: str = "inductor") -> list[nn.Module]:
+    """Compile the training forward of the `blocks` of a network, in place; returns them.
+
+    All of them, both passes of a look and all micro-batches share one graph: weights are its
+    inputs. Evaluation runs as without. Names of parameters stay as they are, hooks stay outside of
+    the graph, and a deepcopy is compiled, too. Call it before the module is wrapped or sharded.
+
+    Raises:
+        ConfigError: as `blocks`. In the first step: a block cannot be compiled as one graph, or
+            needs too many.
+    """
+    parts = blocks(module)
+    kind = type(parts[0])
     eager: Any = kind.forward
     compiled = torch.compile(eager, fullgraph=True, backend=backend)
 
@@ -49,17 +61,22 @@ def compile_blocks(module: nn.Module, *, backend: str = "inductor") -> list[nn.M
             return eager(block, *args, **how)
         try:
             return compiled(block, *args, **how)
-        except torch._dynamo.exc.TorchDynamoException as error:
-            text = next(line for line in str(error).splitlines() if line.strip())
+        except _refusals() as error:
+            text = next((line for line in str(error.__cause__ or error).splitlines() if line), "")
             raise ConfigError(
                 f"compile blocks needs a block that is one graph, got {kind.__name__}, for which "
                 f"torch.compile says: {text}; use --compile off."
             ) from error
 
-    blocks = [part for part in parts if type(part) is kind]
-    for block in blocks:
-        block.forward = MethodType(forward, block)
-    return blocks
+    for part in parts:
+        part.forward = MethodType(forward, part)
+    return parts
+
+
+def _refusals() -> tuple[type[Exception], ...]:
+    """What torch.compile raises for what is no graph, or one graph too many."""
+    names = ("TorchDynamoException", "FailOnRecompileLimitHit", "FailOnCacheLimitHit")
+    return tuple(getattr(torch._dynamo.exc, n) for n in names if hasattr(torch._dynamo.exc, n))
 
 
 def version() -> tuple[int, ...]:

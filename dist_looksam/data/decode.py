@@ -45,7 +45,7 @@ def square(data: bytes, choose: Callable[[int, int], Box], side: int) -> Image.I
         box, least = _plan(image.width, image.height, turn, choose, side)
         whole = image.size
         image.draft(None, least)
-        return _cut(_rgb(image), whole, turn, box, side)
+        return _cut(rgb(image), whole, turn, box, side)
 
 
 def _fast_jpeg(data: bytes, choose: Callable[[int, int], Box], side: int) -> Image.Image | None:
@@ -88,7 +88,7 @@ def _plan(
     return box, (least[::-1] if _swaps(turn) else least)
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit grey; convert() would clip it to white
         levels = np.asarray(image).astype(np.int64)
         if not 0 <= levels.min() <= levels.max() < 65536:

@@ -215,12 +215,12 @@ class TrainLoader:
         self._jobs.clear()
 
 
-def check_pairs(augment: Augment, micro_batch: int) -> None:
+def check_pairs(augment: Augment, size: int, name: str = "micro_batch") -> None:
     """ConfigError if samples are mixed in pairs and a micro-batch does not hold whole pairs."""
-    if augment.mixes and micro_batch % 2:
+    if augment.mixes and size % 2:
         raise ConfigError(
-            f"micro_batch must be even when mixup or cutmix is on, got {micro_batch}; "
-            f"use {micro_batch + 1} or leave them out of --augment."
+            f"{name} must be even when mixup or cutmix is on, got {size}; "
+            f"use {size + 1} or leave them out of --augment."
         )
 
 

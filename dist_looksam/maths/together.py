@@ -1,8 +1,8 @@
 """m: which samples of the global batch climb together.
 
 The global batch is a sequence of micro-batches: micro-batch a of rank r has number a * ranks + r.
-A group is m / micro_batch consecutive ones. Each group has its own eps, along its own mean
-gradient. Source: Foret et al., arXiv:2010.01412, section 4.1 (m-sharpness).
+A group is m / micro_batch consecutive ones, or an equal part of one. Each group has its own eps,
+along its own mean gradient. Source: Foret et al., arXiv:2010.01412, section 4.1 (m-sharpness).
 """
 
 from dataclasses import dataclass
@@ -17,11 +17,13 @@ class Groups:
     ranks          neighbouring ranks that share a group.
     micro_batches  of each of these ranks in a group.
     rounds         groups that a rank takes part in, one after the other.
+    parts          groups that each micro-batch is split into, where m is smaller.
     """
 
     ranks: int
     micro_batches: int
     rounds: int
+    parts: int = 1
 
 
 def groups(m: int | None, *, micro_batch: int, accumulation: int, ranks: int) -> Groups | None:
@@ -32,7 +34,7 @@ def groups(m: int | None, *, micro_batch: int, accumulation: int, ranks: int) ->
         accumulation: micro-batches of each rank in a step.
 
     Raises:
-        ConfigError: whole micro-batches do not make up m, or groups would cut across ranks.
+        ConfigError: groups would be of unequal size, or cut across ranks or micro-batches.
     """
     batch = micro_batch * accumulation * ranks
     if m is None or m == batch:
@@ -42,14 +44,17 @@ def groups(m: int | None, *, micro_batch: int, accumulation: int, ranks: int) ->
         fit = possible(micro_batch=micro_batch, accumulation=accumulation, ranks=ranks)
         nearest = min(fit, key=lambda n: max(n, m) / max(1, min(n, m)))
         raise ConfigError(
-            f"m must be made of whole micro-batches of neighbouring ranks, or of all ranks, got "
-            f"{m} with {accumulation} x {ranks} micro-batches of {micro_batch}; the nearest is "
-            f"{nearest}, others need another micro_batch."
+            f"m must divide a micro-batch, or be made of those of neighbouring ranks or of all "
+            f"ranks, got {m} with {accumulation} x {ranks} micro-batches of {micro_batch}; the "
+            f"nearest is {nearest}, others need another micro_batch."
         )
     return found
 
 
 def _of(m: int, micro_batch: int, accumulation: int, ranks: int) -> Groups | None:
+    if m < micro_batch and micro_batch % m == 0:
+        parts = micro_batch // m
+        return Groups(ranks=1, micro_batches=1, rounds=accumulation * parts, parts=parts)
     count, rest = divmod(m, micro_batch)
     if rest or not count:
         return None
@@ -63,6 +68,7 @@ def _of(m: int, micro_batch: int, accumulation: int, ranks: int) -> Groups | Non
 
 def possible(*, micro_batch: int, accumulation: int, ranks: int) -> list[int]:
     """Every m that `groups` takes, ascending."""
-    among = [micro_batch * g for g in range(1, ranks + 1) if ranks % g == 0]
+    among = [n for n in range(1, micro_batch) if micro_batch % n == 0]
+    among += [micro_batch * g for g in range(1, ranks + 1) if ranks % g == 0]
     of_all = range(1, accumulation + 1)
     return sorted({*among, *(micro_batch * ranks * n for n in of_all if accumulation % n == 0)})

@@ -100,6 +100,10 @@ class MetricsLog:
         finally:
             self._started += time.monotonic() - start
 
+    def leave_out(self, seconds: float) -> None:
+        """Seconds just spent that are no training time, as those of torch.compile."""
+        self._started += seconds
+
     def step(self, step: int, *, images: int | None = None, **values: Value) -> None:
         """Record one step. Names are those of FIELDS; omitted ones are null.
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from .. import models
+from ..backends import compiled
 from ..data.extent import Extent
 from ..errors import ConfigError
 from ..optim.perturbed import ALL
@@ -97,6 +98,8 @@ def check(settings: Settings, *, ranks: int, launcher: str = "", opened: bool = 
             image_shape=data.shape,
             drop_path=settings.drop_path,
         )
+    if settings.compile != "off":
+        compiled.blocks(model)
     optimizer = assemble.optimizer_of(settings, model)
     plans, unplanned = _plans(asked, data, ranks, launcher)
     return Outcome(

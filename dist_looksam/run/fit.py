@@ -3,6 +3,7 @@
 import math
 import shutil
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -67,6 +68,7 @@ class Fit:
         )
         self.unused = Unused(data)
         self.start, self.saved = 0, 0
+        self.untimed = 0  # steps of this start that are in no time
         self.top1: float | None = None
         self.evaluated: int | None = None  # steps done at the newest evaluation; on every rank
         self._shared: tuple[int | None, Tensor] | None = None
@@ -166,10 +168,23 @@ class Fit:
         # Seeded by step and rank, so that a checkpoint needs no state of random numbers.
         words = np.random.SeedSequence([self.settings.seed, step, self.backend.rank])
         torch.manual_seed(int(words.generate_state(1, np.uint64)[0]))
-        done = self.engine.step(self.train.step(step))
+        batches, began = self.train.step(step), time.monotonic()
+        done = self.engine.step(batches)
+        compiled = step == self.start and self.settings.compile != "off"
+        if compiled:
+            self._compiled(began)
         if self.probe is not None:
             self.probe.flush(done.seen)
-        self._record(done, lr)
+        self._record(done, lr, images=None if compiled else self.settings.batch_size)
+
+    def _compiled(self, began: float) -> None:
+        """Leave the first step, which compiled the network, out of the training time."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        seconds = time.monotonic() - began
+        self.log.leave_out(seconds)
+        self.untimed = 1
+        self.progress.note(f"compiled in the first step, which took {seconds:.1f} s")
 
     def _set_lr(self, step: int) -> float:
         s = self.settings
@@ -179,11 +194,11 @@ class Fit:
             group["lr"] = peak * share
         return self.peaks[0] * share
 
-    def _record(self, done: Report, lr: float) -> None:
+    def _record(self, done: Report, lr: float, *, images: int | None) -> None:
         seen = done.seen
         self.log.step(
             done.step,
-            images=self.settings.batch_size,
+            images=images,
             epoch=self.train.epoch_of(done.step),
             loss=done.loss,
             lr=lr,
@@ -310,7 +325,7 @@ class Fit:
         self.log.flush()
         self._note_unreadable()
         weights = self.backend.full_weights()
-        trained, seconds = done * self.settings.batch_size, self.log.seconds
+        trained, seconds = (done - self.untimed) * self.settings.batch_size, self.log.seconds
         summary = {
             "top1": self.top1,
             "steps": done,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import models
+from ..backends import compiled
 from ..backends.backend import Backend
 from ..backends.rows import BACKENDS
 from ..data import Batch, Data, TrainLoader, cross_entropy, load
@@ -35,7 +36,10 @@ def check(settings: Settings) -> None:
     own = data_set(settings.data)
     own.check_dir(settings.data_dir)
     assert settings.micro_batch is not None
-    check_pairs(parse(settings.augment, auto=own.augment), settings.micro_batch)
+    augment = parse(settings.augment, auto=own.augment)
+    check_pairs(augment, settings.micro_batch)
+    if settings.m is not None:
+        check_pairs(augment, settings.m, "m")
     known = own.stands_for or not settings.data_dir  # else the shape is read from the files
     models.check(settings.model, own.size(settings.image_size).shape if known else None)
 
@@ -43,7 +47,10 @@ def check(settings: Settings) -> None:
 def check_here(settings: Settings) -> None:
     """`check`, and ConfigError for a package or device that this machine lacks."""
     trackers.check(settings.track)
-    if missing := settings.backend_row.lacking(settings):
+    missing = settings.backend_row.lacking(settings)
+    if settings.compile != "off":
+        missing = missing or compiled.lacking(settings.device)
+    if missing:
         raise ConfigError(missing)
     check(settings)
     rundir.check_place(Path(settings.out))
@@ -177,8 +184,11 @@ def optimizer_of(settings: Settings, model: nn.Module) -> Sharpness:
 
 def engine_of(settings: Settings, data: Data, device: torch.device) -> Engine:
     """The engine on the chosen backend. `settings` are resolved."""
+    model = model_of(settings, data)
+    if settings.compile == "blocks":
+        compiled.compile_blocks(model)
     backend = settings.backend_row.make(
-        settings, model_of(settings, data), lambda model: optimizer_of(settings, model), device
+        settings, model, lambda model: optimizer_of(settings, model), device
     )
     return Engine(
         backend,

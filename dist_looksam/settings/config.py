@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from .. import files
+from ..backends.compiled import COMPILES
 from ..backends.rows import BACKENDS, BackendRow, chosen
 from ..data.sets import SETS, data_set
 from ..engine import ASCENTS
@@ -91,7 +92,7 @@ class Settings:
     )
     ascent: str = flag("global", "ranks whose gradient gives the ascent's direction", ASCENTS)
     m: int | None = flag(
-        None, "samples that climb together, of whole micro-batches; default: the whole batch"
+        None, "samples that climb together, each group on its own; default: the whole batch"
     )
     layer_ascent: str = flag("scaled", "formula of the layer-wise ascent", LAYER_ASCENTS)
     decompose: str = flag("model", "scope of the decomposition of g_s, or of gsam's of g", SCOPES)
@@ -141,6 +142,7 @@ class Settings:
     offload: bool = flag(
         False, f"keep the optimizer state in host memory, {_only('offload')}; default off"
     )
+    compile: str = flag("off", "what torch.compile compiles of the network", COMPILES)
     precision: str = flag("fp32", "number format of forward and backward", PRECISIONS)
     seed: int = flag(0, "seed of weights, sample order, augmentation and dropout")
     out: str = flag("runs/latest", "run directory")

@@ -53,7 +53,7 @@ def micro_batch(batch: int, *, ranks: int, asked: int | None, m: int | None = No
         )
     if asked is None and m is not None:
         share = batch // ranks
-        for size in range(min(m, share, 256), 0, -1):
+        for size in range(min(share, 256), 0, -1):
             count = {"micro_batch": size, "accumulation": share // size, "ranks": ranks}
             if share % size == 0 and m in possible(**count):
                 return size

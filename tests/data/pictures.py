@@ -1,5 +1,7 @@
 """Real image files of every kind, made on the spot."""
 
+import io
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -22,3 +24,26 @@ def write_tree(root: Path, *, train: int = 6, val: int = 3, suffix: str = ".jpg"
                 picture(seed).save(root / split / name / f"{i}{suffix}")
                 seed += 1
     return root
+
+
+def jpeg(seed: int) -> bytes:
+    file = io.BytesIO()
+    picture(seed).save(file, "JPEG")
+    return file.getvalue()
+
+
+def write_shard(path: Path, members: dict[str, bytes], how: int = tarfile.PAX_FORMAT) -> Path:
+    """A shard of these members, in this order."""
+    with tarfile.open(path, "w", format=how) as tar:
+        for name, data in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return path
+
+
+def samples(*labels: object, first: int = 0) -> dict[str, bytes]:
+    parts = {}
+    for n, label in enumerate(labels, first):
+        parts |= {f"{n:04d}.jpg": jpeg(n), f"{n:04d}.cls": str(label).encode()}
+    return parts

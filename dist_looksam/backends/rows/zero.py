@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import nn
 
 from ..backend import Backend
+from ..compiled import compiled_kinds
 from ..zero import config
 from . import BackendRow, OptimizerOf, refuse_rank_ascent
 
@@ -67,6 +68,7 @@ class ZeroRow(BackendRow):
         from ..zero import library, step
 
         made = self.deepspeed_config(settings, dist.get_world_size())
+        library.gather_whole(compiled_kinds(model), model)
         engine = library.open_engine(model.to(device), optimizer_of(model), made)
         half = settings.precision == "bf16" and settings.zero_stage == 0
         return step.Zero(engine, autocast=torch.bfloat16 if half else None)

@@ -28,6 +28,13 @@ def load_deepspeed() -> Any:
     return deepspeed
 
 
+def gather_whole(kinds: list[type[nn.Module]], module: nn.Module) -> None:
+    """Let stage 3 gather modules of these classes as one: its hooks on the layers inside would
+    break a compiled forward into many graphs. Call it before the engine is opened."""
+    if kinds:
+        load_deepspeed().utils.set_z3_leaf_modules(module, kinds)
+
+
 def open_engine(module: nn.Module, optimizer: Sharpness, config: dict[str, Any]) -> Any:
     """deepspeed.initialize; the process group must exist."""
     deepspeed = load_deepspeed()

@@ -1,0 +1,26 @@
+"""Your own images in tar shards: DIR/train-*.tar and DIR/val-*.tar."""
+
+from typing import Any
+
+from ..source import Source
+from . import DataSet, Size
+
+
+def open_(data_dir: Any, **how: Any) -> tuple[Source, Source]:
+    """Reads both indices; see `tar.tar`."""
+    from ..tar import tar  # imports the decoders, which other data sets do not need
+
+    return tar(data_dir, **how)
+
+
+ROW = DataSet(
+    name="tar",
+    open=open_,
+    # ILSVRC-2012
+    size=lambda side: Size(samples=1_281_167, classes=1000, shape=(3, side, side)),
+    stands_for="ImageNet-1k",
+    data_dir="needs",
+    epochs=90.0,
+    augment="crop,flip",
+    place=4,
+)

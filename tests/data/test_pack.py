@@ -1,0 +1,92 @@
+"""dist-looksam data pack and check: atomic, resumable, the same bytes; damage is named."""
+
+import io
+import json
+import shutil
+
+import numpy as np
+import pytest
+from pictures import picture, write_tree
+from PIL import Image
+
+from dist_looksam.cli.main import main
+from dist_looksam.data import load
+
+
+def test_packing_goes_on_where_it_was_killed_and_gives_the_same_bytes(tree, tmp_path):
+    whole, again = tmp_path / "whole", tmp_path / "again"
+    flags = ["--shuffle", "5", "--shard_mb", "1"]
+    assert main(["data", "pack", str(tree), str(whole), *flags]) == 0
+    shutil.copytree(whole, again)
+    (again / "val-000000.tar").rename(again / ".val-000000.tar.123.new")  # killed while writing it
+    for path in again.glob(".index-*"):
+        path.unlink()
+    before = (again / "train-000000.tar").stat().st_mtime_ns
+    assert main(["data", "pack", str(tree), str(again), *flags]) == 0
+    assert (again / "train-000000.tar").stat().st_mtime_ns == before
+    for path in whole.glob("*.tar"):
+        assert path.read_bytes() == (again / path.name).read_bytes()
+
+
+def test_packing_shuffles_training_samples_by_a_recorded_seed(tree, tmp_path):
+    main(["data", "pack", str(tree), str(tmp_path / "a"), "--shuffle", "5"])
+    mixed, plain = load("tar", tmp_path / "a").train, load("folder", tree).train
+    order = np.random.Generator(np.random.Philox(key=5)).permutation(12)
+    assert mixed.labels.tolist() == plain.labels[order].tolist() != plain.labels.tolist()
+    assert all(mixed.encoded(i) == plain.encoded(int(n)) for i, n in enumerate(order))
+    assert json.loads((tmp_path / "a" / "pack.json").read_text())["shuffle"] == 5
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--max_side", "40"], "must be empty or of the same packing"),
+        (["--shuffle", "x"], "shuffle must be a seed"),
+        (["--max_side", "0"], "max_side must be from 1"),
+        (["--shard_mb", "0"], "shard_mb must be from 1"),
+    ],
+)
+def test_other_settings_for_a_packed_folder_are_refused(tree, packed, flags, says, capsys):
+    assert main(["data", "pack", str(tree), str(packed), *flags]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_a_folder_with_other_tar_files_is_not_written_to(tree, two, capsys):
+    assert main(["data", "pack", str(tree), str(two)]) == 2
+    assert "target must be empty" in capsys.readouterr().err
+
+
+def test_max_side_reduces_the_shorter_side_and_turns_pictures_upright(tmp_path):
+    tree = write_tree(tmp_path / "pictures", train=2, val=1)
+    turned = picture(0, 120, 60)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned.save(tree / "train/cat/0.jpg", exif=exif)
+    picture(1, 30, 20).save(tree / "train/cat/1.jpg")
+    (tree / "train/dog/0.jpg").write_bytes(b"\xff\xd8 damaged")
+    before = load("folder", tree).train
+    main(["data", "pack", str(tree), str(tmp_path / "a"), "--max_side", "40"])
+    after = load("tar", tmp_path / "a").train
+    sizes = [Image.open(io.BytesIO(after.encoded(i))).size for i in (0, 1)]
+    assert sizes == [(40, 80), (30, 20)]
+    assert after.encoded(1) == before.encoded(1) and after.encoded(2) == b"\xff\xd8 damaged"
+
+
+def test_check_decodes_whole_pictures_and_names_the_damaged_ones(tree, packed, tmp_path, capsys):
+    """A decoder of a region does not see damage below it."""
+    assert main(["data", "check", str(packed)]) == main(["data", "check", str(tree)]) == 0
+    data = (tree / "train/dog/3.jpg").read_bytes()
+    (tree / "train/dog/3.jpg").write_bytes(data[: int(0.7 * len(data))])
+    main(["data", "pack", str(tree), str(tmp_path / "again")])
+    capsys.readouterr()
+    for place in (tree, tmp_path / "again"):
+        assert main(["data", "check", str(place)]) == 1
+        told = capsys.readouterr().out
+        assert "1 are damaged" in told and told.count("truncated") == 1
+
+
+def test_packed_shards_can_be_packed_again(packed, tmp_path):
+    assert main(["data", "pack", str(packed), str(tmp_path / "more"), "--shuffle", "1"]) == 0
+    a, b = load("tar", packed).train, load("tar", tmp_path / "more").train
+    assert sorted(map(a.encoded, range(12))) == sorted(map(b.encoded, range(12)))
+    assert a.class_names == b.class_names
