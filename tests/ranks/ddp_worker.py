@@ -94,7 +94,8 @@ def count(case: dict) -> dict:
 
 def overflow(case: dict) -> dict:
     """Step 0 looks; in step 3, also a look, the last rank overflows in the given pass."""
-    passes = 1 + 2 + 1 + 1  # to sort the buckets; of steps 0, 1, 2, each of one micro-batch
+    # To sort the buckets; of steps 0, 1, 2, each of one micro-batch.
+    passes = 1 + (1 if case["optimizer"] == "msam" else 2) + 1 + 1
     loss = Spoilt(passes + case["overflow"])
     engine = engine_of({**case, "accumulation": 1}, loss)
     for step in range(3):

@@ -24,6 +24,13 @@ VARIED = [
     *({"optimizer": "look_sam", "stage": s, "rule": BY_LAYER} for s in (0, 2, 3)),
     *({"optimizer": "sam", "base": "sgd", "stage": s, "rule": {"p": 3.0}} for s in (1, 2, 3)),
     {"optimizer": "look_layer_sam", "stage": 3, "zero_init": True},
+    *(
+        {"optimizer": "msam", "base": "sgd", "stage": s, "zero": OFFLOAD, "clip": 0.3}
+        for s in (1, 2, 3)
+    ),
+    *({"optimizer": "msam", "base": "lamb", "stage": s, "perturb": "norms"} for s in (0, 1, 2, 3)),
+    # Some layers are gathered for each use, others stay gathered between steps.
+    {"optimizer": "msam", "stage": 3, "zero": {**SMALL, "stage3_param_persistence_threshold": 20}},
     *({"optimizer": "look_layer_sam", "stage": s, "perturb": "norms"} for s in (0, 1, 2, 3)),
     *(
         {"optimizer": "gsam", "base": "sgd", "stage": s, "perturb": "first|last", "clip": 0.3}
