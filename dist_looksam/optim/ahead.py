@@ -7,7 +7,8 @@ extrapolation of its last step. While v is zero or not there, as in the first st
 
 The paper's algorithm leaves the weights at w + eps from one step to the next, and takes eps off
 within the base's step. That is the same: the same v gives the same eps. Here w is what evaluation,
-checkpoints and exports see, and what a base's coupled weight decay uses.
+checkpoints and exports see, and what a base's coupled weight decay uses. BatchNorm's statistics are
+those of the only pass, at w + eps.
 
 Source: Becker et al., arXiv:2401.12033, Algorithm 1, and its authors' AdamW_MSAM.
 """
