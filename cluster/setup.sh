@@ -13,6 +13,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 root=$PWD
 TORCH=${TORCH:-torch==2.13.0}
 DEEPSPEED=deepspeed==0.19.8
+TRITON=triton==3.9.0 # its interpreter, for the tests of the kernels; 1 GB
 EXTRAS=report,deepspeed,mpi,jpeg,dev,tensorboard,wandb,peers
 HOROVOD_NEEDS=(setuptools packaging numpy cloudpickle psutil pyyaml cffi)
 DATA_PACKAGES=(dataset-fashion-mnist)
@@ -128,6 +129,9 @@ install_python_packages() {
     fi
     say "$DEEPSPEED and the other packages"
     pip_install -c .venv/constraints.txt --use-pep517 -e ".[$EXTRAS]"
+    if [[ $all && $(uname -m) == x86_64 ]]; then
+        pip_install --no-deps "$TRITON"
+    fi
     say "checking that torch and deepspeed import"
     DS_ACCELERATOR=${DS_ACCELERATOR:-cpu} .venv/bin/python -c 'import torch, deepspeed' >/dev/null
     fingerprint >"$stamp.new"

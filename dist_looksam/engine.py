@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from . import kernels
 from .backends.backend import Backend, Loss
 from .backends.batches import check_batches, check_loss, check_ranks, split
 from .backends.ddp import DDP
@@ -63,7 +64,7 @@ class Engine:
             generators, `random` and NumPy's; not so from a generator of its own.
         clip: maximum norm of the gradient passed to the base optimizer; None for no clipping.
         precision: "fp32", "bf16", or "fp16" with a loss scale. Weights stay fp32.
-        ascent: "global", eps from the averaged gradient; "rank", from each rank's own.
+        ascent: "global", as m says; "rank", m is the number of samples that each rank has.
         m: number of samples that climb together, each group along its own mean gradient: a part
             of a micro-batch, or whole ones. Groups are consecutive: micro-batch a of rank r is
             number a * ranks + r of the batch. None: the whole batch.
@@ -107,16 +108,13 @@ class Engine:
             self.backend = _backend(model, optimizer, precision)
         else:
             self.backend = model
-        if ascent == "rank" and not self.backend.whole_gradients:
-            raise ConfigError(
-                f"ascent rank needs whole gradients on every rank, got backend "
-                f'{self.backend.name}; use ascent="global".'
-            )
-        _check_m(m, ascent, self.backend)
+        _check_m(m, ascent)
         self.m = m
         self.optimizer = self.backend.optimizer
         self.optimizer.clip = clip
         self.module = self.backend.module
+        if not self.backend.ranks_may_join:
+            kernels.agree(next(self.module.parameters()).device, self.backend.gather)
         assert loss is not None  # by _check_kinds
         self.loss = loss
         self.ascent = ascent
@@ -167,16 +165,16 @@ class Engine:
         The second is left out if the first is known to be not finite: not on a GPU in fp32 and
         bf16, where to know would be to wait; the step is then skipped after both.
         """
-        backend, local = self.backend, self.ascent == "rank" and self.optimizer.may_look()
-        if self.optimizer.rule.along_momentum:
+        backend, grouped = self.backend, self.m is not None or self.ascent == "rank"
+        if self.optimizer.perturbs_ahead():
             backend.perturb_ahead()
-        groups = self._groups(len(batches)) if self.m and self.optimizer.may_look() else None
+        groups = self._groups(len(batches)) if grouped and self.optimizer.rule.two_passes else None
         if groups is not None and self.optimizer.looks():
             return self._look_in_groups(batches, groups), backend.update(), 2
-        loss = backend.backward(batches, self._checked_loss, average=not local)
+        loss = backend.backward(batches, self._checked_loss)
         if not self.optimizer.looks():
             return loss, backend.update(), 1
-        if not backend.perturb(local=local):
+        if not backend.perturb():
             return loss, backend.skip(), 1
         with replay.again():
             backend.backward(batches, self._checked_loss)
@@ -185,24 +183,24 @@ class Engine:
     def _groups(self, accumulation: int) -> Groups | None:
         """The groups of m samples; ConfigError if m does not fit ranks or backend."""
         assert self._sizes is not None
-        if self._sizes[0] is None:
+        size, m, why = self._sizes[0], self.m, ""
+        if self.ascent == "rank":  # as many samples as a rank has, known or not
+            size = size or 1
+            m, why = size * accumulation, " by ascent rank"
+        if size is None:
             raise ConfigError(
-                f"m counts samples, got micro-batches of unknown size and m {self.m}; give tensors "
+                f"m counts samples, got micro-batches of unknown size and m {m}; give tensors "
                 f"whose first dimension is the sample, or leave m out."
             )
-        ranks, micro_batch = self.backend.size, self._sizes[0]
-        how = {"micro_batch": micro_batch, "accumulation": accumulation, "ranks": ranks}
-        found = together.groups(self.m, **how)
-        may = self.backend.climbing_ranks()
-        if found is not None and found.ranks not in may:
-            fit = [n * micro_batch for n in may if n < ranks]
-            fit += [ranks * micro_batch * n for n in range(1, accumulation + 1)]
-            raise ConfigError(
-                f"m must be one of {', '.join(map(str, fit))} on backend {self.backend.name} with "
-                f"{accumulation} x {ranks} micro-batches of {micro_batch}, got {self.m}; use one "
-                f"of these, or backend ddp."
-            )
-        return found
+        return together.groups(
+            m,
+            micro_batch=size,
+            accumulation=accumulation,
+            ranks=self.backend.size,
+            climbing=self.backend.climbing_ranks(),
+            backend=self.backend.name,
+            why=why,
+        )
 
     def _look_in_groups(self, batches: Sequence[Any], groups: Groups) -> Tensor:
         """Both passes of each group of samples in turn. Returns the mean loss of first passes."""
@@ -213,8 +211,8 @@ class Engine:
         for start in range(0, len(batches), step):
             own, last = batches[start : start + step], start + step == len(batches)
             replay = Replay(self.module)
-            of_all = groups.ranks == backend.size
-            losses.append(backend.backward(own, self._checked_loss, average=of_all))
+            average = backend.averages(groups)
+            losses.append(backend.backward(own, self._checked_loss, average=average))
             backend.perturb_group(groups)
             onto = backend.take_sum() if last else None
             with replay.again():
@@ -223,23 +221,18 @@ class Engine:
         return torch.stack(losses).mean()
 
 
-def _check_m(m: Any, ascent: str, backend: Backend) -> None:
+def _check_m(m: Any, ascent: str) -> None:
     if m is None:
         return
     if isinstance(m, bool) or not isinstance(m, int) or m < 1:
         raise ConfigError(f"m must be a whole number of samples >= 1, got {m!r}.")
     if ascent != "global":
         raise ConfigError(f"m and ascent rank must not both be given, got m {m}; leave one out.")
-    if not backend.climbing_ranks():
-        raise ConfigError(
-            f"m needs a backend whose groups of samples can climb apart, got {backend.name} and m "
-            f"{m}; use backend ddp, or leave m out."
-        )
 
 
 def _check_kinds(model: Any, loss: Any) -> None:
     """ConfigError for arguments of Engine that are of another kind, or in another order."""
-    if not isinstance(model, nn.Module) and not hasattr(model, "whole_gradients"):
+    if not isinstance(model, nn.Module) and not hasattr(model, "climbing_ranks"):
         raise ConfigError(
             f"model must be a module, a DeepSpeedEngine or a backend, got a "
             f"{type(model).__name__}; call Engine(model, optimizer, loss)."

@@ -55,6 +55,7 @@ NEEDS = {
     "cuda": _cuda,
     "ruff": lambda: shutil.which("ruff") is not None,
     "timm": lambda: _module("timm"),
+    "triton": lambda: _module("triton"),
     "wandb": lambda: _module("wandb"),
 }
 NOT_ON_EVERY_MACHINE = {"cuda", "timm"}  # skipped under CI, too

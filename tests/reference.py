@@ -1,11 +1,12 @@
 """The truth: what every optimizer here must compute. Whole tensors, float64, plain NumPy.
 
 One rank, no shards, no micro-batches, no autograd, and nothing imported from the package. To be
-read beside section 2 of the design, point by point; the numbers in brackets are its points.
+read beside section 2 of the design, point by point; the numbers in brackets are its points. m is in
+section 7.
 
 Words: a *layer* is one weight tensor. w the weights, g the gradient at w, g_s the gradient at
 w + eps over the same samples, g_v what g_s says that g does not. Every one is a list of arrays,
-one per layer. A *look* is a step that computes g_s.
+one per layer. A *look* is a step that computes g_s. m samples in a row, a *group*, share one eps.
 """
 
 from dataclasses import dataclass, field
@@ -193,6 +194,33 @@ def lars(w, d, state, *, lr, weight_decay, momentum, **_):
 BASES = {"sgd": sgd, "adamw": adamw, "lamb": lamb, "lars": lars}
 
 
+# --- when to look, and how far --------------------------------------------------------------------
+
+
+def in_window(t, look_from, look_until):
+    """Steps before look_from and from look_until on never look, and have no g_v."""
+    return t >= look_from and (look_until is None or t < look_until)
+
+
+def wants_to_look(t, squares, looked, k, look_from):
+    """AE-SAM (arXiv:2304.14647) two steps later: is step t-2's ||g||^2 >= E + c sqrt(V)?
+
+    squares: ||g||^2 of the steps before t, None for a skipped one. looked: which of them looked.
+    E, V: running mean and variance, decay .9. c: how many looks there were in the window beyond
+    one in k steps. Without variance the norm lies at 0 standard deviations.
+    """
+    if t < 2 or squares[t - 2] is None:
+        return False
+    numbers = [x for x in squares[: t - 1] if x is not None]
+    mean, variance = numbers[0], 0.0
+    for x in numbers[1:]:
+        mean = 0.9 * mean + 0.1 * x
+        variance = 0.9 * variance + 0.1 * (x - mean) ** 2
+    in_deviations = (numbers[-1] - mean) / variance**0.5 if variance > 0 else 0.0
+    surplus = sum(looked[look_from:]) - max(0, t - look_from) / k
+    return in_deviations >= surplus
+
+
 # --- training ------------------------------------------------------------------------------------
 
 
@@ -216,20 +244,29 @@ def train(
     betas=(0.9, 0.999),
     eps=1e-8,
     momentum=0.9,
-    rank_gradients=None,
+    m=None,
+    batch_size=None,
+    part_gradient=None,
+    looks="periodic",
+    look_from=0,
+    look_until=None,
+    rho_scale=None,
 ):
     """Train for `steps` steps from copies of `weights`; everything that happened is in the Result.
 
     gradient: (weights, t) -> (loss, [arrays]), of the mean loss over step t's global batch.
-    rank_gradients: None, or (weights, t) -> one gradient list per rank, each of the mean over that
-        rank's own samples, whose mean is the gradient. Then every rank ascends along its own [11].
+    m: samples that share one eps, a group; None: the global batch. Step t's batch is `batch_size`
+        stream positions, group c the positions [c m, (c+1) m) of it, and part_gradient:
+        (weights, t, low, high) -> [arrays], of the mean loss over positions [low, high).
     lr: a number, or t -> a number; rho, alpha: numbers. None where every group has its own.
     groups: dicts {"layers": [indices], "weight_decay": x}, and, where they differ from the rest,
         "lr" (instead of lr), "lr_scale" (times lr), "rho", "alpha", "perturb" (False: eps is 0 in
         these layers, and they count in no norm of eps). Every layer is in one.
     clip: largest whole-model 2-norm of what the base gets [7], or None.
+    looks: "periodic" or "adaptive", within the window of steps look_from <= t < look_until.
+    rho_scale: None, or t -> the factor of every rho at step t.
     """
-    ascent, looks, between, default_base = TABLE[optimizer]
+    ascent, often, between, default_base = TABLE[optimizer]
     update_layer = BASES[base or default_base]
     group = {i: each for each in groups for i in each["layers"]}
     assert sorted(group) == list(range(len(weights))), "every layer is in one group"
@@ -245,11 +282,17 @@ def train(
         return ascend_model(g, rhos, p)
 
     def look_at(w, g, t):
-        """g_s: the gradient over the same samples at w + eps."""
-        if rank_gradients is None:
-            return gradient(add(w, ascend(w, g)), t)[1]
-        own = rank_gradients(w, t)
-        return mean([rank_gradients(add(w, ascend(w, own[r])), t)[r] for r in range(len(own))])
+        """(g, g_s), means over groups: of the same samples, each group's g_s at its w + eps."""
+        if m is None:
+            return g, gradient(add(w, ascend(w, g)), t)[1]
+        assert batch_size % m == 0, "m divides the batch"
+        gs, g_ss = [], []
+        for low in range(0, batch_size, m):
+            g_c = part_gradient(w, t, low, low + m)
+            eps_c = ascend(w, g_c)
+            gs.append(g_c)
+            g_ss.append(part_gradient(add(w, eps_c), t, low, low + m))
+        return mean(gs), mean(g_ss)
 
     def lr_of(i, t):
         if "lr" in group[i]:
@@ -259,6 +302,7 @@ def train(
     w = [np.array(x, dtype=np.float64) for x in weights]
     result = Result(base_state=[{} for _ in layers])
     look_failed = False
+    constant_rhos, squares = list(rhos), []
 
     for t in range(steps):
         at = w
@@ -268,23 +312,33 @@ def train(
         loss, g = gradient(at, t)
 
         # [5] When to look; [8] and once more after a look that had to be skipped.
-        look = looks == "every step"
-        if looks == "every k steps":
+        inside = in_window(t, look_from, look_until)
+        if not inside:
+            result.g_v = None
+        look = often == "every step" and inside
+        if often == "every k steps" and inside:
             no_g_v = between == "reuse" and result.g_v is None
-            look = t % k == 0 or no_g_v or look_failed
+            if looks == "adaptive":
+                looked = [record["look"] for record in result.records]
+                due = wants_to_look(t, squares, looked, k, look_from)
+            else:
+                due = (t - look_from) % k == 0
+            look = due or no_g_v or look_failed
+        if rho_scale is not None:
+            rhos[:] = [rho_scale(t) * r for r in constant_rhos]
 
         # What the base will get.
         skipped = not finite(g)
         update, g_v = g, result.g_v
         if look and not skipped:
-            g_s = look_at(w, g, t)
-            skipped = not finite(g_s)
+            g, g_s = look_at(w, g, t)
+            skipped = not finite(g) or not finite(g_s)
             update = g_s
             if optimizer == "gsam":
                 update = without_gap(g_s, g, alphas, decompose)
             if between == "reuse" and not skipped:
                 g_v = new_part(g_s, g, decompose)
-        elif between == "reuse" and not skipped:
+        elif between == "reuse" and inside and not skipped:
             update = reuse_part(g, g_v, alphas, decompose, reuse)
 
         # [7] Clipped once, at the end.
@@ -293,6 +347,7 @@ def train(
 
         # [8] A skipped step leaves everything as it was, but time goes on.
         look_failed = look and skipped
+        squares.append(None if skipped else dot(g, g))
         if not skipped:
             result.g_v = g_v
             for i in layers:
@@ -318,5 +373,5 @@ def add(xs, ys):
     return [x + y for x, y in zip(xs, ys, strict=True)]
 
 
-def mean(per_rank):
-    return [sum(xs) / len(per_rank) for xs in zip(*per_rank, strict=True)]
+def mean(per_group):
+    return [sum(xs) / len(per_group) for xs in zip(*per_group, strict=True)]

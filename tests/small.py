@@ -57,7 +57,7 @@ def optimizer(model: nn.Module, name: str, base: str | None = None, *, k: int = 
 
 
 def engine(model: nn.Module, name: str, base: str | None = None, *, loss=loss, **how) -> Engine:
-    rest = {x: how.pop(x) for x in ("clip", "precision", "ascent") if x in how}
+    rest = {x: how.pop(x) for x in ("clip", "precision", "ascent", "m") if x in how}
     return Engine(model, optimizer(model, name, base, **how), loss, **rest)
 
 
@@ -75,8 +75,8 @@ def _gradient(arrays, pair: Pair):
     return float(value.detach()), [g.numpy() for g in grads]
 
 
-def truth(name: str, base: str | None = None, *, steps: int, k: int = 3, ranks: int = 0, **how):
-    """`reference.train` of `net()`; `ranks` > 0: every rank perturbs along its own gradient."""
+def truth(name: str, base: str | None = None, *, steps: int, k: int = 3, **how):
+    """`reference.train` of `net()`."""
     import reference
 
     base = table.base_of(name, base)
@@ -87,13 +87,13 @@ def truth(name: str, base: str | None = None, *, steps: int, k: int = 3, ranks: 
         {"layers": [i for i, d in enumerate(shapes) if d <= 1], "weight_decay": 0.0},
     ]
 
-    def of_ranks(arrays, t):
-        pairs = [micro_batches(t, rank=r, ranks=ranks)[0] for r in range(ranks)]
-        return [_gradient(arrays, pair)[1] for pair in pairs]
+    def of_part(arrays, t, low, high):
+        x, y = batch(t)
+        return _gradient(arrays, (x[low:high], y[low:high]))[1]
 
     return reference.train(
         weights(model), lambda arrays, t: _gradient(arrays, batch(t)),
         optimizer=name, base=base, steps=steps, lr=LR[base], groups=groups, eps=ADAM_EPS, k=k,
         rho=RHO.get(table.METHODS[name].ascent or "", 0.0),
-        rank_gradients=of_ranks if ranks else None, **how,
+        batch_size=SAMPLES, part_gradient=of_part, **how,
     )  # fmt: skip

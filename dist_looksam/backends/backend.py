@@ -89,12 +89,10 @@ class Backend(Ranks, Stored, Protocol):
     Attributes:
         name: as in `--backend`.
         optimizer: the two-gradient optimizer, whose `rule` decides when to look.
-        whole_gradients: every rank can have its own gradient of all layers, as `local` needs.
     """
 
     name: str
     optimizer: Sharpness
-    whole_gradients: bool
 
     def backward(
         self,
@@ -119,8 +117,11 @@ class Backend(Ranks, Stored, Protocol):
     def climbing_ranks(self) -> list[int]:
         """How many ranks in a row may share a group: [1] is none but the own, [size] only all."""
 
+    def averages(self, groups: Groups) -> bool:
+        """Whether a group's first backward is to be averaged; `perturb_group` does the rest."""
+
     def perturb_group(self, groups: Groups) -> None:
-        """After a group's first backward, which was averaged if all ranks share the group: add g
+        """After a group's first backward, which was averaged if `averages` says so: add g
         to the sum of g, make w + eps of the group visible to forward. No read from the device."""
 
     def end_group(self, groups: Groups, *, last: bool) -> None:
@@ -130,8 +131,8 @@ class Backend(Ranks, Stored, Protocol):
     def take_sum(self) -> dict[Tensor, Tensor]:
         """The sum of the second passes' gradients so far, which is not kept."""
 
-    def perturb(self, *, local: bool) -> bool:
-        """Keep w and g, make w + eps visible to forward. `local`: eps of this rank's own gradient.
+    def perturb(self) -> bool:
+        """Keep w and g, make w + eps visible to forward.
 
         Returns False, the same on all ranks, if g is known not to be finite; then call `skip`.
         """

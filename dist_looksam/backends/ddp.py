@@ -73,6 +73,14 @@ class DDP(TorchRanks, Plain):
         self.optimizer.zero_grad()
         self._warmed_up = True
 
+    def climbing_ranks(self) -> list[int]:
+        """See `Backend.climbing_ranks`. With find_unused_parameters not all ranks: a backward that
+        is reduced ends DDP's list of used layers, and the sum of a layer that the last group does
+        not use would stay this rank's own."""
+        assert self._ddp is not None
+        every = super().climbing_ranks()
+        return every[:-1] if self._ddp.find_unused_parameters and self.size > 1 else every
+
     def abandon(self) -> None:
         super().abandon()
         self._half_reduced = True

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from ..errors import ConfigError
+from ..maths.together import Groups
 from ..optim.entrywise import check_entrywise
 from . import fsdp2_units
 from .alike import differing
@@ -22,7 +23,7 @@ from .backend import Loss, Piece
 from .flat import NO_GROUP, Flat
 from .names import name_in
 from .plain import PRECISION_DTYPES, Plain
-from .ranks import TorchRanks, refuse_step
+from .ranks import TorchRanks, average_, refuse_step
 from .stored import refuse_state_dict, watch_first_step
 
 
@@ -33,7 +34,9 @@ class FSDP2(TorchRanks, Plain):
     rank ever holds a whole gradient.
 
     Args:
-        module: sharded by rows over a mesh of all ranks, or over (replicate, shard).
+        module: sharded by rows over a mesh of all ranks, or over (replicate, shard); or over a mesh
+            of this rank's block of neighbours. Then this class averages over blocks: once a pass,
+            and on a look only at its end, so that the groups of m may be blocks.
         optimizer: over its parameters, without state; this rank's rows replace the DTensors in its
             groups.
         precision: that of the module's MixedPrecisionPolicy; "fp16" adds a loss scale.
@@ -43,7 +46,6 @@ class FSDP2(TorchRanks, Plain):
     """
 
     name = "fsdp2"
-    whole_gradients = False
 
     def __init__(self, module: nn.Module, optimizer: Any, *, precision: str = "fp32") -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
@@ -55,13 +57,21 @@ class FSDP2(TorchRanks, Plain):
         fsdp2_units.check_norms(module)
         with torch.no_grad():
             self.shards = {n: p.to_local().detach() for n, p in self.params.items()}
-        if mesh.ndim == 2:
-            self._check_replicas(mesh)
+        self.block = mesh.size()  # ranks that backward reduces over
+        self.in_block = mesh.get_group() if mesh.ndim == 1 else None
+        self.copies = None  # this rank's row in all blocks
+        if self.block < self.size:
+            rows = [list(range(r, self.size, self.block)) for r in range(self.block)]
+            self.copies, _ = dist.new_subgroups_by_enumeration(rows)
+        if mesh.ndim == 2 or self.copies is not None:
+            self._check_replicas(mesh.get_group(0) if mesh.ndim == 2 else self.copies)
         if mesh.size(mesh.ndim - 1) > 1:
             check_entrywise(optimizer.base_optimizer, next(iter(self.shards.values())).device)
         self._replace_params(optimizer)
         super().__init__(module, optimizer, precision=precision)
-        self.replicas = (mesh.size(0), mesh.get_local_rank(0)) if mesh.ndim == 2 else (1, 0)
+        self.replicas = (self.size // self.block, self.rank // self.block)
+        if mesh.ndim == 2:
+            self.replicas = (mesh.size(0), mesh.get_local_rank(0))
         refuse_state_dict(optimizer.base_optimizer)
         watch_first_step(self)
         self._has_run = False  # true from the first forward on, which initialises torch's state
@@ -71,11 +81,11 @@ class FSDP2(TorchRanks, Plain):
         self._hook.remove()
         self._has_run = True
 
-    def _check_replicas(self, mesh: Any) -> None:
+    def _check_replicas(self, group: Any) -> None:
         """ConfigError if ranks that hold the same rows have different weights: torch allows it."""
 
         def largest(numbers: Tensor) -> Tensor:
-            dist.all_reduce(numbers, dist.ReduceOp.MAX, group=mesh.get_group(0))
+            dist.all_reduce(numbers, dist.ReduceOp.MAX, group=group)
             return numbers
 
         by_rank = self.gather(differing(list(self.shards.items()), largest))
@@ -119,6 +129,17 @@ class FSDP2(TorchRanks, Plain):
         dist.all_reduce(sums)
         return sums / self.replicas[0]
 
+    def _reduce_in_block(self, sums: Tensor) -> Tensor:
+        """As `reduce`, of numbers that each block has of its own."""
+        sums = sums.to(self.device)
+        dist.all_reduce(sums, group=self.in_block)
+        return sums
+
+    def average_(self, tensors: Sequence[Tensor], neighbours: int | None = None) -> None:
+        """Replace shards by their mean over blocks: one all-reduce, none if there is one block."""
+        if self.copies is not None:
+            average_(tensors, self.copies)
+
     def _reshard(self) -> None:
         """Free the layers that a forward without a backward has left gathered."""
         for unit in self.units:
@@ -145,11 +166,19 @@ class FSDP2(TorchRanks, Plain):
             raise
         for shard, total in (onto or {}).items():
             shard.grad = total if shard.grad is None else shard.grad.add_(total)
+        if average:
+            with torch.no_grad():
+                self.average_(self.gradients())
         return value
 
     def climbing_ranks(self) -> list[int]:
-        """See `Backend.climbing_ranks`: backward reduces over all ranks."""
-        return [self.size]
+        """See `Backend.climbing_ranks`: the ranks that backward reduces over."""
+        return sorted({self.block, self.size})
+
+    def perturb_group(self, groups: Groups) -> None:
+        """See `Backend.perturb_group`."""
+        of_block = groups.ranks < self.size
+        self.optimizer.perturb_group(reduce=self._reduce_in_block if of_block else self.reduce)
 
     def _clear_gradients(self) -> None:
         """Of sharded and of currently gathered parameters."""
@@ -212,8 +241,8 @@ class FSDP2(TorchRanks, Plain):
 
     # The two-gradient step.
 
-    def perturb(self, *, local: bool) -> bool:
-        """See `Backend.perturb`. Never `local`: Engine refuses it without whole gradients."""
+    def perturb(self) -> bool:
+        """See `Backend.perturb`."""
         finite = self.optimizer.perturb()
         return (self.scaler is None and finite.is_cuda) or bool(finite)
 

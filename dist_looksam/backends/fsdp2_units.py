@@ -6,7 +6,7 @@ Between steps the weights are DTensors: a rank has some rows of each.
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
@@ -16,12 +16,19 @@ from .plain import PRECISION_DTYPES
 from .units import units
 
 
-def shard(module: nn.Module, device: torch.device, *, precision: str = "fp32") -> nn.Module:
-    """`fully_shard` on every unit, then on the rest, over all ranks; returns the module.
+def shard(
+    module: nn.Module,
+    device: torch.device,
+    *,
+    precision: str = "fp32",
+    shard_ranks: int | None = None,
+) -> nn.Module:
+    """`fully_shard` on every unit, then on the rest; returns the module.
 
     Args:
         module: the same on every rank; units on another device than `device` are moved one by one.
         precision: of forward and backward. Shards and the reduction of gradients are fp32.
+        shard_ranks: neighbouring ranks that split each layer, a divisor of all ranks; default all.
 
     Raises:
         ConfigError: a parameter is a scalar, which has no rows.
@@ -32,7 +39,9 @@ def shard(module: nn.Module, device: torch.device, *, precision: str = "fp32") -
                 f"backend fsdp2 splits parameters by rows, got {name} without any; "
                 f"give it the shape (1,), or use --backend ddp."
             )
-    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    block = shard_ranks or dist.get_world_size()
+    shape, names = (dist.get_world_size() // block, block), ("replicate", "shard")
+    mesh = init_device_mesh(device.type, shape, mesh_dim_names=names)["shard"]
     dtype = PRECISION_DTYPES[precision]
     fp32 = None if dtype is None else torch.float32
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=fp32)
@@ -91,12 +100,20 @@ def trained(module: nn.Module) -> dict[str, DTensor]:
             )
         params[name] = p
         meshes.add(p.device_mesh)
-    if len(meshes) != 1 or next(iter(meshes)).size() != dist.get_world_size():
+    if len(meshes) != 1 or not _covers(next(iter(meshes))):
         raise ConfigError(
             f"Engine needs one mesh over all {dist.get_world_size()} ranks, got "
             f"{[tuple(m.shape) for m in meshes]}; give fully_shard the same mesh everywhere."
         )
     return params
+
+
+def _covers(mesh: DeviceMesh) -> bool:
+    """Whether the mesh is of all ranks, or of this rank's block of as many neighbours."""
+    size, members = mesh.size(), mesh.mesh.flatten().tolist()
+    first = dist.get_rank() // size * size
+    of_block = mesh.ndim == 1 and members == list(range(first, first + size))
+    return size == dist.get_world_size() or (of_block and dist.get_world_size() % size == 0)
 
 
 def visible_dtype(module: nn.Module) -> torch.dtype | None:

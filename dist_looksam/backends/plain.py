@@ -72,7 +72,6 @@ class Plain(StoredLayers):
     rank = 0
     ranks_may_join = False
     size = 1
-    whole_gradients = True
 
     def __init__(self, module: nn.Module, optimizer: Sharpness, *, precision: str = "fp32") -> None:
         self.module = module
@@ -148,6 +147,10 @@ class Plain(StoredLayers):
         for p, total in sums.items():
             p.grad = total.mul_(scale)
 
+    def averages(self, groups: Groups) -> bool:
+        """See `Backend.averages`: all ranks share the group."""
+        return groups.ranks == self.size
+
     def perturb_group(self, groups: Groups) -> None:
         """See `Backend.perturb_group`."""
         whole = groups.ranks in (1, self.size)  # own gradients, or means over all ranks
@@ -169,12 +172,12 @@ class Plain(StoredLayers):
         """See `Backend.climbing_ranks`."""
         return [n for n in range(1, self.size + 1) if self.size % n == 0]
 
-    def perturb(self, *, local: bool) -> bool:
+    def perturb(self) -> bool:
         """See `Backend.perturb`. From a GPU it reads the overflow flag in fp16 only."""
-        finite = self.optimizer.perturb(average_=self.average_ if local else None)
+        finite = self.optimizer.perturb()
         if self.scaler is None and finite.is_cuda:
             return True
-        return bool(self.mean(finite.float()) == 1 if local or self.scaler else finite)
+        return bool(self.mean(finite.float()) == 1 if self.scaler else finite)
 
     def perturb_ahead(self) -> None:
         """See `Backend.perturb_ahead`."""

@@ -17,6 +17,15 @@ def gather(value: Any, group: Any = None) -> list[Any]:
     return values
 
 
+def average_(tensors: Sequence[Tensor], group: Any) -> None:
+    """Replace whole tensors by their mean over a process group: one all-reduce of all together."""
+    flat = torch.cat([t.reshape(-1) for t in tensors])
+    dist.all_reduce(flat, group=group)
+    flat /= dist.get_world_size(group)
+    for t, new in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+        t.copy_(new.view_as(t))
+
+
 def refuse_step() -> None:
     """In place of `optimizer.step`, once its parameters are this rank's shards: ConfigError."""
     raise ConfigError(
@@ -47,14 +56,10 @@ class TorchRanks:
 
         neighbours: only over the block of so many ranks in a row that this one is in.
         """
-        group, size = self.group, self.size
-        if neighbours not in (None, size):
-            group, size = self._block(neighbours), neighbours
-        flat = torch.cat([t.reshape(-1) for t in tensors])
-        dist.all_reduce(flat, group=group)
-        flat /= size
-        for t, new in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
-            t.copy_(new.view_as(t))
+        if neighbours in (None, self.size):
+            average_(tensors, self.group)
+        else:
+            average_(tensors, self._block(neighbours))
 
     def _block(self, size: int) -> dist.ProcessGroup:
         """The process group of this rank's block of `size` ranks; made at the first call."""

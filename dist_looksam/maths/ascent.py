@@ -18,6 +18,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from .. import kernels
 from .shards import Reduce, Shards, dots, per_model, products, ratio, scalars
 
 
@@ -71,9 +72,13 @@ def perturb_(
     Returns:
         With a visible dtype the sums of `perturb_measured_`.
     """
+    power = perturbation.power
+    if power in (0.0, 1.0) and (kernel := kernels.fit(weights, grads)):
+        how = {"sign": power == 0.0, "layers": layers, "visible_dtype": visible_dtype}
+        return kernel.perturb_(weights, grads, perturbation.size, **how)
     if visible_dtype is not None:
         return perturb_measured_(weights, perturbation.eps(grads, layers=layers), visible_dtype)
-    if perturbation.power == 1.0:
+    if power == 1.0:
         sizes = scalars(perturbation.size, grads, layers)
         for w, g, size in zip(weights, grads, sizes, strict=True):
             w.addcmul_(g, size)

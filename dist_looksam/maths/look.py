@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .. import kernels
 from .shards import Reduce, Scope, Shards, dots, products, ratio, scalars
 
 
@@ -50,6 +51,10 @@ class Update:
 
     def combine_(self, xs: Shards, ys: Shards, *, layers: Sequence[int] | None = None) -> None:
         """xs become last x + kept y; on a look, ys become g_v."""
+        if kernel := kernels.fit(xs, ys):
+            columns = {"last": self.last, "kept": self.kept, "new_kept": self.new_kept}
+            kernel.combine_(xs, ys, **columns, layers=layers)
+            return
         lasts, kepts, news = (
             [None] * len(xs) if column is None else scalars(column, xs, layers)
             for column in (self.last, self.kept, self.new_kept)
@@ -80,7 +85,7 @@ def _update(
         scale=clip_scale(update_sq_norm, clip),
         update_sq_norm=update_sq_norm,
         grad_sq_norm=grad_sq_norm,
-        finite=torch.isfinite(grad_sq_norm) & torch.isfinite(update_sq_norm),
+        finite=torch.isfinite(grad_sq_norm + update_sq_norm),  # neither is negative
         **rest,
     )
 
@@ -89,7 +94,7 @@ def clip_scale(sq_norm: Tensor, clip: float | None) -> Tensor:
     """min(1, clip / norm): the factor that limits a norm to `clip`. 1 without a limit."""
     if clip is None:
         return torch.ones_like(sq_norm)
-    return ratio(torch.full_like(sq_norm, clip), sq_norm.sqrt(), otherwise=1.0).clamp(max=1.0)
+    return torch.full_like(sq_norm, clip) / sq_norm.sqrt().clamp(min=clip)
 
 
 def plain(grads: Shards, *, clip: float | None, reduce: Reduce) -> Update:
@@ -155,12 +160,12 @@ def gap(
     )
 
 
-def _look_sums(sam: Shards, grads: Shards, reduce: Reduce) -> Tensor:
-    """[3, P] true sums of (<g_s, g>, <g, g>, <g_s, g_s>)."""
+def _look_sums(sam: Shards, grads: Shards, reduce: Reduce) -> tuple[Tensor, Tensor, Tensor]:
+    """True sums, [P] each, of <g_s, g>, <g, g> and <g_s, g_s>."""
     # alike: where g_s is g, as at rho = 0, the ratio is exactly 1 and g_v exactly 0; reuse would
     # enlarge a rounding error.
-    sums = products((sam, grads), (grads, grads), alike=True)
-    return reduce(torch.cat([sums, dots(sam, sam).unsqueeze(0)]))
+    sums = reduce(products((sam, sam), (sam, grads), (grads, grads), alike=True))
+    return sums[1], sums[2], sums[0]
 
 
 def reuse(
@@ -177,15 +182,19 @@ def reuse(
 
     A g_v of zero adds nothing. One call of reduce, [3, P].
     """
-    g2, product, v2 = reduce(products((grads, grads), (grads, gv), (gv, gv)))
+    sums = reduce(products((grads, grads), (grads, gv), (gv, gv)))
+    g2, product, v2 = sums
     if natural:
         size = torch.ones_like(g2) * alpha
     else:
-        size = alpha * ratio(scope(g2), scope(v2), otherwise=0.0).sqrt()
+        shared_g2, _, shared_v2 = scope(sums)
+        size = alpha * ratio(shared_g2, shared_v2, otherwise=0.0).sqrt()
+    total_g2, _, total_v2 = sums.sum(-1)
+    update_sq_norms = torch.addcmul(g2, size, torch.addcmul(2 * product, size, v2))
     return _update(
         kept=size,
         clip=clip,
-        grad_sq_norm=g2.sum(),
-        update_sq_norm=(g2 + 2 * size * product + size * size * v2).sum().clamp(min=0),
-        gv_sq_norm=v2.sum(),
+        grad_sq_norm=total_g2,
+        update_sq_norm=update_sq_norms.sum().clamp(min=0),
+        gv_sq_norm=total_v2,
     )

@@ -1,8 +1,9 @@
-"""Learning rate over steps, and over batch sizes."""
+"""Learning rate over steps and over batch sizes; rho over steps."""
 
 import math
 
 SCHEDULES = ("cosine", "linear", "constant")
+RHO_SCHEDULES = ("constant", "lr", "linear", "cosine")
 SCALINGS = ("none", "sqrt", "linear")
 
 
@@ -20,6 +21,30 @@ def factor(step: int, *, steps: int, warmup: int, schedule: str) -> float:
     if schedule == "linear":
         return 1.0 - done
     return 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+def rho_factor(
+    step: int, *, first: int, steps: int, warmup: int, schedule: str, end: float, lr: float
+) -> float:
+    """The factor of rho at `step`, counted from 0.
+
+    `linear` and `cosine` go from 1 at step `first` to `end`, which they would reach at step
+    `steps`. `lr` is end + (1 - end) lr: in proportion to the learning rate, as in GSAM
+    (arXiv:2203.08065). A linear warm-up over the first steps from `first` on multiplies
+    it, with 1 / warmup at `first`.
+
+    Args:
+        end: factor at the end of the run; above 1, rho grows. lr: learning rate / its peak.
+    """
+    done = min(1.0, max(0, step - first) / max(1, steps - first))
+    share = {
+        "constant": 1.0,
+        "lr": lr,
+        "linear": 1.0 - done,
+        "cosine": 0.5 * (1.0 + math.cos(math.pi * done)),
+    }[schedule]
+    ramp = min(1.0, max(0, step - first + 1) / warmup) if warmup else 1.0
+    return ramp * (end + (1.0 - end) * share)
 
 
 def scaled_lr(lr: float, *, batch_size: int, base_batch: int, scaling: str) -> float:

@@ -16,6 +16,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from .. import kernels
+
 Shards: TypeAlias = Sequence[Tensor]
 Reduce: TypeAlias = Callable[[Tensor], Tensor]
 Scope: TypeAlias = Callable[[Tensor], Tensor]
@@ -49,14 +51,22 @@ def _row(x: Tensor) -> Tensor:
 
 
 def products(*pairs: tuple[Shards, Shards], alike: bool = False) -> Tensor:
-    """[len(pairs), P] of `dots`; a list in several pairs is flattened once.
+    """[len(pairs), P] of `dots`; a list in several pairs is read once.
 
-    alike: all by one kernel, so that x.y is x.x, bit for bit, where y equals x.
+    alike: x.y is y.y, bit for bit, where x equals y; (x, y) and (y, y) are both in `pairs`.
     """
+    lists = list({id(xs): xs for pair in pairs for xs in pair}.values())
+    if len(lists) <= 2 and (kernel := kernels.fit(*lists)):
+        number = {id(xs): n for n, xs in enumerate(lists)}
+        rows = kernel.sums(*lists)
+        wanted = [number[id(xs)] + number[id(ys)] for xs, ys in pairs]
+        every = wanted == list(range(len(rows)))
+        return rows if every else torch.stack([rows[n] for n in wanted])
     flat = {id(xs): [_row(x) for x in xs] for pair in pairs for xs in pair}
+    exact = {id(ys) for xs, ys in pairs if xs is not ys} if alike else set()
     rows = [
         squares(flat[id(xs)])
-        if xs is ys and not alike and on_gpu(xs)
+        if xs is ys and id(xs) not in exact and on_gpu(xs)
         else _each_dot(flat[id(xs)], flat[id(ys)])
         for xs, ys in pairs
     ]
@@ -108,5 +118,5 @@ def scalars(column: Tensor, like: Shards, layers: Sequence[int] | None = None) -
 
 def ratio(over: Tensor, under: Tensor, *, otherwise: float) -> Tensor:
     """over / under where under > 0, else `otherwise`; NaN and inf in `under` pass through."""
-    safe = torch.where(under == 0, 1.0, under)
-    return torch.where(under == 0, otherwise, over / safe)
+    none = under == 0
+    return (over / (under + none)).masked_fill_(none, otherwise)

@@ -5,6 +5,7 @@ A group is m / micro_batch consecutive ones, or an equal part of one. Each group
 along its own mean gradient. Source: Foret et al., arXiv:2010.01412, section 4.1 (m-sharpness).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import ConfigError
@@ -26,29 +27,48 @@ class Groups:
     parts: int = 1
 
 
-def groups(m: int | None, *, micro_batch: int, accumulation: int, ranks: int) -> Groups | None:
+def groups(
+    m: int | None,
+    *,
+    micro_batch: int,
+    accumulation: int,
+    ranks: int,
+    climbing: Sequence[int] | None = None,
+    backend: str = "",
+    why: str = "",
+) -> Groups | None:
     """The groups of m samples; None where all samples climb together.
 
     Args:
         m: samples in a group; None for the whole batch.
         accumulation: micro-batches of each rank in a step.
+        climbing: how many ranks in a row may share a group on this backend; None for all divisors.
+        backend, why: for the sentence: the backend's name; " by ..." where m is not as given.
 
     Raises:
-        ConfigError: groups would be of unequal size, or cut across ranks or micro-batches.
+        ConfigError: groups would be of unequal size, or cut across ranks or micro-batches, or the
+            backend cannot let so few ranks climb apart.
     """
-    batch = micro_batch * accumulation * ranks
-    if m is None or m == batch:
+    if m is None or m == micro_batch * accumulation * ranks:
         return None
     found = _of(m, micro_batch, accumulation, ranks)
+    apart = found is not None and (climbing is None or found.ranks in climbing)
+    if found is not None and apart:
+        return found
+    how = {"micro_batch": micro_batch, "accumulation": accumulation, "ranks": ranks}
+    fit = possible(**how, climbing=climbing)
+    nearest = min(fit, key=lambda n: max(n, m) / max(1, min(n, m)))
+    batches = f"{accumulation} x {ranks} micro-batches of {micro_batch}"
     if found is None:
-        fit = possible(micro_batch=micro_batch, accumulation=accumulation, ranks=ranks)
-        nearest = min(fit, key=lambda n: max(n, m) / max(1, min(n, m)))
         raise ConfigError(
             f"m must divide a micro-batch, or be made of those of neighbouring ranks or of all "
-            f"ranks, got {m} with {accumulation} x {ranks} micro-batches of {micro_batch}; the "
-            f"nearest is {nearest}, others need another micro_batch."
+            f"ranks, got {m}{why} with {batches}; the nearest is {nearest}, others need another "
+            f"micro_batch."
         )
-    return found
+    raise ConfigError(
+        f"m must be {'one of ' if len(fit) > 1 else ''}{', '.join(map(str, fit))} on backend "
+        f"{backend} with {batches}, got {m}{why}; use {nearest}, or backend ddp."
+    )
 
 
 def _of(m: int, micro_batch: int, accumulation: int, ranks: int) -> Groups | None:
@@ -66,9 +86,16 @@ def _of(m: int, micro_batch: int, accumulation: int, ranks: int) -> Groups | Non
     return Groups(ranks=ranks, micro_batches=each, rounds=accumulation // each)
 
 
-def possible(*, micro_batch: int, accumulation: int, ranks: int) -> list[int]:
+def possible(
+    *, micro_batch: int, accumulation: int, ranks: int, climbing: Sequence[int] | None = None
+) -> list[int]:
     """Every m that `groups` takes, ascending."""
-    among = [n for n in range(1, micro_batch) if micro_batch % n == 0]
-    among += [micro_batch * g for g in range(1, ranks + 1) if ranks % g == 0]
-    of_all = range(1, accumulation + 1)
-    return sorted({*among, *(micro_batch * ranks * n for n in of_all if accumulation % n == 0)})
+    found = {micro_batch * accumulation * ranks}
+    parts = [n for n in range(1, micro_batch) if micro_batch % n == 0]
+    some = [micro_batch * n for n in range(1, ranks + 1)]
+    of_all = [micro_batch * ranks * n for n in range(1, accumulation)]
+    for m in (*parts, *some, *of_all):
+        group = _of(m, micro_batch, accumulation, ranks)
+        if group is not None and (climbing is None or group.ranks in climbing):
+            found.add(m)
+    return sorted(found)

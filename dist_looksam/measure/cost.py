@@ -5,6 +5,7 @@ prints one table for the method and its base on rank 0.
 """
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from ..cli import table
 from ..cli.arguments import Parser
 from ..data import Data
 from ..engine import Engine
+from ..errors import ConfigError
 from ..settings import assemble, config
 from ..settings.config import Settings
 from ..world import World
@@ -30,6 +32,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--json", type=Path, help="file that also gets the numbers")
     own, flags = parser.parse_known_args(argv)
     settings = config.parse(flags)
+    if own.json is not None:  # before the measurement
+        _check_file(own.json)
     world = World.from_env(local_rank=settings.local_rank)
     settings, device, data, _ = assemble.start(settings, world)
     rows = measure(settings, data, device)
@@ -42,8 +46,14 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+def _check_file(path: Path) -> None:
+    if not path.parent.is_dir() or path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise ConfigError(f"json must be a file in a folder that can be written, got {path}.")
+
+
 def measure(settings: Settings, data: Data, device: Any) -> dict[str, Any]:
     """{"base", "look", "reuse"}: elements by collective; "memory": bytes of this rank."""
+    settings = replace(settings, looks="periodic", look_from=0, look_until=None)
     assert settings.base is not None
     base = replace(settings, optimizer=settings.base)
     plain, _ = _steps(base, data, device)

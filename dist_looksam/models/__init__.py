@@ -1,6 +1,18 @@
 """Networks: `create` makes one by name, `call` calls it with the samples' keys."""
 
-from .named import call, check, create, flops_per_image, names, resolve, takes_keys
+from .named import (
+    call,
+    check,
+    checkpoint_activations,
+    create,
+    flops_per_image,
+    names,
+    resolve,
+    takes_keys,
+)
 from .vit import ViT
 
-__all__ = ["ViT", "call", "check", "create", "flops_per_image", "names", "resolve", "takes_keys"]
+__all__ = [
+    "ViT", "call", "check", "checkpoint_activations", "create", "flops_per_image", "names",
+    "resolve", "takes_keys",
+]  # fmt: skip

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 _DRAW_SEED = 0  # `keys` already carry the run's seed and the step; see `ViT.forward`
 _FIRST_STREAM = 1000  # augmentation draws from the same keys with lower streams: data/draws.py
@@ -107,6 +108,7 @@ class ViT(nn.Module):
         self.patch_embed = nn.Linear(channels * size.patch**2, size.dim)
         self.pos_embed = nn.Parameter(torch.empty(1, self.num_tokens, size.dim))
         self.drop_path = drop_path
+        self.checkpoints = False  # of each block only the input is kept for backward
         self.blocks = nn.ModuleList(Block(size) for _ in range(size.depth))
         self.norm = nn.LayerNorm(size.dim, eps=1e-6)
         self.head = nn.Linear(size.dim, num_classes)
@@ -150,7 +152,12 @@ class ViT(nn.Module):
         x = self.patch_embed(self._patches(images)) + self.pos_embed
         kept = self._kept(len(x), keys, x.device)
         for i, block in enumerate(self.blocks):
-            x = block(x, None if kept is None else kept[2 * i : 2 * i + 2])
+            own = None if kept is None else kept[2 * i : 2 * i + 2]
+            if self.checkpoints and self.training and torch.is_grad_enabled():
+                # Blocks draw nothing themselves, so that there is no random state to keep.
+                x = checkpoint(block, x, own, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = block(x, own)
         return self.head(self.norm(x).mean(1))
 
     def flops_per_image(self) -> int:

@@ -59,6 +59,10 @@ class Ahead(TwoGradients):
         """True while a look, or a step that has perturbed before its pass, is not finished."""
         return self._ahead is not None or super().perturbed
 
+    def perturbs_ahead(self) -> bool:
+        """Whether this step perturbs before its pass: with MSAM, from look_from to look_until."""
+        return self.rule.along_momentum and self.rule.in_window(self.steps)
+
     @torch.no_grad()
     def perturb_ahead(self, params: Shards | None = None) -> bool:
         """Before the pass: replace w by w + eps in the parameters that have momentum. One reduce.

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from ..errors import ConfigError
 from ..maths.shards import Reduce, Shards, clones, scalars, whole
 from ..maths.trust import trust_ratio
+from . import at_once
 from .checks import check_real, check_whole
 from .rule import check_number
 
@@ -71,11 +72,34 @@ class _Trusted(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if self._step_at_once():
+            return loss
         parts = [
             self._part(params, group) for group in self.param_groups for params in _by_kind(group)
         ]
         self._descend([part for part in parts if part.weights])
         return loss
+
+    def states(self, params: Shards) -> at_once.States | None:
+        """For the kernels of `at_once`; None if there are none of this optimizer."""
+        return None
+
+    def _step_at_once(self) -> bool:
+        """The step by a few kernels for all layers, where that is possible."""
+        params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        grads: list[Any] = [p.grad for p in params]
+        if any(g.is_sparse for g in grads):
+            return False
+        finite = None if self.found_inf is None else self.found_inf == 0
+        parts = at_once.Parts(xs=self._split(params, grads), finite=finite)
+        groups = self.param_groups
+        work = at_once.work_of(self, params, parts, groups=groups, split=self._split)
+        if work is not None:
+            work()
+        return work is not None
+
+    def _split(self, params: Shards, like: Shards) -> list[Tensor]:
+        return [v for p, x in zip(params, like, strict=True) for v in self.pieces(p, x)]
 
     def _part(self, params: list[Tensor], group: dict[str, Any]) -> "_Part":
         alive: Any = 1.0
@@ -90,8 +114,8 @@ class _Trusted(Optimizer):
         if decay != 0:
             torch._foreach_add_(updates, params, alpha=decay)
         return _Part(
-            weights=[w for p in params for w in self.pieces(p, p)],
-            updates=[v for p, u in zip(params, updates, strict=True) for v in self.pieces(p, u)],
+            weights=self._split(params, params),
+            updates=self._split(params, updates),
             lr=group["lr"] * alive,
             trusted=decay != 0,
         )
@@ -120,15 +144,18 @@ class _Trusted(Optimizer):
                 self.state[p][name] = torch.zeros_like(p)
         return [self.state[p][name] for p in params]
 
-    def _counts(self, params: Shards, alive: Any) -> Tensor:
-        """[len(params)] steps taken with each parameter, this one included, at least 1; float64."""
-        steps = []
+    def _steps(self, params: Shards) -> list[Tensor]:
+        """Steps taken with each parameter; 0-dim float64, on its device."""
         for p in params:
             step = self.state[p].get("step", 0.0)
             if not isinstance(step, Tensor) or step.dtype != torch.float64:
                 step = torch.as_tensor(step, dtype=torch.float64)
             self.state[p]["step"] = step.to(p.device)
-            steps.append(self.state[p]["step"])
+        return [self.state[p]["step"] for p in params]
+
+    def _counts(self, params: Shards, alive: Any) -> Tensor:
+        """[len(params)] steps taken with each parameter, this one included, at least 1; float64."""
+        steps = self._steps(params)
         if isinstance(alive, Tensor):  # with alpha, or torch reads it as a number, and waits
             torch._foreach_add_(steps, alive, alpha=1)
         else:
@@ -195,6 +222,12 @@ class Lamb(_Trusted):
         super().__init__(
             params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         )
+
+    def states(self, params: Shards) -> at_once.States | None:
+        if type(self) is not Lamb:  # a subclass may have other formulas
+            return None
+        ms, vs = self._slots(params, "exp_avg"), self._slots(params, "exp_avg_sq")
+        return at_once.States(ms=ms, vs=vs, steps=self._steps(params))
 
     def _directions(
         self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any], alive: Any

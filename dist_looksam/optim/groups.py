@@ -15,7 +15,10 @@ CHECKS: dict[str, Callable[[float], None]] = {
     "alpha": check_alpha,
     "perturb": check_perturb,
 }
-ONE_FOR_ALL = ("k", "p", "scope", "layer_ascent", "decompose", "reuse", "along")
+ONE_FOR_ALL = (
+    "k", "p", "scope", "layer_ascent", "decompose", "reuse", "along", "looks", "look_from",
+    "look_until",
+)  # fmt: skip
 
 Group = dict[str, Any]
 

@@ -14,7 +14,7 @@ ALL, NORMS = "all", "norms"
 _NORM = re.compile(r"norm(\dd)?$", re.IGNORECASE)
 
 
-def check_which(which: str) -> None:
+def _check_which(which: str) -> None:
     """ConfigError unless this is `all`, `norms` or a regular expression."""
     try:
         re.compile(which)
@@ -40,7 +40,7 @@ def perturbed(model: nn.Module, which: str) -> set[int]:
     Raises:
         ConfigError: there is none.
     """
-    check_which(which)
+    _check_which(which)
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if which == NORMS:
         inside = {id(p) for m in model.modules() if _norm(m) for p in m.parameters(recurse=False)}

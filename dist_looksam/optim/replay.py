@@ -48,6 +48,7 @@ def _buffers(model: nn.Module | None) -> list[_Buffer]:
     return [
         _Buffer(owner, name, b, b.detach().clone())
         for owner in model.modules()
+        if owner._buffers  # of a ViT none; `named_buffers` of all modules takes long, each step
         for name, b in owner.named_buffers(recurse=False)
         if not is_lazy(b) and b.layout == torch.strided and _may_change(b)
     ]

@@ -9,6 +9,7 @@ from ..errors import ConfigError
 from ..maths import look
 from ..maths.ascent import Perturbation, layer_perturbation, model_perturbation
 from ..maths.shards import Reduce, Scope, Shards, per_layer, per_model
+from .when import DECIDERS, Decider
 
 SCOPES = ("model", "layer")
 LAYER_ASCENTS = ("scaled", "literal")
@@ -25,6 +26,20 @@ def check_k(k: object) -> None:
     """Raise ConfigError unless k is a whole number >= 1."""
     if isinstance(k, bool) or not isinstance(k, int) or k < 1:
         raise ConfigError(f"k must be a whole number >= 1, got {k}. 1 looks every step.")
+
+
+def check_window(look_from: Any, look_until: Any) -> None:
+    """Raise ConfigError unless these are whole numbers of steps with a step between them."""
+    for name, step in {"look_from": look_from, "look_until": look_until}.items():
+        if step is None and name == "look_until":
+            continue
+        if isinstance(step, bool) or not isinstance(step, int) or step < 0:
+            raise ConfigError(f"{name} must be a whole number of steps >= 0, got {step!r}.")
+    if look_until is not None and look_from >= look_until:
+        raise ConfigError(
+            f"look_from must be before look_until, got step {look_from} and step {look_until}, "
+            f"between which no step can look; lower look_from, or leave look_until out."
+        )
 
 
 def check_number(name: str, got: Any, usual: float) -> None:
@@ -66,7 +81,10 @@ class Rule:
     """Which gradient the base optimizer gets.
 
     ascent        None (never look), "model" or "layer".
-    k             look every k-th step.
+    k             steps per look, inside the window.
+    looks         "periodic", at every k-th step, or "adaptive": see optim/when.py.
+    look_from     first step of the window: earlier ones never look, nor perturb.
+    look_until    first step after the window, from which on none looks; None: it has no end.
     reuses_gv     remember g_v and add it between looks; else the base gets g there.
     along_momentum  perturb before the only pass of each step, against the base's momentum (MSAM:
                   see optim/ahead.py); never look.
@@ -86,6 +104,9 @@ class Rule:
     layer_ascent: str = "scaled"
     decompose: str = "model"
     reuse: str = "paper"
+    looks: str = "periodic"
+    look_from: int = 0
+    look_until: int | None = None
 
     def __post_init__(self) -> None:
         if self.ascent is not None:
@@ -94,6 +115,13 @@ class Rule:
         check_choice("decompose", self.decompose, SCOPES)
         check_choice("reuse", self.reuse, REUSES)
         check_k(self.k)
+        check_window(self.look_from, self.look_until)
+        check_choice("looks", self.looks, tuple(DECIDERS))
+        if self.looks == "adaptive" and self.k == 1:
+            raise ConfigError(
+                "k must be >= 2 with looks adaptive, got 1, at which every step looks; use a "
+                "larger k, or looks periodic."
+            )
         check_number("p", self.p, 2)
         if not self.p > 1:
             raise ConfigError(f"p must be > 1 (inf is allowed), got {self.p}. The usual p is 2.")
@@ -116,14 +144,25 @@ class Rule:
         """Which layers share a number in the decomposition and the reuse."""
         return per_layer if self.decompose == "layer" else per_model
 
-    def looks(self, step: int, *, has_gv: bool, must_retry: bool) -> bool:
-        """True if this step, counted from 0, computes the second gradient.
+    def in_window(self, step: int) -> bool:
+        """True if this step, counted from 0, may look or reuse g_v."""
+        end = self.look_until
+        return self.ascent is not None and self.look_from <= step and (end is None or step < end)
 
-        `must_retry`: the last step looked and was skipped.
-        """
-        if not self.two_passes:
-            return False
-        return step % self.k == 0 or must_retry or (self.reuses_gv and not has_gv)
+    def num_looks(self, steps: int) -> int:
+        """Looks of a run of so many steps in which none is skipped; with looks adaptive, about."""
+        return -(-self.num_in_window(steps) // self.k) if self.two_passes else 0
+
+    def num_in_window(self, steps: int) -> int:
+        """How many steps of such a run are in the window."""
+        if self.ascent is None:
+            return 0
+        end = steps if self.look_until is None else min(steps, self.look_until)
+        return max(0, end - self.look_from)
+
+    def decider(self) -> Decider:
+        """A new decider of which steps in the window look."""
+        return DECIDERS[self.looks](k=self.k, first=self.look_from)
 
     def perturbation(
         self,

@@ -20,6 +20,9 @@ class SAM(Sharpness):
         rho: radius of the ascent; with scope "layer" relative to ||w_i||.
         p: norm of the ascent, in (1, inf].
         k: look at every k-th step; g itself at the others (SAM-5 of the LookSAM paper).
+        look_from: number of the first step that may look; before it the base gets g. Default 0.
+        look_until: number of the first step that may not look any more; None: there is none.
+        looks: "periodic", or "adaptive": in 1 of k steps, where ||g|| is large (k >= 2).
         scope: "model" or "layer" ascent. layer_ascent: "scaled" or "literal".
         alpha: GSAM's weight: on a look the base gets g_s minus alpha times the part of g that is
             orthogonal to g_s; None for SAM. decompose: scope of that part, "model" or "layer".
@@ -44,6 +47,9 @@ class SAM(Sharpness):
         alpha: float | None = None,
         decompose: str = "model",
         along: str = "gradient",
+        look_from: int = 0,
+        look_until: int | None = None,
+        looks: str = "periodic",
         model: nn.Module | None = None,
     ) -> None:
         check_choice("along", along, ALONG)
@@ -55,6 +61,9 @@ class SAM(Sharpness):
             p=p,
             layer_ascent=layer_ascent,
             decompose=decompose,
+            looks=looks,
+            look_from=look_from,
+            look_until=look_until,
         )
         super().__init__(
             params, base_optimizer, rule=rule, rho=rho, alpha=alpha or 0.0, model=model
@@ -66,6 +75,7 @@ class LookSAM(Sharpness):
 
     Args:
         params, base_optimizer, rho, p, model: as in `SAM`.
+        look_from, look_until, looks: as in `SAM`. Outside the window no g_v exists or is reused.
         alpha: weight of the reused part; 0 gives SAM every k-th step.
         k: steps between looks; 1 is SAM.
         decompose: "model" or "layer", scope of the projection and of the reuse.
@@ -88,6 +98,9 @@ class LookSAM(Sharpness):
         layer_ascent: str = "scaled",
         decompose: str = "model",
         reuse: str = "paper",
+        look_from: int = 0,
+        look_until: int | None = None,
+        looks: str = "periodic",
         model: nn.Module | None = None,
     ) -> None:
         rule = Rule(
@@ -98,6 +111,9 @@ class LookSAM(Sharpness):
             layer_ascent=layer_ascent,
             decompose=decompose,
             reuse=reuse,
+            looks=looks,
+            look_from=look_from,
+            look_until=look_until,
         )
         super().__init__(params, base_optimizer, rule=rule, rho=rho, alpha=alpha, model=model)
 

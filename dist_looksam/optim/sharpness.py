@@ -139,8 +139,9 @@ class Sharpness(Ahead):
         Args:
             closure: zeroes the gradients, computes the loss, calls backward, returns the loss.
                 Called twice on looks, once otherwise (MSAM: at w + eps); both calls draw the same
-                random numbers (see `Replay`). Gradients of earlier micro-batches cannot be added up
-                here: `Engine` accumulates.
+                random numbers (see `Replay`). Its batch climbs together, as one group: `Engine` has
+                groups of m samples. Gradients of earlier micro-batches cannot be added up here:
+                `Engine` accumulates.
 
         Raises:
             ConfigError: no closure; one that added to the gradients before it, or that called no
@@ -173,7 +174,7 @@ class Sharpness(Ahead):
             warn_of_halves(self._layers())
         replay = Replay(self.model)
         try:
-            if self.rule.along_momentum:
+            if self.perturbs_ahead():
                 self.perturb_ahead()
             with torch.enable_grad():
                 loss = with_cleared_gradients(closure, self._layers())

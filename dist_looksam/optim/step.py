@@ -17,15 +17,17 @@ from ..errors import ConfigError
 from ..maths.ascent import Perturbation, cosine, perturb_
 from ..maths.look import Update
 from ..maths.shards import Reduce, Shards, clones, dots, whole
+from . import at_once
 from .base import Pieces, guarded_step, in_one_piece
 from .counters import StepCounters
 from .groups import CHECKS
 from .look import Look, add
 from .rule import Rule
 from .seen import Probe, Seen
+from .sharded_groups import ShardedGroups
 
 
-class TwoGradients(StepCounters):
+class TwoGradients(ShardedGroups, StepCounters):
     """The step of an optimizer around `base_optimizer`; both have the same groups and state.
 
     Attributes:
@@ -41,7 +43,7 @@ class TwoGradients(StepCounters):
 
     def _begin(self, rule: Rule, model: nn.Module | None) -> None:
         """Attributes before the first step, without a backend."""
-        self.rule, self.model = rule, model
+        self.rule, self.model, self.decider = rule, model, rule.decider()
         self.clip: float | None = None
         self.probe: Probe | None = None
         self.seen: Seen | None = None
@@ -111,8 +113,9 @@ class TwoGradients(StepCounters):
         return group.setdefault(self._keys[name], self._own[name])
 
     def column(self, name: str, params: Shards) -> Tensor | float:
-        """A setting of every layer in `params`: one number if all agree, else [P]; perturb as 1
-        or 0."""
+        """A setting of every layer in `params`: one number if all agree, else [P]. rho is times
+        `rho_scale`, perturb is 1 or 0."""
+        scale = self.rho_scale if name == "rho" else 1.0
         group_of = self._group_of or {
             p: n for n, group in enumerate(self.param_groups) for p in group["params"]
         }
@@ -122,13 +125,13 @@ class TwoGradients(StepCounters):
             CHECKS[name](value)
         values = tuple(settings[group_of[p]] for p in params for _ in self.pieces(p, p))
         if len(set(values)) <= 1:
-            return values[0] if values else 0.0
+            return values[0] * scale if values else 0.0
         if self._columns.get(name, ((), 0.0))[0] != values:
             column = torch.tensor(
                 values, dtype=torch.float64, device=self._device or params[0].device
             )
             self._columns[name] = (values, column)
-        return self._columns[name][1]
+        return self._columns[name][1] * scale
 
     def _split(self, params: Shards, like: Shards) -> list[Tensor]:
         """The layers inside parameters, as views of tensors laid out as these."""
@@ -137,39 +140,30 @@ class TwoGradients(StepCounters):
     # The second gradient.
 
     @torch.no_grad()
-    def perturb(self, *, average_: Callable[[Shards], None] | None = None) -> Tensor:
+    def perturb(self) -> Tensor:
         """After the first pass: keep copies of w and g, and replace w by w + eps.
 
-        Args:
-            average_: for eps from this rank's own gradients: replaces tensors by their mean over
-                ranks, here the kept g. A parameter that this rank has not used has a gradient of
-                zero, since other ranks may have used it.
-
         Returns:
-            0-dim bool: this rank's g is finite.
+            0-dim bool: g is finite.
         """
         params, grads = self._active()
-        if average_ is not None:
-            params = [p for p in self._layers() if p.requires_grad]
-            grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
         perturbation = self.perturbation(params, self._split(params, grads))
-        grads = clones(grads)  # DDP may own the memory behind .grad
-        self.perturb_(params, grads, perturbation)
-        if average_ is None and self._perturbed is not None:
+        self.perturb_(params, clones(grads), perturbation)  # DDP may own the memory behind .grad
+        if self._perturbed is not None:
             self._perturbed.used = {p: p.requires_grad for p in params}
-        if average_ is not None:
-            average_(grads)
         return perturbation.finite
 
-    def perturbation(self, params: Shards, layer_grads: Shards) -> Perturbation:
-        """How far to perturb each layer of `params`; writes nothing."""
+    def perturbation(
+        self, params: Shards, layer_grads: Shards, *, reduce: Reduce | None = None
+    ) -> Perturbation:
+        """How far to perturb each layer of `params`; writes nothing. `reduce`: if not `bind`'s."""
         self._number(params)
         return self.rule.perturbation(
             self._split(params, params),
             layer_grads,
             rho=self.column("rho", params),
             mask=self.column("perturb", params),
-            reduce=self.reduce,
+            reduce=reduce or self.reduce,
         )
 
     @torch.no_grad()
@@ -194,44 +188,25 @@ class TwoGradients(StepCounters):
             look.cosine_sums.append(sums)
         torch.clear_autocast_cache()  # else forward under a caller's autocast would see the old w
 
-    @torch.no_grad()
-    def perturb_from_own_grad_(self, params: Shards, weights: Shards, grads: Shards) -> Tensor:
-        """Perturb whole layers along this rank's own gradient, where `params` are its shards of
-        them. Call `keep` before. No collective.
-
-        Args:
-            weights, grads: the whole layers; weights are written to.
-
-        Returns:
-            0-dim bool: this rank's g is finite.
-        """
-        rho, mask = self.column("rho", params), self.column("perturb", params)
-        perturbation = self.rule.perturbation(weights, grads, rho=rho, mask=mask, reduce=whole)
-        sums = perturb_(weights, grads, perturbation, visible_dtype=self.visible_dtype)
-        assert self._perturbed is not None
-        self._perturbed.eps_cosine = None if sums is None else cosine(sums)
-        torch.clear_autocast_cache()
-        return perturbation.finite
-
     # Several groups, one after the other: first pass, `perturb_group`, second pass, `end_group`.
 
     @torch.no_grad()
-    def perturb_group(self, *, average_: Callable[[Shards], None] | None = None) -> None:
+    def perturb_group(
+        self, *, average_: Callable[[Shards], None] | None = None, reduce: Reduce | None = None
+    ) -> None:
         """After a group's first pass: add its g to the sum of g, replace w by w + eps of the group.
 
         Args:
             average_: replaces tensors by their mean over the ranks of the group, if `.grad` is this
                 rank's own gradient.
+            reduce: adds sums over the ranks that split a layer within the group, if not `bind`'s.
         """
         params = [p for p in self._layers() if p.grad is not None or p.requires_grad]
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
         if average_ is not None:
             average_(grads)
-        perturbation = self.perturbation(params, self._split(params, grads))
-        look = self._perturbed = self._perturbed or Look()
-        add(look.grads, params, grads)
-        look.keep(params)
-        self._perturb_kept_(look, params, grads, perturbation)
+        perturbation = self.perturbation(params, self._split(params, grads), reduce=reduce)
+        self.perturb_group_(params, grads, perturbation)
 
     @torch.no_grad()
     def end_group(self, *, last: bool) -> None:
@@ -292,7 +267,7 @@ class TwoGradients(StepCounters):
         rule, clip, reduce, look = self.rule, self.clip, self.reduce, self._perturbed
         alpha = self.column("alpha", params)
         if look is None:
-            gv = self._split(params, self._gv(params)) if rule.reuses_gv else None
+            gv = self._split(params, self._gv(params)) if self._reuses else None
             return rule.reuse_step(layer_grads, gv, alpha=alpha, clip=clip, reduce=reduce)
         sam, grads = layer_grads, self._split(params, look.grads_of(params))
         update = rule.learn(sam, grads, alpha=alpha, clip=clip, reduce=reduce)
@@ -306,12 +281,14 @@ class TwoGradients(StepCounters):
     def apply_(self, params: Shards, update: Update) -> None:
         """In these parameters: restore w, pass the gradient to the base, step it, store g_v."""
         self.restore(params)
+        if at_once.apply_(self, params, update):
+            return
         grads: list[Tensor] = [p.grad for p in params]  # type: ignore[misc]
         shards, layers = self._split(params, grads), self._numbers(params)
         kept: list[Tensor] = []
         if self._perturbed is not None:
             kept = self._perturbed.grads_of(params)
-        elif self.rule.reuses_gv:
+        elif self._reuses:
             kept = self._gv(params)
         new = kept if update.new_kept is not None else []  # g_v is written over g
         if kept:
@@ -328,7 +305,7 @@ class TwoGradients(StepCounters):
         """After `apply_` on all parameters: report the step and count it. One reduce on looks."""
         look, self._perturbed = self._perturbed, None
         if look is None:
-            gv, cos = update.gv_sq_norm if self.rule.reuses_gv else None, None
+            gv, cos = update.gv_sq_norm if self._reuses else None, None
         else:
             total = sum(look.gv_sums, torch.zeros_like(update.scale))
             gv, cos = self.reduce(total.view(1))[0], look.eps_cosine
@@ -358,6 +335,7 @@ class TwoGradients(StepCounters):
 
     def _count(self, seen: Seen) -> Seen:
         self.seen = seen
+        self.decider.record(self.steps, seen)
         self.steps += 1
         self.record_look(seen.finite if seen.look else None)
         return seen
@@ -372,6 +350,11 @@ class TwoGradients(StepCounters):
 
     def _numbers(self, params: Shards) -> list[int]:
         return [number for p in params for number in self._places[p]]
+
+    @property
+    def _reuses(self) -> bool:
+        """True if this step reuses g_v, unless it looks."""
+        return self.rule.reuses_gv and self.rule.in_window(self.steps)
 
     def _gv(self, params: Shards) -> list[Tensor]:
         """g_v of every parameter; zero where there is none yet."""

@@ -102,10 +102,19 @@ def rule_of(
     layer_ascent: str = "scaled",
     decompose: str = "model",
     reuse: str = "paper",
+    looks: str = "periodic",
+    look_from: int = 0,
+    look_until: int | None = None,
 ) -> Rule:
     """The rule of a method; k has an effect only where the row lets it be set."""
     row = method(name)
     check_k(k)
+    if looks != "periodic" and not row.settable_k:
+        able = [other for other, its in METHODS.items() if its.settable_k]
+        raise ConfigError(
+            f"looks {looks} needs a method that has k, got optimizer {name}; use one of "
+            f"{', '.join(able)}, or leave looks out."
+        )
     return Rule(
         ascent=row.ascent,
         k=k if row.settable_k else 1,
@@ -116,6 +125,9 @@ def rule_of(
         layer_ascent=layer_ascent,
         decompose=decompose,
         reuse=reuse,
+        looks=looks,
+        look_from=look_from,
+        look_until=look_until,
     )
 
 
@@ -123,7 +135,8 @@ def unused(name: str, base: str) -> list[str]:
     """Settings without effect for this method on this base."""
     row, flags = method(name), []
     if row.ascent is None:
-        flags += ["rho", "p", "perturb"]
+        flags += ["rho", "p", "perturb", "look_from", "look_until"]
+        flags += ["rho_schedule", "rho_end", "rho_warmup_steps"]
     if not row.two_passes:
         flags += ["ascent", "m"]
     if row.ascent != "layer":

@@ -18,11 +18,21 @@ from ..cli import table
 from ..cli.arguments import Parser
 from ..errors import ConfigError, did_you_mean
 from ..settings import config
+from ..settings.numbers import check_range
 from . import machines
-from .forecast import Plan, plan, to_dict
+from .forecast import MOST_GPUS, Plan, plan, to_dict
 from .machines import DEVICES, NETWORKS, Machine
 
 _TRAIN = [f"--{f.name}" for f in fields(config.Settings)]
+# More or less than any machine, or any data set, has.
+_RANGES: dict[str, tuple[float, float]] = {
+    "mfu": (1e-6, 1),
+    "bandwidth": (1e-6, 1e9),
+    "latency": (1e-6, 1e9),
+    "samples": (1, 10**12),
+    "classes": (1, 10**7),
+    "gpus_per_node": (1, MOST_GPUS),
+}
 _FOLDER = ["--data", "folder", "--data_dir", "(none)"]  # by default
 
 
@@ -54,13 +64,13 @@ def main(argv: Sequence[str]) -> int:
     """Print the plan, or calibrate. Raises ConfigError."""
     own, rest = _parser().parse_known_args(list(argv))
     settings = _settings(rest)
+    _check_positive(own)
     if own.calibrate is not None:
         from .calibrate import calibrate
 
         return calibrate(settings, Path(own.calibrate), classes=own.classes)
     if own.gpus is None:
         raise ConfigError("gpus must be given, got none; say how many ranks: --gpus 64.")
-    _check_positive(own)
     planned = plan(
         settings,
         gpus=own.gpus,
@@ -87,12 +97,14 @@ def _settings(flags: Sequence[str]) -> config.Settings:
 
 
 def _check_positive(own: Any) -> None:
-    for name in ("mfu", "bandwidth", "latency", "samples", "classes"):
+    for name in ("bandwidth", "latency", "samples", "classes"):
         value = getattr(own, name)
         if value is not None and not 0 < value < float("inf"):
             raise ConfigError(f"{name} must be > 0 and finite, got {value:g}.")
-    if own.mfu is not None and own.mfu > 1:
+    if own.mfu is not None and not 0 < own.mfu <= 1:
         raise ConfigError(f"mfu must be in (0, 1], got {own.mfu:g}; usual are 0.3 to 0.5.")
+    for name, (least, most) in _RANGES.items():
+        check_range(name, getattr(own, name), least, most)
 
 
 def _machine(own: Any) -> Machine:

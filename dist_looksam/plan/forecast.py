@@ -7,6 +7,7 @@ from typing import Any
 from ..data.sets import data_set
 from ..data.subset import left
 from ..errors import ConfigError
+from ..maths.together import possible
 from ..settings.config import Settings
 from . import machines
 from .machines import Device, Machine, Network
@@ -28,7 +29,7 @@ class Plan:
     micro_batch          that of the settings, or the largest of train.py's default that fits.
     largest_micro_batch  that fits; None if memory is not known. 0 if none does.
     wire                 bytes that one rank sends in a step: "base" of the base optimizer alone,
-                         "reuse" and "look" where there are such steps, "mean" over k steps.
+                         "reuse" and "look" where there are such steps, "mean" over the run.
     times                the same keys: a `Time` each.
     host_seconds         time of the host to launch the kernels of one pass, where that is longer
                          than they run; else 0.
@@ -58,7 +59,7 @@ class Plan:
 
     @property
     def step_seconds(self) -> float:
-        """Averaged over k steps."""
+        """Averaged over the run."""
         return self.times["mean"].total
 
 
@@ -119,10 +120,20 @@ def largest_micro_batch(run: PlannedRun, room: float | None) -> int | None:
     if room is None:
         return None
     share = run.settings.batch_size // run.ranks.total
+    m = run.settings.m if run.row.ascent else None
     for n in _divisors(share):
+        if m is not None and not _makes_up(run, n, m):
+            continue
         if memory(run.at(n)).peak <= _ROOM * room:
             return n
     return 0
+
+
+def _makes_up(run: PlannedRun, micro_batch: int, m: int) -> bool:
+    ranks = run.ranks.total
+    count = {"accumulation": run.settings.batch_size // (ranks * micro_batch), "ranks": ranks}
+    climbing = run.settings.backend_row.climbing_ranks(run.settings, ranks)
+    return m in possible(micro_batch=micro_batch, **count, climbing=climbing)
 
 
 def _divisors(n: int) -> Sequence[int]:
@@ -152,13 +163,11 @@ def _fitted(run: PlannedRun, largest: int | None, device: Device, *, asked: bool
 
 def _plan(run: PlannedRun, machine: Machine, largest: int | None) -> Plan:
     s = run.settings
-    others = run.row.along_momentum or 0 < run.looks < 1
-    kinds = ["base", *(["reuse"] if others else []), *(["look"] if run.looks else [])]
+    kinds = list(dict.fromkeys(["base", *run.shares]))
     wire = {k: _bytes(sent(run, look=k == "look").calls(), run, machine) for k in kinds}
     times = {k: step_time(run, machine, kind=k) for k in kinds}
-    usual, dear = "reuse" if "reuse" in kinds else "base", "look" if "look" in kinds else "base"
-    wire["mean"] = run.looks * wire[dear] + (1 - run.looks) * wire[usual]
-    times["mean"] = Time.mixed(times[dear], times[usual], run.looks)
+    wire["mean"] = sum(share * wire[kind] for kind, share in run.shares.items())
+    times["mean"] = Time.mixed([(share, times[kind]) for kind, share in run.shares.items()])
     host = host_time(run, machine.device)
     assert s.steps is not None
     return Plan(

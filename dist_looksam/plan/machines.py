@@ -91,6 +91,19 @@ DEVICES = {
 }
 
 
+def dense_peak(card: str, precision: str) -> float | None:
+    """Operations a second of a card, by CUDA's name of it, on its data sheet; None if unknown.
+
+    Of matrix products without sparsity; "fp32" is without TF32. Cards with less power than the
+    sheet's (PCIe, NVL) are not known, except A100, whose sheet has one number for all.
+    """
+    words = card.lower().replace("-", " ").split()
+    found = next((name for name in ("h200", "h100", "a100", "v100") if name in words), None)
+    if found is None or (found != "a100" and any(w in words for w in ("pcie", "nvl"))):
+        return None
+    return DEVICES[found].flops[precision] / MFU
+
+
 def _fabric(name: str, gbit: float, latency: float, what: str) -> Network:
     """A node's cables together in Gbit/s, of which 80 % are assumed to be reached."""
     return Network(

@@ -15,6 +15,7 @@ class Memory:
 
     weights, masters, base_state, g_v  between steps, as `Backend.memory()` names them.
     look         w0 and g of a look; w0 of a step that perturbs along the momentum.
+    groups       further sums of gradients that a look of several groups of m samples keeps.
     gradients    at the time of most activations: those of earlier micro-batches, and permanent
                  buffers of a backend. The others come as activations are freed.
     buckets      buffers of communication.
@@ -27,6 +28,7 @@ class Memory:
     base_state: int
     g_v: int
     look: int
+    groups: int
     gradients: int
     buckets: int
     activations: int
@@ -40,7 +42,7 @@ class Memory:
     @property
     def peak(self) -> int:
         """The most at once."""
-        backward = self.gradients + self.buckets + self.activations
+        backward = self.groups + self.gradients + self.buckets + self.activations
         return self.resident + self.look + max(backward, self.step)
 
     def to_dict(self) -> dict[str, int]:
@@ -58,6 +60,7 @@ def memory(run: PlannedRun) -> Memory:
         base_state=4 * shard * base.state + layout.counters(run) * base.counter_bytes,
         g_v=4 * shard if run.row.reuses_gv else 0,
         look=(8 if run.row.two_passes else 4 if run.row.along_momentum else 0) * shard,
+        groups=layout.groups(run),
         gradients=gradients,
         buckets=buckets,
         activations=_activations(run, run.work.parameters),
@@ -70,5 +73,10 @@ def _activations(run: PlannedRun, count: int) -> int:
     arithmetic = 2 if run.sixteen else 4
     autocast = run.layout.autocast(run)
     residual = 4 if autocast else arithmetic
-    size = run.work.activations(run.micro_batch, arithmetic=arithmetic, residual=residual)
+    size = run.work.activations(
+        run.micro_batch,
+        arithmetic=arithmetic,
+        residual=residual,
+        checkpointed=run.settings.checkpoint_activations,
+    )
     return size + (2 * count if autocast else 0)  # autocast stores the weights it has cast

@@ -11,12 +11,15 @@ class Call:
     """`times` collectives whose input on every rank is `elements` numbers of `size` bytes.
 
     kind: all_reduce, reduce_scatter or all_gather, whose input is the rank's own part.
+    ranks: neighbours that take part; None: all. apart: so many, each in another block of ranks.
     """
 
     kind: str
     elements: int
     size: int
     times: int = 1
+    ranks: int | None = None
+    apart: bool = False
 
     def whole(self, ranks: int) -> int:
         """Bytes of the whole tensor of one collective over `ranks`."""
@@ -45,12 +48,16 @@ def wire_bytes(call: Call, ranks: int, *, gloo: bool = False) -> float:
 
     2 (n-1)/n of an all-reduce's tensor, (n-1)/n of a reduce-scatter's or an all-gather's.
     """
+    ranks = call.ranks or ranks
     return call.times * _turns(call.kind, gloo) * call.whole(ranks) * (ranks - 1) / ranks
 
 
 def seconds(call: Call, ranks: Topology, network: Network) -> float:
     """Seconds, all `times` together: first inside each node, then between nodes, where a node sends
     its data once, over all its cables together."""
+    if call.ranks:
+        near = max(1, ranks.per_node * call.ranks // ranks.total) if call.apart else ranks.per_node
+        ranks = Topology(total=call.ranks, per_node=min(near, call.ranks))
     if ranks.total == 1:
         return 0.0
     whole, turns = call.whole(ranks.total), _turns(call.kind, network.gloo)

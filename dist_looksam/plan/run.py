@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from ..backends.rows import BACKENDS
 from ..errors import ConfigError
+from ..maths.together import Groups
 from ..optim import table
 from ..optim.bases import Base
 from ..settings.config import Settings
@@ -37,6 +38,11 @@ class PlannedRun:
         return self.settings.batch_size // (self.micro_batch * self.ranks.total)
 
     @property
+    def groups(self) -> Groups | None:
+        """The groups of m samples; None where all climb together, or none do."""
+        return replace(self.settings, micro_batch=self.micro_batch).groups(self.ranks.total)
+
+    @property
     def sixteen(self) -> bool:
         """Whether arithmetic is in 16 bits."""
         return BYTES[self.settings.precision] == 2
@@ -56,10 +62,17 @@ class PlannedRun:
 
     @property
     def looks(self) -> float:
-        """Looks a step, on average."""
-        if not self.row.two_passes:
-            return 0.0
-        return 1.0 / self.settings.rule.k
+        """Looks a step, on average over the run."""
+        steps = self.settings.steps or 1
+        return self.settings.rule.num_looks(steps) / steps
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The share of steps that look, that reuse g_v or may do so, and of the others."""
+        steps = self.settings.steps or 1
+        window = self.settings.rule.num_in_window(steps) / steps
+        kinds = {"base": 1 - window, "reuse": window - self.looks, "look": self.looks}
+        return {kind: share for kind, share in kinds.items() if share > 0}
 
     @property
     def shard(self) -> int:

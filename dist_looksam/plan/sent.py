@@ -17,9 +17,10 @@ class Sent:
     gathers    in each forward, before it needs them; stage 3's large layers, FSDP2's units.
     again      in each backward: FSDP2's units that were freed after their forward.
     gradients  in or after each backward of a micro-batch that `reduces` counts.
-    reduces    those backwards, in one pass: 1, or every micro-batch.
-    publish    after a pass, when weights have changed.
-    ahead      publishes before the first pass: 1 where the method perturbs before it.
+    reduces    those backwards, in the whole step.
+    publish    after a pass: of changed weights; of FSDP2's shards over blocks of ranks.
+    publishes  how often, in the whole step; also before a pass that begins at moved weights.
+    summed     once in the step, which nothing hides: sums of a look of several groups.
     small      number of collectives of a few numbers, in the whole step; only their latency counts.
     passes     forward and backward passes.
     """
@@ -29,7 +30,8 @@ class Sent:
     gradients: tuple[Call, ...] = ()
     reduces: int = 1
     publish: tuple[Call, ...] = ()
-    ahead: int = 0
+    publishes: int = 1
+    summed: tuple[Call, ...] = ()
     small: int
     passes: int
     accumulation: int
@@ -40,8 +42,9 @@ class Sent:
         for calls, times in (
             (self.gathers, self.passes * self.accumulation),
             (self.again, self.passes * self.accumulation),
-            (self.gradients, self.passes * self.reduces),
-            (self.publish, self.passes + self.ahead),
+            (self.gradients, self.reduces),
+            (self.publish, self.publishes),
+            (self.summed, 1),
         ):
             every += [replace(c, times=c.times * times) for c in calls]
         return every
@@ -54,7 +57,20 @@ def sent(run: PlannedRun, *, look: bool) -> Sent:
         return Sent(small=0, passes=passes, accumulation=run.accumulation)
     ahead = int(run.row.along_momentum)
     small = 1 + layout.norms(run, look)
-    if layout.norms(run, look):  # sums of the momentum and, in 16 bits, of the rounded eps
-        small += ahead * (1 + run.sixteen)
-    parts = layout.sent(run)
-    return Sent(small=small, passes=passes, accumulation=run.accumulation, ahead=ahead, **parts)
+    parts = {"reduces": 1, **layout.sent(run)}
+    once = parts["reduces"] == 1 and not layout.split  # else every backward, as at any m
+    reduced = passes * parts.pop("reduces")
+    summed: tuple[Call, ...] = ()
+    groups = run.groups if look and once else None
+    if groups is not None:
+        of_all = groups.ranks == run.ranks.total
+        reduced, summed = 1 + groups.rounds * of_all, layout.summed(run)
+    return Sent(
+        publishes=layout.publishes(run) if look and run.groups is not None else passes + ahead,
+        small=small + (ahead * (1 + run.sixteen) if layout.norms(run, look) else 0),
+        passes=passes,
+        accumulation=run.accumulation,
+        reduces=reduced,
+        summed=summed,
+        **parts,
+    )

@@ -1,7 +1,7 @@
 """How long a step takes: passes, the communication that does not hide under them, the update."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 
 from .machines import Device, Machine
 from .network import Call, seconds
@@ -9,10 +9,10 @@ from .run import PlannedRun
 from .sent import Sent, sent
 
 # Tensors of a shard's size that are read or written, 4 bytes an entry, in addition to those of the
-# base's update: counted in the code of optim/.
-_REUSE = 9  # three dot products, and g += size g_v
-_AHEAD = 10  # norms of the momentum and of g; a copy of w, eps, w back
-_LOOK = 22  # eps and its norms; copies of w and g, w back; three dot products, g_v and its norm
+# base's update: counted in the kernels of kernels/code.py (tests/gpu/test_kernel_counts.py).
+_REUSE = 3  # sums of g and g_v; g_v in the base's step
+_AHEAD = 9  # sums of v and of g; a copy of w; eps; w back
+_LOOK = 15  # sums of w, g; copies of both; eps; w back; sums of g, g_s; g, g_v in the base's step
 
 
 # Kernels of a forward and backward, for each layer: vit_b16's 152 had 2,000 (docs/planning.md).
@@ -36,10 +36,10 @@ class Time:
         return {**asdict(self), "total": self.total}
 
     @classmethod
-    def mixed(cls, look: "Time", other: "Time", share: float) -> "Time":
-        """The average of steps of which `share` look."""
-        a, b = asdict(look), asdict(other)
-        return cls(**{k: share * a[k] + (1 - share) * b[k] for k in a})
+    def mixed(cls, parts: "Sequence[tuple[float, Time]]") -> "Time":
+        """The average of steps, each with its share of them."""
+        names = [f.name for f in fields(cls)]
+        return cls(**{n: sum(x * getattr(time, n) for x, time in parts) for n in names})
 
 
 def step_time(run: PlannedRun, machine: Machine, *, kind: str) -> Time:
@@ -48,23 +48,25 @@ def step_time(run: PlannedRun, machine: Machine, *, kind: str) -> Time:
     one = max(pass_time(run, device), host_time(run, device))
     forward = one / 3
     whole, shown = _pass(run, s, machine, forward, one - forward)
-    ahead = s.ahead * sum(seconds(call, run.ranks, machine.network) for call in s.publish)
     # One more small all-reduce: the ranks of train.py agree whether to stop.
-    usual = _REUSE if run.row.reuses_gv else _AHEAD if run.row.along_momentum else 2
+    usual = _REUSE if run.row.reuses_gv else _AHEAD if run.row.along_momentum else 1
     extra = {"base": 0, "reuse": usual, "look": _LOOK}[kind]
     moved = 4 * run.shard * (run.base.traffic + extra)
     few = (s.small + 1) * seconds(_FEW, run.ranks, machine.network)
+    few += sum(seconds(call, run.ranks, machine.network) for call in s.summed)
     return Time(
         compute=s.passes * s.accumulation * one,
-        communication=s.passes * whole + ahead + few,
-        exposed=s.passes * shown + ahead + few,
+        communication=s.passes * whole + few,
+        exposed=s.passes * shown + few,
         update=moved / device.memory_bandwidth,
     )
 
 
 def pass_time(run: PlannedRun, device: Device) -> float:
-    """Seconds that the device computes for a forward and backward of one micro-batch."""
-    flops = 3 * run.work.flops * run.micro_batch
+    """Seconds that the device computes for a forward and backward of one micro-batch; with
+    checkpointed activations a second forward is part of backward."""
+    forwards = 4 if run.settings.checkpoint_activations else 3
+    flops = forwards * run.work.flops * run.micro_batch
     return device.pass_seconds + flops / device.flops[run.settings.precision]
 
 
@@ -88,9 +90,11 @@ def _pass(
             for _ in range(call.times)
         ]
 
-    gathers, gradients, publish = each(s.gathers), each(s.gradients), sum(each(s.publish))
+    gathers, gradients = each(s.gathers), each(s.gradients)
+    publish = s.publishes / s.passes * sum(each(s.publish))
     again = each(s.again)
-    whole = s.accumulation * sum(gathers + again) + s.reduces * sum(gradients) + publish
+    reduces = s.reduces / s.passes
+    whole = s.accumulation * sum(gathers + again) + reduces * sum(gradients) + publish
     if not run.layout.hides(run) or (run.layout.needs_streams and not machine.device.streams):
         return whole, whole
     fetched = 0.0
@@ -99,7 +103,7 @@ def _pass(
     sizes = [call.elements for call in s.gradients for _ in range(call.times)]
     late = behind(gradients, sizes, max(0.0, backward - sum(again)))  # one network for both
     late += max(0.0, sum(again) - backward)
-    return whole, s.accumulation * fetched + s.reduces * late + publish
+    return whole, s.accumulation * fetched + reduces * late + publish
 
 
 def behind(seconds_each: Sequence[float], sizes: Sequence[int], backward: float) -> float:

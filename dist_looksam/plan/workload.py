@@ -26,6 +26,8 @@ class Workload:
     flops       of the forward of one image; a backward costs twice that.
     saved       numbers that autograd keeps of one image: (of the arithmetic's precision, of the
                 residual stream's, of fp32).
+    block       those of `saved` that are of one block, where blocks can be checkpointed.
+    depth       number of blocks.
     working     further numbers that backward needs, of the arithmetic's precision.
     pixels      numbers of one image.
     """
@@ -36,6 +38,8 @@ class Workload:
     units: tuple[tuple[tuple[int, int], ...], ...]
     flops: int
     saved: tuple[int, int, int]
+    block: tuple[int, int, int]
+    depth: int
     working: int
     pixels: int
 
@@ -47,9 +51,19 @@ class Workload:
     def layers(self) -> int:
         return len(self.order)
 
-    def activations(self, images: int, *, arithmetic: int, residual: int) -> int:
-        """Bytes of a micro-batch's forward and backward; sizes are of one number."""
+    def activations(
+        self, images: int, *, arithmetic: int, residual: int, checkpointed: bool = False
+    ) -> int:
+        """Bytes of a micro-batch's forward and backward; sizes are of one number.
+
+        checkpointed: of each block its input, half of what it keeps of the residual stream; and all
+        of one block, which is computed again.
+        """
         own, stream, fp32 = self.saved
+        if checkpointed:
+            others = max(0, self.depth - 1)
+            own, fp32 = own - others * self.block[0], fp32 - others * self.block[2]
+            stream -= others * self.block[1] // 2
         each = own * arithmetic + stream * residual + 4 * fp32
         return images * (each + self.working * arithmetic + self.pixels * arithmetic)
 
@@ -62,7 +76,11 @@ def workload(
     name = models.resolve(model, image_shape)
     with torch.device("meta"):
         net = models.create(name, num_classes=num_classes, image_shape=image_shape)
-    saved, working = _vit(net, num_classes) if isinstance(net, ViT) else counted(net, image_shape)
+    block = (0, 0, 0)
+    if isinstance(net, ViT):
+        saved, block, working = _vit(net, num_classes)
+    else:
+        saved, working = counted(net, image_shape)
     groups = tuple(
         tuple(p.numel() for p in group["params"]) for group in table.groups(net, 1.0, perturb)
     )
@@ -74,6 +92,8 @@ def workload(
         units=_units(net),
         flops=models.flops_per_image(net, image_shape),
         saved=saved,
+        block=block,
+        depth=net.size.depth if isinstance(net, ViT) else 0,
         working=working,
         pixels=channels * height * width,
     )
@@ -86,8 +106,11 @@ def _units(net: nn.Module) -> tuple[tuple[tuple[int, int], ...], ...]:
     return tuple(tuple((len(p), p.numel() // len(p)) for p in part) for part in parts)
 
 
-def _vit(net: ViT, num_classes: int) -> tuple[tuple[int, int, int], int]:
-    """Numbers that autograd keeps of one image, by formula; tests compare them with allocations.
+_Saved = tuple[int, int, int]
+
+
+def _vit(net: ViT, num_classes: int) -> tuple[_Saved, _Saved, int]:
+    """`saved`, `block` and `working`, by formula; tests compare them with allocations.
 
     A block keeps its norms' outputs, q, k, v, the attention's output, the MLP's inner layer before
     and after GELU: 14 x tokens x dim in the arithmetic's precision; twice the residual stream; and
@@ -95,9 +118,10 @@ def _vit(net: ViT, num_classes: int) -> tuple[tuple[int, int, int], int]:
     """
     size, tokens = net.size, net.num_tokens
     stream = tokens * size.dim
-    own = 14 * stream * size.depth + tokens * net.patch_embed.in_features + 2 * size.dim
-    fp32 = size.depth * tokens * (size.heads + 4) + 2 * tokens + 2 * num_classes
-    return (own, (2 * size.depth + 1) * stream, fp32), 5 * stream
+    block = 14 * stream, 2 * stream, tokens * (size.heads + 4)
+    own = block[0] * size.depth + tokens * net.patch_embed.in_features + 2 * size.dim
+    fp32 = block[2] * size.depth + 2 * tokens + 2 * num_classes
+    return (own, block[1] * size.depth + stream, fp32), block, 5 * stream
 
 
 def counted(net: nn.Module, image_shape: tuple[int, int, int]) -> tuple[tuple[int, int, int], int]:

@@ -23,8 +23,8 @@ from . import metrics, rundir
 from .progress import h_mm_ss
 
 COLUMNS = (
-    "run", "job", "state", "nodes", "step", "top1", "images/s", "eta", "checkpoint", "requeues",
-    "reason",
+    "run", "job", "state", "nodes", "step", "top1", "images/s", "mfu", "GiB", "eta", "checkpoint",
+    "requeues", "reason",
 )  # fmt: skip
 
 
@@ -149,6 +149,7 @@ def row_of(run: Path) -> dict[str, str]:
     total = int((settings or {}).get("steps") or 0)
     done = steps[-1]["step"] + 1 if steps else 0
     recent = [r["images_per_s"] for r in steps[-20:] if r.get("images_per_s")]
+    mfu = [r["mfu"] for r in steps[-20:] if r.get("mfu")]  # older runs have none
     state = state_of(run, job, queued)
     row = dict.fromkeys(COLUMNS, "-")
     row |= {"run": str(run), "state": state, "step": f"{done}/{total or '?'}"}
@@ -159,6 +160,10 @@ def row_of(run: Path) -> dict[str, str]:
         row["top1"] = f"{evaluations[-1]['eval_top1']:.2%}"
     if recent:
         row["images/s"] = f"{sum(recent) / len(recent):.0f}"
+    if mfu:
+        row["mfu"] = f"{sum(mfu) / len(mfu):.1%}"
+    if steps and steps[-1].get("peak_memory"):
+        row["GiB"] = f"{steps[-1]['peak_memory'] / 2**30:.1f}"
     if state == "running" and steps and steps[-1]["seconds"]:
         row["eta"] = h_mm_ss(max(total - done, 0) * steps[-1]["seconds"] / done)
     saved = checkpoint.found(run / "checkpoints")

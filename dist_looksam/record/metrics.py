@@ -17,7 +17,7 @@ from .trackers import Tracker
 
 FIELDS = (
     "step", "epoch", "loss", "lr", "grad_norm", "update_norm", "look", "skipped", "gv_norm",
-    "gv_ratio", "images_per_s", "seconds",
+    "gv_ratio", "rho", "images_per_s", "seconds", "mfu", "peak_memory",
 )  # fmt: skip
 _FLAGS = ("look", "skipped")
 
@@ -38,6 +38,10 @@ class MetricsLog:
     `seconds` is the training time when the device had completed the step, evaluations and
     checkpoints left out; `images_per_s` is the step's images over the time since the step before
     was completed. On a GPU both are taken from events that the host reads with the values.
+    `mfu` is the share of the devices' peak that all passes of the step reached in this time: it is
+    null unless `peak_share` is given, the share that one pass over one image a second is.
+    `peak_memory` is the largest number of bytes that this process had allocated on its GPU until
+    the values were read; null on a CPU.
 
     `resume_step` is the next step to train: lines of this and later steps, evaluations of more
     steps, and a half-written last line are removed, atomically; None starts an empty file. Call
@@ -56,6 +60,7 @@ class MetricsLog:
         seconds: float = 5.0,
         tracker: Tracker | None = None,
         device: torch.device | None = None,
+        peak_share: float | None = None,
     ) -> None:
         self.path = None if path is None else Path(path)
         self.last: Row | None = None  # newest training line read from the device; NaN stays NaN
@@ -64,7 +69,8 @@ class MetricsLog:
         self._every = every
         self._patience = seconds
         self._tracker = tracker
-        self._cuda = device is not None and device.type == "cuda"
+        self._device = device if device is not None and device.type == "cuda" else None
+        self._share = peak_share
         self._pending: list[dict[str, Value]] = []  # not yet read from the device
         self._ends: list[tuple[Mark, int | None]] = []  # of pending steps, and their images
         self._trained = 0.0
@@ -107,8 +113,8 @@ class MetricsLog:
     def step(self, step: int, *, images: int | None = None, **values: Value) -> None:
         """Record one step. Names are those of FIELDS; omitted ones are null.
 
-        `seconds` is filled in here, and `images_per_s` where `images` of the step are given. May
-        flush. Raises TypeError for another name.
+        `seconds` and `peak_memory` are filled in here, and `images_per_s` and `mfu` where `images`
+        of the step are given. May flush. Raises TypeError for another name.
         """
         unknown = set(values) - set(FIELDS)
         if unknown:
@@ -160,7 +166,7 @@ class MetricsLog:
 
     def _mark(self) -> Mark:
         """This moment: by the host's clock, or when the device completes the work queued so far."""
-        if not self._cuda:
+        if self._device is None:
             return time.monotonic()
         event = torch.cuda.Event(enable_timing=True)
         event.record()
@@ -168,13 +174,16 @@ class MetricsLog:
 
     def _time(self, steps: list[Row]) -> None:
         """Fill in the times of pending steps. The device has completed them."""
-        now, here = self.seconds, self._mark()
+        now, here, memory = self.seconds, self._mark(), peak_memory(self._device)
         for row, (end, images) in zip(steps, self._ends, strict=True):
             seconds = now - _between(end, here)
             took, self._completed = seconds - self._completed, seconds
-            row["seconds"] = round(seconds, 3)
-            if images is not None:
-                row["images_per_s"] = images / took if took > 0 else None
+            row["seconds"], row["peak_memory"] = round(seconds, 3), memory
+            if images is not None and took > 0:
+                row["images_per_s"] = images / took
+                if self._share:
+                    passes = 2 if row["look"] else 1
+                    row["mfu"] = round(images / took * passes * self._share, 5)
         self._ends = []
 
     def _track(self, rows: list[Row]) -> None:
@@ -189,6 +198,12 @@ class MetricsLog:
         self.flush()
         if self._tracker is not None:
             self._tracker.close()
+
+
+def peak_memory(device: torch.device | None) -> int | None:
+    """The most bytes that this process has allocated on its GPU; None on a CPU."""
+    on_gpu = device is not None and device.type == "cuda"
+    return torch.cuda.max_memory_allocated(device) if on_gpu else None
 
 
 def read(path: str | os.PathLike[str]) -> tuple[list[Row], list[Row]]:

@@ -34,7 +34,8 @@ class Progress:
     Takes numbers that are on the host already. With `shown` False, on all ranks but one, all
     methods do nothing. `start` is the number of steps before a resume. Shows a bar on a terminal,
     elsewhere a line every `every_seconds` and for the first and last step. `log` is a file that
-    gets the same lines with their times, also where there is a bar.
+    gets the same lines with their times, also where there is a bar. `unit` is counted; `facts` are
+    the names of the numbers beside it.
     """
 
     def __init__(
@@ -46,14 +47,17 @@ class Progress:
         every_seconds: float = 10.0,
         file: IO[str] | None = None,
         log: Path | None = None,
+        unit: str = "step",
+        facts: tuple[str, ...] = ("loss", "top1", "images/s"),
     ) -> None:
         self.total = total
+        self.unit = unit
         self._shown = shown
         self._every = every_seconds
         self._marks: deque[tuple[float, int]] = deque([(time.monotonic(), start)])
         self._printed: float | None = None
         self._step = start
-        self._facts: dict[str, str] = {"loss": "-", "top1": "-", "images/s": "-"}
+        self._facts = dict.fromkeys(facts, "-")
         self._epoch = ""
         self._look = False
         self._console = Console(file=file or sys.stdout, highlight=False, markup=False)
@@ -71,8 +75,10 @@ class Progress:
         *,
         loss: float | None = None,
         images_per_s: float | None = None,
+        mfu: float | None = None,
         epoch: float | None = None,
         look: bool = False,
+        **facts: str,
     ) -> None:
         """`step` steps are done; `look` is of the last one. None leaves a number as it was."""
         if not self._shown:
@@ -86,6 +92,9 @@ class Progress:
             self._facts["loss"] = f"{loss:.4f}"
         if images_per_s is not None:
             self._facts["images/s"] = f"{images_per_s:,.0f}" if images_per_s < 1e9 else "-"
+        if mfu is not None:
+            self._facts["MFU"] = f"{mfu:.1%}"
+        self._facts |= facts
         if epoch is not None:
             self._epoch = f" epoch {int(epoch)}"
         self._show(now)
@@ -113,7 +122,7 @@ class Progress:
     def line(self) -> str:
         """The line for a log file."""
         facts = " ".join(f"{name} {value}" for name, value in self._facts.items())
-        return f"step {self._step}/{self.total} {facts} ETA {self.eta()}{self._epoch}"
+        return f"{self.unit} {self._step}/{self.total} {facts} ETA {self.eta()}{self._epoch}"
 
     def _show(self, now: float) -> None:
         if self._bar is not None and self._task is not None:
@@ -157,7 +166,8 @@ class _Facts(ProgressColumn):
 
     def render(self, task: BarTask) -> Text:
         text = Text()
-        text.append("● " if self._progress._look else "○ ", style="yellow")
+        if self._progress.unit == "step":
+            text.append("● " if self._progress._look else "○ ", style="yellow")
         for name, value in self._progress._facts.items():
             text.append(f"{name} ", style="dim")
             text.append(f"{value}  ")
@@ -169,7 +179,7 @@ class _Facts(ProgressColumn):
 
 def _columns(progress: Progress) -> tuple[ProgressColumn, ...]:
     return (
-        TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
-        BarColumn(bar_width=max(6, min(40, progress._console.width - 92))),
+        TextColumn(progress.unit + " {task.completed:.0f}/{task.total:.0f}"),
+        BarColumn(bar_width=max(6, min(40, progress._console.width - 103))),
         _Facts(progress),
     )

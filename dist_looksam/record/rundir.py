@@ -24,6 +24,7 @@ SUBMITTED = "submitted.json"  # launch/slurm.sbatch writes it before it starts t
 POINT = "point.json"  # of a sweep
 PLACED = (SUBMITTED, POINT)  # written into a run directory before the run
 WEIGHTS = "model.safetensors"
+FLATNESS = "flatness.json"  # of `dist-looksam flatness`, about the weights
 _WRITTEN = (CONFIG, SUMMARY, WEIGHTS, METRICS, PROBE)  # by a run
 LOCK = ".lock"
 LOG = "log.txt"
@@ -232,7 +233,7 @@ def to_resume(out: Path, resume: str) -> list[Path]:
 def record(out: Path, world: World, hosts: list[str]) -> None:
     """Write job.json: launcher, ranks, hosts, process, time and number of starts. Rank 0 only.
 
-    Removes the summary of an earlier start: only a finished run has one.
+    Removes what is known of an earlier start's last weights: summary and flatness.
     """
     before = job(out)
     now = {
@@ -248,7 +249,8 @@ def record(out: Path, world: World, hosts: list[str]) -> None:
         "starts": int(before.get("starts", 0)) + 1,
         "started": time.time(),
     }
-    (out / SUMMARY).unlink(missing_ok=True)
+    for name in (SUMMARY, FLATNESS):
+        (out / name).unlink(missing_ok=True)
     files.replace_json(out / JOB, now)
     (out / SUBMITTED).unlink(missing_ok=True)  # job.json holds the same
 

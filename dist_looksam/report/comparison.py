@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from dist_looksam.record.version import made_with
-from dist_looksam.report import drawing, scaling, tables, trials
+from dist_looksam.report import drawing, flatness, scaling, tables, trials
 from dist_looksam.report.page import Section, page
 from dist_looksam.report.runs import FINAL, TUNE, Run, RunSet, find, to_csv
 from dist_looksam.report.statistic import many
@@ -83,6 +83,8 @@ def _pictures(results: Study, run_set: RunSet, tuned: list[Tuning], out: Path) -
     tried = trials.chart(tuned)
     if tried is not None:
         paths.append(drawing.save_png(tried, out / "tuning.png"))
+    if flat := flatness.read([run.folder for run in results.finals]):
+        paths.append(drawing.save_png(flatness.picture(flat), out / "flatness.png"))
     return paths
 
 
@@ -107,6 +109,9 @@ def _sections(
     if lines := scaling.series(results):
         chart = scaling.ranks(lines, results, hover=True).chart()
         sections.append(Section(title="Ranks", charts=[chart], tables=[tables.ranks(lines)]))
+    if flat := flatness.read([run.folder for run in results.finals]):
+        picture, table = flatness.picture(flat), flatness.as_table(flat)
+        sections.append(Section(title="Flatness", charts=[picture], tables=[table]))
     if tuned:
         tried = trials.chart(tuned)
         charts = [] if tried is None else [tried]

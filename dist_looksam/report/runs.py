@@ -34,7 +34,7 @@ _COLUMNS = (
     "folder", "label", "method", "base", "stage", "batch", "seed", "state", "world_size", "top1",
     "steps", "seconds", "images_per_s", "passes", "gv_ratio", "skipped", "holdout", "lr", "rho",
     "k", "alpha", "reuse", "weight_decay", "warmup_steps", "trouble", "data", "model", "host",
-    "commit",
+    "commit", "mfu", "peak_memory",
 )  # fmt: skip
 
 
@@ -55,6 +55,8 @@ class Run:
     steps: int | None = None
     seconds: float | None = None
     images_per_s: float | None = None
+    mfu: float | None = None  # a fraction; of runs on known GPUs
+    peak_memory: int | None = None  # bytes, of rank 0's GPU
     passes: int | None = None
     gv_ratio: float | None = None  # median over the looks of the run
     skipped: int = 0  # steps
@@ -248,6 +250,8 @@ def _read(folder: Path) -> Run:
         steps=end.get("steps"),
         seconds=_finite(end.get("seconds")),
         images_per_s=_finite(end.get("images_per_s")),
+        mfu=_finite(end.get("mfu")),
+        peak_memory=end.get("peak_memory"),
         passes=end.get("forward_backward_passes"),
         gv_ratio=statistics.median(looks) if looks else None,
         skipped=sum(bool(row["skipped"]) for row in steps),

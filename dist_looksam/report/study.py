@@ -13,14 +13,8 @@ from dataclasses import dataclass, field
 from dist_looksam.optim.table import METHODS
 from dist_looksam.report.runs import SUPERSEDED, UNFINISHED, Run, RunSet
 from dist_looksam.report.statistic import Difference, MeanSd, many
+from dist_looksam.settings.alike import WITHOUT_EFFECT
 
-# Settings that do not change a run's weights (ranks, backend and ZeRO stage give the same weights),
-# and the seed, by which the runs of a cell differ.
-_LOCAL = {
-    "seed", "out", "resume", "save_every", "keep", "requeue", "eval_every", "probe_every", "device",
-    "timeout", "dry_run", "ranks", "local_rank", "workers", "data_dir", "micro_batch", "backend",
-    "zero_stage", "offload",
-}  # fmt: skip
 # Runs that differ in the seed alone take equally long on a machine without other load; with other
 # load they differed by up to a factor of 10.
 _QUIET = 1.25
@@ -362,7 +356,7 @@ def _mixed(cells: dict[tuple[str, int], Cell]) -> list[str]:
     """Cells whose runs differ in more than the seed: their spread is not that of seeds."""
     notes = []
     for (label, batch), cell in cells.items():
-        names = sorted({name for run in cell.runs for name in run.config} - _LOCAL)
+        names = sorted({name for run in cell.runs for name in run.config} - WITHOUT_EFFECT)
         parts = []
         for name in names:
             seeds: dict[str, list[int]] = {}

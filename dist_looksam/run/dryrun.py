@@ -5,7 +5,6 @@ the estimates of `dist-looksam plan`.
 """
 
 from dataclasses import dataclass
-from math import ceil
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from ..errors import ConfigError
 from ..optim.perturbed import ALL
 from ..plan import Plan, machine, plan
 from ..plan.machines import MFU, at_share
-from ..settings import assemble
+from ..settings import assemble, when
 from ..settings.config import Settings
 from ..world import World
 from . import resume
@@ -64,12 +63,12 @@ class Outcome:
 
     @property
     def looks(self) -> int:
-        rule = self.settings.rule
-        return ceil(self.steps / rule.k) if rule.two_passes else 0
+        return self.settings.rule.num_looks(self.steps)
 
     @property
     def passes(self) -> int:
-        """Forward and backward passes over a global batch, as summary.json counts them."""
+        """Forward and backward passes over a global batch, as summary.json counts them; about, if
+        looks are adaptive. A look that is skipped for overflow is repeated and adds to them."""
         return self.steps + self.looks
 
     @property
@@ -98,6 +97,8 @@ def check(settings: Settings, *, ranks: int, launcher: str = "", opened: bool = 
             image_shape=data.shape,
             drop_path=settings.drop_path,
         )
+    if settings.checkpoint_activations:
+        models.checkpoint_activations(model)
     if settings.compile != "off":
         compiled.blocks(model)
     optimizer = assemble.optimizer_of(settings, model)
@@ -216,6 +217,18 @@ def _whom(outcome: Outcome) -> str:
     )
 
 
+def _groups(s: Settings, ranks: int) -> str:
+    found = s.groups(ranks)
+    if found is None:
+        return "the whole batch climbs together"
+    number = s.batch_size // (s.m or 1)
+    if found.ranks == 1:
+        how = "each rank climbs alone and sends nothing for eps"
+    else:
+        how = f"{found.ranks} ranks climb together, one group after the other"
+    return f"{s.m:,}: {number:,} groups a look, {found.rounds} for each rank; {how}"
+
+
 def summary(outcome: Outcome) -> str:
     """The printed lines, without a line feed at the end."""
     s, data = outcome.settings, outcome.data
@@ -225,6 +238,7 @@ def summary(outcome: Outcome) -> str:
     size = "x".join(map(str, data.shape))
     decay = "constant" if s.schedule == "constant" else f"{s.schedule} to 0"
     begins, start_notes = resume.outlook(s, data)
+    about = "about " if s.rule.looks == "adaptive" else ""
     rows = {
         "method": _method(s),
         **({"perturbed": _whom(outcome)} if s.rule.ascent and s.perturb != ALL else {}),
@@ -236,7 +250,9 @@ def summary(outcome: Outcome) -> str:
         "begins": begins,
         "lr": f"{outcome.lr:.3g} after {s.warmup_steps:,} steps of warm-up, then {decay}",
         "decay, clip": f"weight decay {s.weight_decay:g}, clip {s.clip or 'none'}",
-        "passes": f"{outcome.passes:,}, {outcome.looks:,} of them for looks",
+        **({"m": _groups(s, outcome.ranks)} if s.m and s.rule.two_passes else {}),
+        **({"rho": when.rho_text(s), "looks": when.looks_text(s)} if s.rule.ascent else {}),
+        "passes": f"{about}{outcome.passes:,}, {outcome.looks:,} of them for looks",
         "backend": f"{s.backend}{stage}, {s.precision}",
         "memory": memory(outcome),
         "planned": cost(outcome),

@@ -21,16 +21,18 @@ from ..data.source import UNREADABLE
 from ..engine import Report
 from ..errors import ConfigError, RunError
 from ..maths.schedule import factor
+from ..optim.later import Later
 from ..record import rundir, trackers
-from ..record.metrics import MetricsLog
+from ..record.metrics import MetricsLog, peak_memory
 from ..record.probe import ProbeLog
 from ..record.progress import Progress
 from ..record.version import made_with
-from ..settings import assemble, config
+from ..settings import assemble, config, when
 from ..settings.config import Settings
 from . import resume
 from .advice import Advice, nothing_learnt, without_effect
 from .interrupt import REQUEUES, WATCHED, Interrupt, Interrupted, requeue
+from .peak import peak_share
 from .unused import Unused
 
 
@@ -67,11 +69,12 @@ class Fit:
             workers=settings.workers,
         )
         self.unused = Unused(data)
+        self.share = peak_share(settings, data, device, ranks=self.backend.size)
         self.start, self.saved = 0, 0
         self.untimed = 0  # steps of this start that are in no time
         self.top1: float | None = None
         self.evaluated: int | None = None  # steps done at the newest evaluation; on every rank
-        self._shared: tuple[int | None, Tensor] | None = None
+        self._shared: tuple[int | None, Later] | None = None
         self.caught: list[signal.Signals] = []  # by any rank
         reader, self.notes = resume.prepare(self.backend, settings, data)
         if self.first:
@@ -116,6 +119,7 @@ class Fit:
                     resume_step=self.start or None,
                     tracker=self.tracker,
                     device=self.device,
+                    peak_share=self.share,
                 ) as log,
                 Progress(
                     self.steps, start=self.start, shown=self.first, log=self.out / rundir.LOG
@@ -156,8 +160,9 @@ class Fit:
     def _greeting(self) -> str:
         s = self.settings
         count = sum(math.prod(piece.shape) for piece in self.backend.pieces())
+        m = f"m {s.m}, " if s.m and s.rule.two_passes else ""
         return (
-            f"{s.optimizer} on {s.base}, {models.resolve(s.model, self.data.shape)} "
+            f"{s.optimizer} on {s.base}, {m}{models.resolve(s.model, self.data.shape)} "
             f"({count:,} parameters), {s.data}, batch {s.batch_size} = {s.micro_batch} x "
             f"{self.backend.size} ranks x {self.train.accumulation}, {self.steps} steps, "
             f"backend {self.backend.name}, {s.precision}"
@@ -187,15 +192,18 @@ class Fit:
         self.progress.note(f"compiled in the first step, which took {seconds:.1f} s")
 
     def _set_lr(self, step: int) -> float:
+        """Set the learning rate and the factor of rho."""
         s = self.settings
         assert s.warmup_steps is not None
         share = factor(step, steps=self.steps, warmup=s.warmup_steps, schedule=s.schedule)
         for group, peak in zip(self.engine.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * share
+        self.engine.optimizer.rho_scale = when.rho_scale(s, step, lr=share)
         return self.peaks[0] * share
 
     def _record(self, done: Report, lr: float, *, images: int | None) -> None:
-        seen = done.seen
+        seen, rho = done.seen, self.settings.rho
+        assert rho is not None
         self.log.step(
             done.step,
             images=images,
@@ -208,6 +216,7 @@ class Fit:
             skipped=~seen.finite,
             gv_norm=seen.gv_norm,
             gv_ratio=seen.gv_ratio,
+            rho=rho * self.engine.optimizer.rho_scale if seen.look else None,
         )
         last = (self.log.flush() if done.step + 1 == self.steps else self.log.last) or {}
         self.advice.look(done.step, seen)
@@ -218,6 +227,7 @@ class Fit:
             epoch=self.train.epoch_of(done.step + 1),
             loss=last.get("loss"),
             images_per_s=last.get("images_per_s"),
+            mfu=last.get("mfu"),
             look=seen.look,
         )
 
@@ -233,8 +243,9 @@ class Fit:
         self._share_flags()
         return stop and done < self.steps
 
-    # Flags that must be the same on all ranks: one small all-reduce a step, read after the next
-    # step, so that no step waits for it. The mean is above 0 if any rank has raised the flag.
+    # Flags that must be the same on all ranks: one small all-reduce a step, read when the next step
+    # is queued, so that the device always has work. The mean is above 0 if any rank has raised the
+    # flag.
 
     def _share_flags(self) -> None:
         writer = self.writer
@@ -242,14 +253,16 @@ class Fit:
         most = self.settings.max_skips
         hopeless = bool(most) and self.log.skips >= most
         flags = (*signals, hopeless, self.unused.new(), writer.failed, not writer.written)
-        raised = torch.tensor(flags, dtype=torch.float32, device=self.device)
-        self._shared = (writer.pending, self.backend.mean(raised))
+        # A copy from memory that is not page-locked would wait for the device.
+        raised = torch.tensor(flags, dtype=torch.float32, pin_memory=self.device.type == "cuda")
+        mean = self.backend.mean(raised.to(self.device, non_blocking=True))
+        self._shared = (writer.pending, Later(mean))
 
     def _read_flags(self) -> bool:
         if self._shared is None:
             return False
         (pending, flags), self._shared = self._shared, None
-        *signals, hopeless, unreadable, failed, writing = (flags > 0).tolist()
+        *signals, hopeless, unreadable, failed, writing = (flags.read() > 0).tolist()
         self.caught = [s for s, raised in zip(WATCHED, signals, strict=True) if raised]
         if unreadable:
             self._note_unreadable()
@@ -326,12 +339,15 @@ class Fit:
         self._note_unreadable()
         weights = self.backend.full_weights()
         trained, seconds = (done - self.untimed) * self.settings.batch_size, self.log.seconds
+        rate = round(trained / seconds, 3) if seconds else None
         summary = {
             "top1": self.top1,
             "steps": done,
             "seconds": round(seconds, 3),
-            "images_per_s": round(trained / seconds, 3) if seconds else None,
+            "images_per_s": rate,
             "forward_backward_passes": self.engine.passes,
+            "mfu": self._mfu(rate, done),
+            "peak_memory": peak_memory(self.device),
             "world_size": self.backend.size,
             "backend": self.backend.name,
             "optimizer": self.settings.optimizer,
@@ -346,6 +362,12 @@ class Fit:
             files.replace_json(self.out / rundir.SUMMARY, {**summary, **self.made_with})
             self.progress.note(f"top1 {self.top1:.2%}; {drawn}")
         return summary
+
+    def _mfu(self, images_per_s: float | None, done: int) -> float | None:
+        """The share of the devices' peak that all passes have reached; None if it is unknown."""
+        if not self.share or not images_per_s or not done:
+            return None
+        return round(images_per_s * self.engine.passes / done * self.share, 5)
 
     def _draw(self) -> str:
         """Draw curves.png; returns a note. The drawing packages are an extra of this package."""

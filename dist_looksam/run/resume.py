@@ -71,7 +71,9 @@ def prepare(
     notes += shared(backend, lambda: rundir.prepare(out, resume_step=step, resumed=path))
     if reader is not None:
         notes.append(f"resumed from {reader.path} at step {reader.step}")
-        if settings.rule.reuses_gv and "g_v" not in reader.keys and reader.step % settings.k:
+        rule, after = settings.rule, reader.step - settings.rule.look_from
+        lost = rule.reuses_gv and rule.in_window(reader.step) and "g_v" not in reader.keys
+        if lost and after % rule.k:
             notes.append("the checkpoint holds no g_v: the first step looks")
     return reader, notes
 

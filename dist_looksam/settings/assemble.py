@@ -185,6 +185,8 @@ def optimizer_of(settings: Settings, model: nn.Module) -> Sharpness:
 def engine_of(settings: Settings, data: Data, device: torch.device) -> Engine:
     """The engine on the chosen backend. `settings` are resolved."""
     model = model_of(settings, data)
+    if settings.checkpoint_activations:
+        models.checkpoint_activations(model)
     if settings.compile == "blocks":
         compiled.compile_blocks(model)
     backend = settings.backend_row.make(
@@ -195,5 +197,5 @@ def engine_of(settings: Settings, data: Data, device: torch.device) -> Engine:
         loss=loss_of(settings, device),
         clip=settings.clip,
         ascent=settings.ascent,
-        m=settings.m if settings.rule.ascent else None,
+        m=settings.m if settings.rule.two_passes else None,
     )

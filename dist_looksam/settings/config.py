@@ -17,14 +17,14 @@ from ..backends.rows import BACKENDS, BackendRow, chosen
 from ..data.sets import SETS, data_set
 from ..engine import ASCENTS
 from ..errors import ConfigError
-from ..maths.schedule import SCALINGS, SCHEDULES
-from ..maths.together import groups
+from ..maths.schedule import RHO_SCHEDULES, SCALINGS, SCHEDULES
+from ..maths.together import Groups, groups
 from ..optim.bases import BASES
-from ..optim.perturbed import check_which
 from ..optim.rule import LAYER_ASCENTS, REUSES, SCOPES, check_alpha, check_choice, check_rho
 from ..optim.table import METHODS, base_of, base_row, method, rule_of
+from ..optim.when import DECIDERS
 from ..record.trackers import TRACKERS
-from . import flags
+from . import flags, when
 from .numbers import check_most, micro_batch
 
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -78,21 +78,21 @@ class Settings:
     rho: float | None = flag(
         None, "radius of the ascent; of layer-wise methods relative to ||w_i||; default by method"
     )
-    alpha: float | None = flag(
-        None,
-        "weight of the reused g_v; of gsam, of the part of g orthogonal to g_s that is subtracted; "
-        "default by method",
-    )
+    alpha: float | None = flag(None, "weight of g_v, or of what gsam subtracts; default by method")
     k: int = flag(5, "steps from one look (step with a second gradient) to the next")
-    p: float = flag(2.0, "p of the p-norm of the model-wide ascent, in (1, inf]")
-    perturb: str = flag(
-        "all",
-        "layers that are perturbed: all, norms (weights and biases of normalisation layers), or a "
-        "regular expression that is searched in the names of parameters",
+    looks: str = flag("periodic", "every k steps, or in 1 of k, where ||g|| is large", DECIDERS)
+    look_from: int | float = flag(0, f"first step that may look{when.MOMENT}")
+    look_until: int | float | None = flag(
+        None, f"first step that may no longer look{when.MOMENT}; default: the end"
     )
-    ascent: str = flag("global", "ranks whose gradient gives the ascent's direction", ASCENTS)
-    m: int | None = flag(
-        None, "samples that climb together, each group on its own; default: the whole batch"
+    rho_schedule: str = flag("constant", "factor of rho over the steps", RHO_SCHEDULES)
+    rho_end: float | None = flag(None, "factor of rho at the end, may be above 1; default 0")
+    rho_warmup_steps: int = flag(0, "linear warm-up of rho in steps, from look_from on; 0: none")
+    p: float = flag(2.0, "p of the p-norm of the model-wide ascent, in (1, inf]")
+    perturb: str = flag("all", "layers to perturb: all, norms, or a regular expression of names")
+    ascent: str = flag("global", "global, as --m says; rank, m = batch_size / ranks", ASCENTS)
+    m: int | None = flag(  # torchrun and deepspeed take --m for their own --master_port
+        None, "samples that climb together; default all; --group in launchers", (), "--group"
     )
     layer_ascent: str = flag("scaled", "formula of the layer-wise ascent", LAYER_ASCENTS)
     decompose: str = flag("model", "scope of the decomposition of g_s, or of gsam's of g", SCOPES)
@@ -133,6 +133,9 @@ class Settings:
     zero_stage: int | None = flag(
         None, f"ZeRO stage, 0 to 3, {_only('zero_stage')}; default 2 with zero"
     )
+    shard_ranks: int | None = flag(
+        None, f"ranks in a row that split each layer, {_only('shard_ranks')}; default all"
+    )
     deepspeed_config: str | None = flag(
         None, f"JSON file of DeepSpeed's settings, {_only('deepspeed_config')}; default none"
     )
@@ -143,6 +146,9 @@ class Settings:
         False, f"keep the optimizer state in host memory, {_only('offload')}; default off"
     )
     compile: str = flag("off", "what torch.compile compiles of the network", COMPILES)
+    checkpoint_activations: bool = flag(
+        False, "keep only the blocks' inputs for backward: less memory, a forward more; default off"
+    )
     precision: str = flag("fp32", "number format of forward and backward", PRECISIONS)
     seed: int = flag(0, "seed of weights, sample order, augmentation and dropout")
     out: str = flag("runs/latest", "run directory")
@@ -167,13 +173,11 @@ class Settings:
         for f in fields(self):
             if f.metadata["choices"] and getattr(self, f.name) is not None:
                 check_choice(f.name, getattr(self, f.name), f.metadata["choices"])
-        base_of(self.optimizer, self.base)
-        assert self.rule  # made here for its checks
-        if self.alpha is not None:
-            check_alpha(self.alpha)
-        if self.rho is not None:
-            check_rho(self.rho)
-        check_which(self.perturb)
+        assert base_of(self.optimizer, self.base) and self.rule  # made here for their checks
+        for check, value in ((check_alpha, self.alpha), (check_rho, self.rho)):
+            if value is not None:
+                check(value)
+        when.check(self)
         self._check_numbers()
         if not self.out or "\0" in self.out:  # "" would be the current directory
             raise ConfigError(f"out must name a directory, got {self.out!r}; name one with --out.")
@@ -208,7 +212,8 @@ class Settings:
             "batch_size": 1, "micro_batch": 1, "steps": 1, "warmup_steps": 0, "lr_base_batch": 1,
             "image_size": 1, "workers": 0, "save_every": 0, "eval_every": 0, "probe_every": 0,
             "keep": 0, "seed": 0, "holdout": 0, "warmup_epochs": 0, "lr": 0, "weight_decay": 0,
-            "eps": 0, "m": 1, "ranks": 1, "train_images": 1, "max_skips": 0,
+            "eps": 0, "m": 1, "shard_ranks": 1, "ranks": 1, "train_images": 1, "max_skips": 0,
+            "rho_end": 0, "rho_warmup_steps": 0,
         }  # fmt: skip
         for name, least in at_least.items():
             value = getattr(self, name)
@@ -230,7 +235,7 @@ class Settings:
 
     @property
     def rule(self) -> Any:
-        """The optimizer's `Rule`."""
+        """The optimizer's `Rule`; a share of the run counts once it is `resolved`."""
         return rule_of(
             self.optimizer,
             k=self.k,
@@ -238,6 +243,8 @@ class Settings:
             layer_ascent=self.layer_ascent,
             decompose=self.decompose,
             reuse=self.reuse,
+            looks=self.looks,
+            **when.known(self),
         )
 
     @property
@@ -264,36 +271,48 @@ class Settings:
             alpha=own_method.default_alpha if self.alpha is None else self.alpha,
             model=own.model if self.model == "auto" else self.model,
             backend=row.name,
-            micro_batch=micro_batch(self.batch_size, ranks=ranks, asked=self.micro_batch, m=self.m),
             dry_run=False,
             ranks=None,
             local_rank=None,
         )
         filled = replace(filled, **row.resolve(filled))
+        filled = replace(filled, **filled._samples(ranks))
         row.check(filled, ranks)
-        filled.check_m(ranks)
         return filled
 
-    def check_m(self, ranks: int) -> None:
-        """ConfigError if whole micro-batches do not make up m, or the backend cannot climb so."""
+    def _samples(self, ranks: int) -> dict[str, Any]:
+        """micro_batch, and of a method with ascent m, which ascent rank stands for.
+
+        Raises:
+            ConfigError: micro-batches do not make up m, or the backend cannot climb so.
+        """
+        m, ascent = (self.m, self.ascent) if self.rule.two_passes else (None, "global")
+        if ascent == "rank" and self.batch_size % ranks == 0:
+            m = self.batch_size // ranks
+            if self.m not in (None, m):
+                raise ConfigError(
+                    f"m must be batch_size / ranks with ascent rank, which is {m}, got {self.m}; "
+                    f"leave one out."
+                )
+        climbing = self.backend_row.climbing_ranks(self, ranks)
+        size = micro_batch(
+            self.batch_size, ranks=ranks, asked=self.micro_batch, m=m, climbing=climbing
+        )
+        replace(self, m=m, micro_batch=size).groups(ranks, " by ascent rank" * (ascent == "rank"))
+        return {"micro_batch": size, **({} if m is None else {"m": m, "ascent": "global"})}
+
+    def groups(self, ranks: int, why: str = "") -> Groups | None:
+        """The groups of m samples of settings that name micro_batch and backend; None for one."""
         assert self.micro_batch is not None
-        share = self.batch_size // ranks // self.micro_batch
-        found = groups(self.m, micro_batch=self.micro_batch, accumulation=share, ranks=ranks)
-        if found is None:
-            return
-        if self.ascent != "global":
-            raise ConfigError(
-                f"m and ascent rank must not both be given, got m {self.m}; leave one out."
-            )
-        may = self.backend_row.climbing_ranks(self, ranks)
-        if found.ranks not in may:
-            fit = [n * self.micro_batch for n in may if n < ranks]
-            fit += [ranks * self.micro_batch * n for n in range(1, share + 1) if share % n == 0]
-            raise ConfigError(
-                f"m must be one of {', '.join(map(str, fit))} on backend {self.backend} with "
-                f"{share} x {ranks} micro-batches of {self.micro_batch}, got {self.m}; use one of "
-                f"these, or --backend ddp."
-            )
+        return groups(
+            self.m if self.rule.two_passes else None,
+            micro_batch=self.micro_batch,
+            accumulation=self.batch_size // (ranks * self.micro_batch),
+            ranks=ranks,
+            climbing=self.backend_row.climbing_ranks(self, ranks),
+            backend=self.backend,
+            why=why,
+        )
 
     def resolved(self, *, ranks: int, launcher: str, samples: int) -> "Settings":
         """`for_ranks`, and the training length in steps. samples: number of training samples."""
@@ -305,6 +324,7 @@ class Settings:
             steps=steps,
             warmup_steps=self._warmup(steps, samples),
             warmup_epochs=None,
+            **when.window(self, steps),
         )
 
     def _warmup(self, steps: int, samples: int) -> int:

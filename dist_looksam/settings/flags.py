@@ -18,7 +18,7 @@ import yaml
 from .. import files
 from ..cli.arguments import Parser
 from ..errors import ConfigError, did_you_mean
-from .numbers import whole
+from .numbers import share_or_steps, whole
 
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 _BOOLEANS = {"true": True, "yes": True, "false": False, "no": False}
@@ -122,7 +122,19 @@ def _converted(f: Any, value: Any) -> Any:
         if optional:
             return None
         raise ConfigError(f"{f.name} must have a value, got none; the default is {f.default}.")
+    if {int, float} <= {*get_args(f.type)}:
+        return _share_or_steps(f.name, value)
     return _typed(f.name, value, kind_of(f))
+
+
+def _share_or_steps(name: str, value: Any) -> int | float:
+    try:
+        return share_or_steps(value)
+    except (ValueError, TypeError, OverflowError):
+        raise ConfigError(
+            f"{name} must be a share of the run in [0.0, 1.0] or a whole number of steps, got "
+            f"{value!r}; 0.9 is nine tenths of the run, 900 is step 900."
+        ) from None
 
 
 def _typed(name: str, value: Any, kind: Any) -> Any:

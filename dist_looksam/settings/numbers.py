@@ -1,5 +1,6 @@
 """Numbers of settings: parsed exactly, checked against upper limits, divided over ranks."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from ..errors import ConfigError
@@ -21,6 +22,15 @@ def check_most(name: str, value: Any, kind: Any) -> None:
         raise ConfigError(f"{name} must be <= {most:,}, got {value}.")
 
 
+def check_range(name: str, value: float | None, least: float, most: float) -> None:
+    """ConfigError for a number of a command's flag outside of [least, most], and for NaN."""
+    if value is not None and not least <= value <= most:
+        ends = " and ".join(
+            f"{end:,}" if isinstance(end, int) else f"{end:g}" for end in (least, most)
+        )
+        raise ConfigError(f"{name} must be between {ends}, got {value}.")
+
+
 def whole(value: Any) -> int:
     """An int, or text like 64 or 1e6. ValueError, TypeError or OverflowError for anything else."""
     if isinstance(value, bool):
@@ -34,9 +44,32 @@ def whole(value: Any) -> int:
         return int(number)
 
 
-def micro_batch(batch: int, *, ranks: int, asked: int | None, m: int | None = None) -> int:
+def share_or_steps(value: Any) -> int | float:
+    """A whole number, of steps; or one with a decimal point, a share of the run in [0, 1].
+
+    ValueError or TypeError for anything else.
+    """
+    if isinstance(value, bool):
+        raise ValueError
+    try:
+        return int(str(value))
+    except ValueError:
+        number = float(value)
+        if 0 <= number <= 1:
+            return number
+        return whole(value)
+
+
+def micro_batch(
+    batch: int,
+    *,
+    ranks: int,
+    asked: int | None,
+    m: int | None = None,
+    climbing: Sequence[int] | None = None,
+) -> int:
     """`asked`, checked; by default the largest divisor of a rank's share of the batch up to 256,
-    one that makes m up where there is one."""
+    one that makes m up where there is one. climbing: as of `together.groups`."""
     unit = ranks * (asked or 1)
     if batch % unit:
         nearest = [n for n in (batch // unit * unit, (batch // unit + 1) * unit) if n]
@@ -55,7 +88,7 @@ def micro_batch(batch: int, *, ranks: int, asked: int | None, m: int | None = No
         share = batch // ranks
         for size in range(min(share, 256), 0, -1):
             count = {"micro_batch": size, "accumulation": share // size, "ranks": ranks}
-            if share % size == 0 and m in possible(**count):
+            if share % size == 0 and m in possible(**count, climbing=climbing):
                 return size
     return asked or _largest_divisor(batch // ranks, 256)
 

@@ -19,6 +19,7 @@ from .. import files
 from ..cli.arguments import Parser
 from ..errors import ConfigError, RunError
 from ..record.progress import h_mm_ss
+from ..settings.numbers import check_range
 from . import array, grid, local
 from .grid import Point
 from .ledger import Ledger
@@ -31,9 +32,8 @@ def main(argv: Sequence[str]) -> int:
     flags = _parser().parse_args(argv[:at])
     if argv[at + 1 :] and not flags.slurm:
         raise ConfigError("what stands behind -- is for sbatch; add --slurm or leave it out.")
-    for name in ("jobs", "ranks"):
-        if getattr(flags, name) < 1:
-            raise ConfigError(f"{name} must be >= 1, got {getattr(flags, name)}.")
+    for name, least, most in (("jobs", 1, 1024), ("ranks", 1, 1024), ("at_once", 0, 10**6)):
+        check_range(name, getattr(flags, name), least, most)
     devices = [d for d in flags.devices.split(",") if d]
     if devices and len(devices) < flags.jobs * flags.ranks:
         raise ConfigError(

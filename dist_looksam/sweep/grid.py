@@ -18,6 +18,7 @@ from .. import files
 from ..errors import ConfigError
 from ..optim.table import method
 from ..settings.config import Settings, parse
+from ..settings.when import share_of_run
 
 KEYS = ("settings", "methods", "batch_size", "imagenet_batch", "batch_multiple", "seeds", "tune")
 TUNE_KEYS = ("batch_size", "imagenet_batch", "seed", "holdout", "widen")
@@ -77,7 +78,8 @@ class Point:
         row = method(self.flags["optimizer"])
         if not row.two_passes:
             return 1.0
-        return 1.0 + 1.0 / (self.flags.get("k", 5) if row.settable_k else 1)
+        share = share_of_run(self.flags.get("look_from", 0), self.flags.get("look_until"))
+        return 1.0 + share / (self.flags.get("k", 5) if row.settable_k else 1)
 
 
 @dataclass(frozen=True, kw_only=True)

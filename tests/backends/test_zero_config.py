@@ -100,6 +100,21 @@ def test_the_file_gives_what_no_flag_says(tmp_path):
     assert made["wall_clock_breakdown"] is True
 
 
+@pytest.mark.parametrize("file, checks", [({}, False), ({"check_grad_overflow": True}, True)])
+def test_deepspeed_looks_for_overflow_in_bf16_only_if_the_file_asks(file, checks):
+    """A step knows it before; at stage 2 DeepSpeed's look is a fifth of a step's operators."""
+    made = zero_config.make(
+        {"bf16": file},
+        stage=2,
+        batch_size=4,
+        micro_batch=2,
+        ranks=2,
+        precision="bf16",
+        offload=False,
+    )
+    assert made["bf16"] == {"enabled": True, "check_grad_overflow": checks}
+
+
 def test_the_stage_is_two_where_nobody_says():
     assert zero_config.stage_of({}, None) == 2
 

@@ -73,3 +73,13 @@ def test_a_resolved_file_of_before_the_rows_means_the_same(file):
     assert old.splitlines()[:3] == ["optimizer: look_layer_sam", "base: lamb", "lr: 0.01"]
     again = config.parse(["--config", file(old)])
     assert again.resolved(ranks=1, launcher="", samples=1437).to_yaml() == old
+
+
+def test_m_has_a_name_that_launchers_leave_to_the_program():
+    """torchrun and deepspeed stopped at --m: "ambiguous option: --m could match --master_port"."""
+    from torch.distributed.run import get_args_parser
+
+    flags = ["--nproc_per_node", "2", "train.py", "--group", "16", "--shard_ranks", "2"]
+    passed = get_args_parser().parse_args(flags).training_script_args
+    settings = config.parse(passed)
+    assert settings == config.parse(["--m", "16", "--shard_ranks", "2"]) and settings.m == 16

@@ -14,11 +14,17 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Every room, from the ground up: a room imports itself and rooms below it. `cli.main` names the
 # modules of its commands and imports one when it is called.
 FLOORS = [
-    *("errors", "files", "rows", "cli", "maths", "data", "models", "world", "optim"),
+    *("errors", "files", "rows", "cli", "kernels", "maths", "data", "models", "world", "optim"),
     *("backends", "engine"),
-    *("checkpoint", "record", "settings", "report", "plan", "measure", "run", "sweep"),
+    *("checkpoint", "record", "settings", "flatness", "report", "plan", "measure", "run", "sweep"),
 ]
-FOUNDATION = {"errors", "rows", "maths", "optim"}  # these may import one another and nothing else
+FOUNDATION = {
+    "errors",
+    "rows",
+    "kernels",
+    "maths",
+    "optim",
+}  # these may import one another and nothing else
 
 # An optional library and the only files that may import it.
 OPTIONAL = {
@@ -27,6 +33,7 @@ OPTIONAL = {
     "altair": ("report/*.py",),
     "vl_convert": ("report/*.py",),
     "jinja2": ("report/*.py",),
+    "triton": ("kernels/code.py",),
 }
 IN_ONE_FILE = ["mpi4py", "simplejpeg", "timm", "wandb", "tensorboard", "pytorch_optimizer"]
 SAYS_NOTHING = {"utils", "util", "common", "helpers", "helper", "misc"}

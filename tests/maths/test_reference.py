@@ -141,18 +141,19 @@ def test_groups_have_their_own_numbers():
     np.testing.assert_allclose(np.concatenate(run.weights[1]), [first, second], rtol=1e-12)
 
 
-def test_every_rank_perturbs_along_its_own_gradient():
-    """Two ranks with g = (6, 0) and (0, 8): each looks along its own axis, eps = (.5, 0), (0, .5).
+def test_every_group_perturbs_along_its_own_gradient():
+    """Two groups with g = (6, 0) and (0, 8): each looks along its own axis, eps (.5, 0), (0, .5).
 
-    The loss of rank r is c_r w_r^2 / 2, doubled so that the mean has curvatures 3 and 4. Climbing
-    the mean instead, as ascent global does, would give eps = (.3, .4).
+    The loss of group c is c_c w_c^2 / 2, doubled so that the mean has curvatures 3 and 4. Climbing
+    the mean instead, as with m the whole batch, would give eps = (.3, .4).
     """
 
-    def rank_gradients(weights, t):
+    def part_gradient(weights, t, low, high):
         w = weights[0]
-        return [[np.array([6 * w[0], 0.0])], [np.array([0.0, 8 * w[1]])]]
+        assert (low, high) in ((0, 5), (5, 10))
+        return [np.array([6 * w[0], 0.0] if low == 0 else [0.0, 8 * w[1]])]
 
-    how = {"optimizer": "sam", "rank_gradients": rank_gradients}
+    how = {"optimizer": "sam", "m": 5, "batch_size": 10, "part_gradient": part_gradient}
     run = once([np.ones(2)], quadratic([3.0, 4.0]), **how)
     np.testing.assert_allclose(run.weights[0][0], [1 - 0.1 * 4.5, 1 - 0.1 * 6.0], rtol=1e-14)
 

@@ -1,11 +1,15 @@
 """Bench: what it counts is what was done, and its ratios are of cycles of the same turn."""
 
 import json
+from functools import partial
 
 import pytest
+import torch
+from torch._dynamo.utils import counters
 
+from dist_looksam.backends.compiled import compile_blocks
 from dist_looksam.cli import main as cli
-from dist_looksam.measure import bench
+from dist_looksam.measure import bench, loops
 from dist_looksam.measure.bench import Counted, CycleTime, Loop, Problem, compare
 from dist_looksam.optim.table import METHODS
 
@@ -28,8 +32,8 @@ def test_passes_are_counted_where_they_happen():
 def test_the_other_looksam_makes_two_passes_on_every_step():
     """Its k spares the perturbation and not the gradient; docs/planning.md says so."""
     costs = compare(Problem(k=5, **SMALL), list(bench.PEERS), repeats=1)
-    assert [c.passes_per_step for c in costs] == [2.0, 2.0]
-    assert [c.base for c in costs] == ["adamw", "adamw"]
+    assert [c.passes_per_step for c in costs] == [1.0, 2.0, 2.0]
+    assert [c.base for c in costs] == ["lamb", "adamw", "adamw"]
 
 
 def test_a_ratio_is_to_the_base_in_the_same_turn():
@@ -38,11 +42,13 @@ def test_a_ratio_is_to_the_base_in_the_same_turn():
     loop.counted.backwards = 30
     base = [CycleTime(seconds=t, cpu_seconds=1.0) for t in (0.1, 1.0, 0.1)]
     own = [CycleTime(seconds=t, cpu_seconds=2.0) for t in (0.2, 3.0, 0.2)]
-    cost = bench._cost(loop, own, base, 15, True)
+    problem = Problem(k=5, **{**SMALL, "batch_size": 4})  # 15 backwards in three turns
+    cost = bench._cost(loop, own, base, problem)
     assert cost.ratio == 2.0 and cost.cpu_ratio == 2.0
     assert (cost.ratio_low, cost.ratio_high) == (2.0, 3.0)
     assert cost.ms_per_step == 200.0 and cost.passes_per_step == 2.0
-    assert bench._cost(loop, own, base, 15, False).cpu_ratio is None
+    assert cost.images_per_s == 20.0  # 4 in 0.2 s, the median
+    assert cost.mfu is None and cost.launches is None
 
 
 def test_every_loop_starts_from_the_same_weights_and_steps_as_its_base_does(monkeypatch):
@@ -75,3 +81,13 @@ def test_the_command_prints_a_table_and_writes_json(tmp_path, capsys):
     assert found["flags"]["batch_size"] == 8 and found["torch"] and found["threads"]
     assert [row["optimizer"] for row in found["costs"]] == ["adamw", "look_sam"]
     assert all(row["ratio_low"] <= row["ratio"] <= row["ratio_high"] for row in found["costs"])
+
+
+def test_a_compiled_bench_has_one_graph_for_all_loops(monkeypatch):
+    """Bare, engine's and both passes of looks; by aot_eager, whose graphs are inductor's."""
+    torch._dynamo.reset()
+    counters.clear()
+    monkeypatch.setattr(loops, "compile_blocks", partial(compile_blocks, backend="aot_eager"))
+    costs = compare(Problem(k=2, compiled="blocks", **SMALL), ["adamw", "look_sam"], repeats=1)
+    assert counters["stats"]["unique_graphs"] == 1
+    assert [c.passes_per_step for c in costs] == [1.0, 1.5]

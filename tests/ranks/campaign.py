@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 import dist_looksam.report  # noqa: F401 - so that each run need not, at its end
 
 STEPS = 30
-TIMES = ("seconds", "images_per_s")
+TIMES = ("seconds", "images_per_s", "mfu", "peak_memory")
 
 
 def newest(out: Path) -> int:

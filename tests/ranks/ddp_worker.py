@@ -27,10 +27,10 @@ def engine_of(case: dict, loss=task.loss) -> Engine:
             group["lr"] = task.SMALLER_LR
     base = table.base_of(name, case.get("base"))
     inner = table.build_base(base, groups, lr=task.LR, eps=task.SETTINGS["eps"])
-    rule = table.rule_of(name, k=task.SETTINGS["k"])
+    rule = table.rule_of(name, k=task.SETTINGS["k"], **case.get("rule", {}))
     rho = task.RHO[rule.ascent or "model"]
     optimizer = table.build(inner, rule=rule, rho=rho, alpha=task.SETTINGS["alpha"])
-    how = {x: case[x] for x in ("clip", "ascent", "precision") if x in case}
+    how = {x: case[x] for x in ("clip", "ascent", "m", "precision") if x in case}
     module: torch.nn.Module = DistributedDataParallel(model) if case.get("wrapped") else model
     if case.get("wrapped") == "compiled":
         module = torch.compile(module, backend="eager")

@@ -21,6 +21,13 @@ def sgd(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
 
 
+def own_ascent() -> None:
+    model = fully_shard(task.net())
+    sam = SAM(model.parameters(), sgd(model))
+    part = task.part(0, dist.get_rank(), dist.get_world_size(), 1)
+    engine(model, sam, ascent="rank").step(part)
+
+
 def before() -> None:
     model = task.net()
     optimizer = sgd(model)
@@ -157,7 +164,7 @@ MISTAKES = {
     "policy": (policy, 'which is bf16, got fp32; give Engine precision="bf16"'),
     "no policy": (no_policy, "which is fp32, got fp16"),
     "used": (used, "must start without state, got some"),
-    "rank": (lambda: engine(fully_shard(task.net()), ascent="rank"), "got backend fsdp2; use asc"),
+    "rank": (own_ascent, "m must be 24 on backend fsdp2 with 1 x 2 micro-batches of 12, got 12 by"),
     "scalar": (scalar, "splits parameters by rows, got scalar without any"),
     "no sync": (no_sync, "got none; leave out set_requires_gradient_sync"),
     "unfrozen": (unfrozen, "got first.weight unfrozen after that; make another"),

@@ -36,6 +36,8 @@ def sharded(case: dict) -> torch.nn.Module:
         policy = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32)
     names = ("copies", "rows")[-len(shape) :]
     mesh = init_device_mesh(task.DEVICE, shape, mesh_dim_names=names)
+    if case.get("blocks"):  # Engine averages over copies
+        mesh = mesh["rows"]
     how = {"mesh": mesh, "mp_policy": policy}
     for unit in (model.first, model.second) if case.get("units", True) else ():
         fully_shard(unit, **how)
@@ -46,7 +48,7 @@ def engine_of(case: dict, loss=task.loss, before=None) -> Engine:
     model = sharded(case)
     if before is not None:
         before(model)
-    how = {x: case[x] for x in ("clip", "precision") if x in case}
+    how = {x: case[x] for x in ("clip", "precision", "m") if x in case}
     optimizer = optimizer_of(case, model)
     for group in optimizer.param_groups:
         group["rho"] = case.get("rho", group["rho"])

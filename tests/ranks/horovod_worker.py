@@ -45,6 +45,7 @@ def open_engine(case: dict, model: torch.nn.Module) -> Engine:
     optimizer = optimizer_of(case, model)
     how = {"precision": case.get("precision", "fp32")}
     rules = {"loss": task.loss, "clip": case.get("clip"), "ascent": case.get("ascent", "global")}
+    rules["m"] = case.get("m")
     if case.get("theirs"):  # a script that had Horovod before it had us
         base = hvd.DistributedOptimizer(
             optimizer.base_optimizer, named_parameters=model.named_parameters()

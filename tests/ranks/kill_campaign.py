@@ -40,6 +40,8 @@ CASES = [
     ("ddp", 3, "--optimizer look_layer_sam"),
     *(("zero", 3, f"--optimizer look_sam --base adamw --zero_stage {s}") for s in (2, 3)),
     *(("fsdp2", 3, f"--optimizer {n}") for n in ("look_sam", "look_layer_sam")),
+    *(("zero", 2, f"--optimizer look_layer_sam --micro_batch 6 --m {m} --zero_stage {s}{p}")
+      for s, m, p in ((0, 6, ""), (1, 6, " --precision fp16"), (2, 12, ""), (3, 12, ""))),
 ]  # fmt: skip
 SHORT = [
     ("ddp", 2, "--optimizer look_layer_sam"),

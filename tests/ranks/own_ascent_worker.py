@@ -59,7 +59,8 @@ def unused(case: dict) -> dict:
 
 def refused(case: dict) -> str:
     try:
-        zero_worker.open_engine({**case, "ascent": "rank"})
+        engine = zero_worker.open_engine({**case, "ascent": "rank"})
+        engine.step(task.part(0, dist.get_rank(), dist.get_world_size(), 1))
     except ConfigError as error:
         return str(error)
     return ""

@@ -77,10 +77,15 @@ def _gradient(weights: list, samples: tuple) -> tuple[float, list]:
 
 @cache
 def truth(
-    optimizer: str, base: str | None = None, *, ranks: int = 0, perturb: str = "all", **changed
+    optimizer: str,
+    base: str | None = None,
+    *,
+    m: int | None = None,
+    perturb: str = "all",
+    **changed,
 ) -> reference.Result:
-    """What tests/reference.py says; `ranks` > 0: every rank perturbs along its own gradient.
-    `perturb`: of PERTURBED."""
+    """What tests/reference.py says; m: samples of a group, None for the whole batch; perturb: of
+    PERTURBED."""
     start = list(net().parameters())
     layer = reference.TABLE[optimizer][0] == "layer"
     matrices = [i for i, p in enumerate(start) if p.ndim > 1]
@@ -96,16 +101,20 @@ def truth(
     ]
     settings = {"steps": STEPS, "rho": RHO["layer" if layer else "model"], "lr": LR}
     settings |= {"alpha": SETTINGS["alpha"], "k": SETTINGS["k"], "eps": SETTINGS["eps"]}
-    if ranks:
-        settings["rank_gradients"] = lambda w, t: [
-            _gradient(w, part(t, r, ranks, 1)[0])[1] for r in range(ranks)
-        ]
+
+    def of_part(w: list, t: int, low: int, high: int) -> list:
+        x, y = batch(t)
+        return _gradient(w, (x[low:high], y[low:high]))[1]
+
     return reference.train(
         [p.detach().double().numpy() for p in start],
         lambda w, t: _gradient(w, batch(t)),
         optimizer=optimizer,
         base=base,
         groups=groups,
+        m=m,
+        batch_size=BATCH,
+        part_gradient=of_part,
         **{**settings, **changed},
     )
 

@@ -30,8 +30,18 @@ LOCAL = [
     for b in ("ddp", 0, 1)
     for p in (1, 2)
 ]
+# Two groups of samples: the calls are first pass, second, first of the second group, second.
+GROUPED = [
+    {"backend": b, "m": m, "place": "backward", "pass": p, "micro": n, **how}
+    for b, m, how in (
+        (0, 6, {}), (1, 6, {}), (2, 12, {}), (3, 12, {}), (1, 12, {"zero": OFFLOAD}),
+        (1, 6, {"precision": "bf16"}), (1, 6, {"zero": OVERLAP}),
+    )
+    for p in (1, 2)
+    for n in (0, 1)
+]  # fmt: skip
 CASES = [{"optimizer": "look_layer_sam", **b, **x} for b in BACKENDS for x in BREAKS]
-CASES += [{"optimizer": "look_sam", "base": "sgd", **x} for x in LOCAL]
+CASES += [{"optimizer": "look_sam", "base": "sgd", **x} for x in LOCAL + GROUPED]
 
 
 @pytest.fixture(scope="module")

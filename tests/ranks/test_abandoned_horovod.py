@@ -12,7 +12,14 @@ from launch import horovodrun
 pytestmark = pytest.mark.needs("horovod")
 
 BACKENDS = [{"stage": 0}, {"stage": 1}, {"stage": 0, "theirs": True}]
+GROUPED = [  # two groups: the calls are first pass, second, first of the second group, second
+    {**b, "m": m, "place": "backward", "pass": p, "micro": n}
+    for b in BACKENDS
+    for m in (6, 12)
+    for p, n in ((1, 1), (2, 0), (2, 1))
+]
 CASES = [{"optimizer": "look_layer_sam", **b, **x} for b in BACKENDS for x in BREAKS]
+CASES += [{"optimizer": "look_layer_sam", **x} for x in GROUPED]
 
 
 @pytest.fixture(scope="module")

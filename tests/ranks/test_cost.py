@@ -14,6 +14,11 @@ CASES = [
     # Every rank perturbs along its own gradient: nothing is sent for eps, and the mean of g once.
     {"optimizer": "sam", "base_name": "adamw", "stage": "ddp", "ascent": "rank"},
 ]
+# Groups of m samples: of one rank at stages 0 and 1, of all ranks, two in a look, at 2 and 3.
+GROUPED = [
+    {"optimizer": "look_sam", "base_name": "adamw", "stage": s, "m": m}
+    for s, m in ((0, 6), (1, 6), (2, 12), (3, 12))
+]
 LAYERS = len(list(task.net().parameters()))
 SIZE = sum(p.numel() for p in task.net().parameters())
 
@@ -22,7 +27,7 @@ SIZE = sum(p.numel() for p in task.net().parameters())
 def result(tmp_path_factory):
     """(ranks, number) -> what came out on each rank."""
     held = [{**case, "memory_only": True} for case in CASES[:5]]
-    every = {1: held, 2: CASES, 4: held}
+    every = {1: held, 2: CASES + GROUPED, 4: held}
     return cases.results(tmp_path_factory.mktemp, "cost_worker.py", every)
 
 
@@ -41,6 +46,20 @@ def test_a_reuse_step_adds_a_few_numbers_per_layer(result, number):
         sent = rank["sent"]
         assert sent["reuse"]["bulk"] == sent["base"]["bulk"]
         assert 0 <= sent["reuse"]["total"] - sent["base"]["total"] <= 4 * LAYERS + 16
+
+
+@pytest.mark.parametrize("number", range(len(GROUPED)), ids=lambda n: json.dumps(GROUPED[n]))
+def test_groups_send_each_gradient_twice_and_nothing_for_eps_of_a_group_of_one_rank(result, number):
+    """g and g_s are reduced once each. Where DeepSpeed splits gradients, w + eps of every group is
+    gathered, and w between groups."""
+    stage = GROUPED[number]["stage"]
+    for rank in result(2, len(CASES) + number):
+        base, look = rank["sent"]["base"]["bulk"], rank["sent"]["look"]["bulk"]
+        gathers = 1 if stage < 2 else 2 * 2
+        times = {"all_reduce": 2, "reduce_scatter": 2, "all_gather": gathers}
+        assert look == {kind: times[kind] * n for kind, n in base.items()}
+        small = rank["sent"]["look"]["total"] - sum(look.values())
+        assert small <= 2 * (4 * LAYERS + 16) + 2 * 2 * LAYERS
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])

@@ -90,7 +90,7 @@ def test_cost_counts_it(tmp_path):
             ["--zero_stage", "3"],
             "zero_stage is of the backends zero and horovod, got backend fsdp2",
         ),
-        (["--ascent", "rank"], "ascent rank needs whole gradients on every rank"),
+        (["--shard_ranks", "2"], "shard_ranks must divide the 1 ranks, got 2; use one of 1"),
     ],
 )
 def test_what_it_cannot_do_is_one_sentence_before_training(more, says, tmp_path, capfd):

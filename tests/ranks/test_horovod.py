@@ -88,8 +88,8 @@ def test_horovod_trains_to_the_weights_of_the_reference(results, by, ranks, numb
     case = CASES[ranks][number]
     got = result(results, ranks, number, by)
     changed = {**case.get("rule", {}), "clip": case.get("clip")}
-    own = ranks if case.get("ascent") == "rank" else 0
-    want = task.truth(case["optimizer"], case.get("base"), ranks=own, **changed)
+    own = task.BATCH // ranks if case.get("ascent") == "rank" else None
+    want = task.truth(case["optimizer"], case.get("base"), m=own, **changed)
     coarse = case in COARSE
     limit = COARSE_LIMIT if coarse else task.tolerance(case["optimizer"], case.get("base"))
     assert task.worst(got["weights"], want) < limit

@@ -27,6 +27,9 @@ WAYS = {  # and a bucket of DeepSpeed's that is smaller than the model, or it wo
     "fsdp2-bf16": ["--backend", "fsdp2", "--precision", "bf16"],
 }
 CASES = [("vit_28", "ddp"), *((m, w) for m in MODELS for w in "123"), ("vit_28", "2-bf16")]
+GROUPS = {"1-m": ["--zero_stage", "1", "--m", "32"], "2-m": ["--zero_stage", "2", "--m", "64"]}
+WAYS |= GROUPS  # of one micro-batch of one rank, and of both ranks
+CASES += [("vit_28", way) for way in GROUPS]
 CASES += [("vit_28", "fsdp2"), ("vit_ti16", "fsdp2"), ("vit_28", "fsdp2-bf16")]
 
 
@@ -83,7 +86,8 @@ def test_memory_is_what_was_planned(results, names):
         for row, size in rank["memory"].items():
             assert getattr(plan.memory, row) == pytest.approx(size, rel=0.01, abs=200), row
         print(names, "peak", rank["peak"], plan.memory.peak, plan.memory.peak / rank["peak"] - 1)
-        assert plan.memory.peak == pytest.approx(rank["peak"], rel=WITHIN)
+        within = 0.03 if names[1] in GROUPS else WITHIN
+        assert plan.memory.peak == pytest.approx(rank["peak"], rel=within)
 
 
 @pytest.mark.parametrize("kind", ["reuse", "look"])

@@ -62,8 +62,8 @@ def names(ranks: int) -> list:
 def test_zero_trains_to_the_weights_of_the_reference(result, ranks, number):
     case, got = CASES[ranks][number], result(ranks, number)
     changed = {**case.get("rule", {}), **{x: case[x] for x in ("clip", "perturb") if x in case}}
-    own = ranks if case.get("ascent") == "rank" else 0
-    want = task.truth(case["optimizer"], case.get("base"), ranks=own, **changed)
+    own = task.BATCH // ranks if case.get("ascent") == "rank" else None
+    want = task.truth(case["optimizer"], case.get("base"), m=own, **changed)
     limit = task.tolerance(case["optimizer"], case.get("base"))
     assert task.worst(got["weights"], want) < limit
     cases.assert_course(got["rows"], want.records)

@@ -23,6 +23,33 @@ CASES = [
 FIRST = {"optimizer": "look_sam", "stage": 2, "precision": "fp16", "bad_pass": 2, "bad_step": 0}
 OWN = {"optimizer": "look_sam", "stage": 1, "precision": "fp16", "bad_pass": 1, "zero": {}}
 CASES += [FIRST, {**OWN, "ascent": "rank"}]
+# Two groups, so that the calls are: first pass, second, first of the second group, second of it.
+CASES += [
+    {"optimizer": "look_sam", "stage": s, "precision": p, "m": m, "bad_call": n, "zero": {}}
+    for s, p, m in ((0, "fp32", 6), (1, "fp16", 6), (2, "fp16", 12), (3, "fp16", 12))
+    for n in (1, 2, 3, 4)
+]
+CASES += [{**CASES[-3], "stage": 1, "precision": "bf16", "m": 6}]
+CASES += [
+    {"optimizer": "look_sam", "stage": s, "precision": "fp16", "m": 12, "bad_call": n,
+     "zero": {"offload_optimizer": {"device": "cpu"}}}
+    for s, n in ((1, 3), (2, 2), (3, 1), (3, 4))
+]  # fmt: skip
+UNCHECKED = {  # as train.py has it: only the step looks whether gradients are finite
+    "bf16": {"enabled": True, "check_grad_overflow": False},
+    "data_types": {"grad_accum_dtype": "fp32"},
+}
+CASES += [
+    {"optimizer": "look_layer_sam", "stage": s, "precision": "bf16", "bad_pass": bad,
+     "config": UNCHECKED}
+    for s in (1, 2, 3)
+    for bad in (1, 2)
+] + [
+    {"optimizer": "look_sam", "stage": s, "precision": "bf16", "m": m, "bad_call": bad,
+     "config": UNCHECKED}
+    for s, m in ((1, 6), (2, 12), (3, 12))
+    for bad in (2, 3)
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -49,14 +49,16 @@ def run(case: dict) -> dict:
     def loss(model, samples):
         calls["now"] += 1
         value = task.loss(model, samples)
-        # Once, at the second micro-batch of the chosen pass, on the last rank alone.
+        # Once, at the second micro-batch of the chosen pass, or at the chosen call, on the last
+        # rank alone.
         return value * math.inf if calls["now"] == calls["bad"] and rank == ranks - 1 else value
 
     engine.loss = loss
     out: dict = {"looks": [], "losses": []}
     for step in range(8):
         calls["now"] = 0
-        calls["bad"] = 2 * case["bad_pass"] if step == case.get("bad_step", STEP) else None
+        bad = case.get("bad_call") or 2 * case["bad_pass"]
+        calls["bad"] = bad if step == case.get("bad_step", STEP) else None
         before, scale = snapshot(engine), engine.backend.layout.scale()
         done = engine.step(task.part(step, rank, ranks, 2))
         out["looks"].append(done.look)

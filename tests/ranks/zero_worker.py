@@ -65,9 +65,8 @@ def open_engine(case: dict) -> Engine:
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=optimizer_of(case, model), config=config
     )
-    return Engine(
-        engine, loss=task.loss, clip=case.get("clip"), ascent=case.get("ascent", "global")
-    )
+    rest = {"clip": case.get("clip"), "ascent": case.get("ascent", "global"), "m": case.get("m")}
+    return Engine(engine, loss=task.loss, **rest)
 
 
 def run(case: dict) -> dict:

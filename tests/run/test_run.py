@@ -30,7 +30,7 @@ TINY = ["--data", "digits", "--optimizer", "look_sam", "--k", "5", "--batch_size
         "--eval_every", "8", "--save_every", "7", "--probe_every", "1"]  # fmt: skip
 SUMMARY = {
     "top1", "steps", "seconds", "images_per_s", "forward_backward_passes", "world_size", "backend",
-    "optimizer", "batch_size", "version", "commit",
+    "optimizer", "batch_size", "version", "commit", "mfu", "peak_memory",
 }  # fmt: skip
 
 

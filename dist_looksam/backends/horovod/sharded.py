@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ...errors import ConfigError
+from ...maths.together import Groups
 from ...optim.entrywise import check_entrywise
 from ...optim.seen import Seen
 from ..backend import Loss
@@ -24,6 +25,7 @@ from ..flat import Flat, cut
 from ..names import name_in
 from ..ranks import refuse_step
 from ..stored import refuse_state_dict, watch_first_step
+from ..whole_groups import WholeGroups
 from .whole import Horovod, wait
 
 
@@ -36,8 +38,14 @@ class Row:
     grads: Tensor
     flat: Flat  # the own slice of `weights`
 
+    def cut(self, row: Tensor) -> list[Tensor]:
+        """The layers in a tensor laid out as the row, as views of their shapes."""
+        sizes = [p.numel() for p in self.layers]
+        parts = row[: sum(sizes)].split(sizes)
+        return [part.view(p.shape) for part, p in zip(parts, self.layers, strict=True)]
 
-class HorovodSharded(Horovod):
+
+class HorovodSharded(Horovod, WholeGroups):
     """`Horovod` with the base's state and g_v for 1 / ranks of every param group.
 
     Args: as of `Horovod`. The rank's slices replace the layers in the optimizer's groups; its state
@@ -95,10 +103,6 @@ class HorovodSharded(Horovod):
 
     # Gradients.
 
-    def climbing_ranks(self) -> list[int]:
-        """See `Backend.climbing_ranks`."""
-        return []
-
     def backward(
         self,
         batches: Sequence[Any],
@@ -109,27 +113,62 @@ class HorovodSharded(Horovod):
     ) -> Tensor:
         for row in self.rows:
             row.grads.zero_()
-            at = 0
-            for p in row.layers:  # backward adds in place
-                p.grad = row.grads[at : at + p.numel()].view(p.shape)
-                at += p.numel()
+            for p, grad in zip(row.layers, row.cut(row.grads), strict=True):
+                p.grad = grad  # backward adds in place
+        average = average and onto is None  # `end_group` averages, once the sum is complete
         return super().backward(batches, loss, average=average)
 
     def finish_gradients(self, *, average: bool) -> None:
         """One reduce-scatter per param group: the mean on the own slice."""
-        if not average:
-            return
+        if average:
+            for row, mean in zip(self.rows, self._scatter(), strict=True):
+                row.flat.master.grad = mean
+
+    def _scatter(self) -> list[Tensor]:
+        """The own slice of the mean of every row's gradients over ranks."""
         handles = [
             hvd.reducescatter_async(self._wire(row.grads), name=f"grad.{n}", op=hvd.Average)
             for n, row in enumerate(self.rows)
         ]
-        for row, handle in zip(self.rows, handles, strict=True):
-            row.flat.master.grad = wait(handle).to(row.grads.dtype)
+        return [wait(h).to(r.grads.dtype) for r, h in zip(self.rows, handles, strict=True)]
 
     def gradients(self) -> list[Tensor]:
         """See `Plain.gradients`: means of slices after an averaging pass, else this rank's own."""
         masters = [flat.master.grad for flat in self.flats]
         return [row.grads if g is None else g for row, g in zip(self.rows, masters, strict=True)]
+
+    # Groups of samples.
+
+    def averages(self, groups: Groups) -> bool:
+        """See `Backend.averages`: a reduce-scatter would leave the own slice."""
+        return False
+
+    def own_layers(self) -> tuple[list[Tensor], list[Tensor]]:
+        """See `WholeGroups.own_layers`."""
+        layers = [p for row in self.rows for p in row.layers]
+        return layers, [g for row in self.rows for g in row.cut(row.grads)]
+
+    def clear_own(self) -> None:
+        """See `WholeGroups.clear_own`: `backward` clears them."""
+
+    def mean_shards(self, layers: list[Tensor]) -> list[Tensor]:
+        """See `WholeGroups.mean_shards`. One reduce-scatter per param group."""
+        _, grads = self.own_layers()
+        torch._foreach_copy_(grads, layers)
+        return self._scatter()
+
+    def take_sum(self) -> dict[Tensor, Tensor]:
+        """See `Backend.take_sum`: `end_group` adds the last group's to it."""
+        return {}
+
+    def perturb_group(self, groups: Groups) -> None:
+        self.perturb_whole(groups)
+
+    def end_group(self, groups: Groups, *, last: bool) -> None:
+        means = self.end_whole(groups, last=last)
+        if last:
+            for flat, mean in zip(self.flats, means, strict=True):
+                flat.master.grad = mean
 
     # The two-gradient step.
 
@@ -145,10 +184,7 @@ class HorovodSharded(Horovod):
         torch.clear_autocast_cache()
         self._perturbed_elsewhere = False
 
-    def perturb(self, *, local: bool) -> bool:
-        if local:
-            finite = self._perturb_own()
-            return self.scaler is None or bool(self.mean(finite.float()) == 1)
+    def perturb(self) -> bool:
         finite = self.optimizer.perturb()
         if self.scaler is not None and not bool(finite):  # a sum over ranks: the same on all
             return False
@@ -161,18 +197,6 @@ class HorovodSharded(Horovod):
         if self.optimizer.perturb_ahead():
             self.publish()
             self._perturbed_elsewhere = True
-
-    @torch.no_grad()
-    def _perturb_own(self) -> Tensor:
-        """Perturb the whole weights along this rank's own gradient; keep g of the own slice."""
-        layers = [p for row in self.rows for p in row.layers]
-        weights = [p.detach().view(-1) for p in layers]
-        grads = [p.grad.view(-1) for p in layers if p.grad is not None]
-        self.finish_gradients(average=True)
-        masters = [flat.master for flat in self.flats]
-        self.optimizer.keep(masters, [m.grad for m in masters if m.grad is not None])
-        self._perturbed_elsewhere = True
-        return self.optimizer.perturb_from_own_grad_(masters, weights, grads)
 
     def update(self) -> Seen:
         seen = super().update()

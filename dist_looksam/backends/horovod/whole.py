@@ -138,7 +138,8 @@ class Horovod(Plain):
             self._sending = sending
 
     def climbing_ranks(self) -> list[int]:
-        """See `Backend.climbing_ranks`."""
+        """See `Backend.climbing_ranks`. Some ranks would need a process set of Horovod's, which
+        must be made at `hvd.init()`, and does not survive a change of workers."""
         return sorted({1, self.size})
 
     def backward(

@@ -11,7 +11,6 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from ...errors import ConfigError
 from ...optim.sharpness import Sharpness
 from ...rows import load_rows
 from ...world import World
@@ -83,15 +82,6 @@ class BackendRow:
     ) -> Backend:
         """The backend of a model that is still on the CPU, and of the optimizer over it."""
         raise NotImplementedError
-
-
-def refuse_rank_ascent(settings: Any, got: str, instead: str) -> None:
-    """ConfigError for --ascent rank, where ranks have no whole gradients of their own."""
-    if settings.ascent == "rank":
-        raise ConfigError(
-            f"ascent rank needs whole gradients on every rank, got {got}; "
-            f"use {instead}, or --ascent global."
-        )
 
 
 BACKENDS: dict[str, BackendRow] = load_rows(__name__, __path__)

@@ -41,7 +41,9 @@ class HorovodRow(BackendRow):
             )
 
     def climbing_ranks(self, settings: Any, ranks: int) -> list[int]:
-        return [] if settings.zero_stage == 1 else sorted({1, ranks})
+        """One or all: a process set of Horovod's, for some, must be made before training, and not
+        while workers join and leave."""
+        return sorted({1, ranks})
 
     def restarting(self) -> Callable[..., Any] | None:
         """Under elastic horovodrun (--min-np, --max-np). ConfigError if Horovod cannot be loaded

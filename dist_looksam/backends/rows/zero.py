@@ -10,7 +10,7 @@ from torch import nn
 from ..backend import Backend
 from ..compiled import compiled_kinds
 from ..zero import config
-from . import BackendRow, OptimizerOf, refuse_rank_ascent
+from . import BackendRow, OptimizerOf
 
 
 class ZeroRow(BackendRow):
@@ -43,12 +43,12 @@ class ZeroRow(BackendRow):
     def check(self, settings: Any, ranks: int) -> None:
         """Also where the user's DeepSpeed file and the flags disagree."""
         self.deepspeed_config(settings, ranks)
-        if settings.zero_stage in (2, 3) or settings.offload:
-            got = f"ZeRO stage {settings.zero_stage}{' with offload' if settings.offload else ''}"
-            refuse_rank_ascent(settings, got, "--zero_stage 1 without offload")
 
     def climbing_ranks(self, settings: Any, ranks: int) -> list[int]:
-        return []
+        """Fewer than all only where every rank has its own gradient whole."""
+        if settings.zero_stage in (2, 3) or settings.offload:
+            return [ranks]
+        return super().climbing_ranks(settings, ranks)
 
     def deepspeed_config(self, settings: Any, ranks: int) -> dict[str, Any]:
         """What deepspeed.initialize gets. ConfigError as of `config.make`."""

@@ -51,7 +51,12 @@ class Layout:
     @property
     def whole_gradients(self) -> bool:
         """Before a boundary every rank has its own gradient of all layers: see `visible`."""
-        return self.stage == 0 or (self.stage == 1 and not self.engine.zero_use_cpu_optimizer())
+        return self.stage == 0 or (self.stage == 1 and not self.offloads)
+
+    @property
+    def offloads(self) -> bool:
+        """Masters and their gradients are on the host."""
+        return self.stage > 0 and bool(self.engine.zero_use_cpu_optimizer())
 
     @property
     def group(self) -> Any:
@@ -130,13 +135,38 @@ class Layout:
         Both in the order of the flats' pieces; gradients scaled by the loss scale.
         """
         if self.stage == 0:
-            params = [f.master.detach() for f in self.flats]
+            params = [f.master for f in self.flats]
             return params, [_or_zero(f.master.grad, f.master) for f in self.flats]
         if self.sharded_bf16:
             layers = [p for group in self.zero.bf16_groups for p in group]
             return layers, [g for group in self.zero.fp32_groups_gradients for g in group]
         layers = [p for group in self.zero.bit16_groups for p in group]
         return layers, [_or_zero(self.zero.get_gradient_for_reduction(p), p) for p in layers]
+
+    def set_gradients(self, means: Sequence[Tensor]) -> None:
+        """Replace the gradients that DeepSpeed's next step takes; after `reset_pass`.
+
+        Args:
+            means: one fp32 tensor for each flat, of its master's shape; multiplied in place by the
+                loss scale. A value that is not finite is an overflow for DeepSpeed, too, unless
+                it offloads, where it looks at what backward has left.
+        """
+        self.engine.set_gradient_accumulation_boundary(True)
+        scale = self.scale()
+        if scale != 1.0:
+            torch._foreach_mul_(list(means), scale)
+        for number, (flat, mean) in enumerate(zip(self.flats, means, strict=True)):
+            if self.stage == 0:
+                flat.master.grad = mean
+            elif self.sharded_bf16:
+                self.zero.fp32_groups_gradient_flat_partition[number].copy_(mean)
+                flags = self.zero.fp32_groups_has_gradients[number]
+                flags[:] = [True] * len(flags)  # without, they count in no norm of DeepSpeed's
+            elif self.offloads:
+                assert flat.master.grad is not None  # DeepSpeed's buffer on the host
+                flat.master.grad.copy_(mean)
+            else:
+                self.zero.averaged_gradients[number] = [mean]
 
     def reset_pass(self) -> None:
         """After an exception within a pass: clear gradients, buckets and gathered layers.

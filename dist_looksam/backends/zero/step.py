@@ -20,12 +20,12 @@ from ...optim.seen import Seen
 from ...optim.sharpness import Sharpness
 from ..backend import Loss
 from ..stored import watch_first_step
+from .groups import ZeroGroups
 from .layout import Layout
 from .library import check_engine
-from .state import ZeroState
 
 
-class Zero(ZeroState):
+class Zero(ZeroGroups):
     """A DeepSpeedEngine whose client optimizer is one of ours.
 
     Args:
@@ -70,19 +70,7 @@ class Zero(ZeroState):
         self._offloaded = self.device.type == "cuda" and any(not m.is_cuda for m in self.masters)
         self._work: Callable[[list[Tensor]], None] | None = None
         self._unscale = 1.0
-
-    def climbing_ranks(self) -> list[int]:
-        """See `Backend.climbing_ranks`."""
-        return []
-
-    def perturb_group(self, groups: Any) -> None:
-        raise NotImplementedError
-
-    def end_group(self, groups: Any, *, last: bool) -> None:
-        raise NotImplementedError
-
-    def take_sum(self) -> dict[Tensor, Tensor]:
-        raise NotImplementedError
+        self._failed, self._means = False, []
 
     # Passes.
 
@@ -101,10 +89,13 @@ class Zero(ZeroState):
         average: bool = True,
         onto: dict[Tensor, Tensor] | None = None,
     ) -> Tensor:
+        if onto is not None and self.whole_gradients:
+            average = False  # `end_group` averages, once the sum is complete
         total = torch.zeros((), device=self.device)
         for i, batch in enumerate(batches):
             last = i == len(batches) - 1
-            self.engine.set_gradient_accumulation_boundary(last and average)
+            reduced = average or not self.whole_gradients
+            self.engine.set_gradient_accumulation_boundary(last and reduced)
             with self._arithmetic():
                 value = loss(self.model, batch)
             self.engine.backward(value / len(batches), scale_wrt_gas=False)
@@ -144,10 +135,8 @@ class Zero(ZeroState):
             self._work = None
 
     @torch.no_grad()
-    def perturb(self, *, local: bool) -> bool:
+    def perturb(self) -> bool:
         """See `Backend.perturb`: one all-gather at stages 1 and 2, as after any step."""
-        if local:
-            return self._perturb_locally()
         perturbation = self.optimizer.perturbation(self.masters, self._unscaled())
         if not bool(perturbation.finite):
             return False
@@ -160,25 +149,6 @@ class Zero(ZeroState):
             self._run(self.engine.optimizer.step, work)  # not the step of DeepSpeed's engine
         self.engine.optimizer.zero_grad()
         return True
-
-    def _perturb_locally(self) -> bool:
-        """Perturb the weights that forward sees along this rank's own gradient; no master."""
-        layers, own = self.layout.visible()
-        weights = [p.detach().view(-1) for p in layers]
-        grads = [g.float().view(-1) / self.layout.scale() for g in own]
-        means = [torch.zeros_like(master) for master in self.masters]
-        self.optimizer.keep(self.masters, means)
-        self.optimizer.perturb_from_own_grad_(self.masters, weights, grads)
-        self.average_(grads)
-        remaining = iter(grads)
-        for flat, mean in zip(self.layout.flats, means, strict=True):
-            for piece, view in zip(flat.pieces, flat.views(mean), strict=True):
-                view.copy_(next(remaining)[piece.start : piece.stop])
-        self.engine.optimizer.zero_grad()
-        finite = bool(torch.isfinite(torch.stack([g.sum() for g in grads]).sum()))
-        if not finite:  # DeepSpeed does not step before a boundary, and would never see it
-            self.layout.overflowed()
-        return finite
 
     @torch.no_grad()
     def perturb_ahead(self) -> None:
@@ -196,6 +166,7 @@ class Zero(ZeroState):
         if not self.optimizer.looking:
             self.optimizer.restore()  # also what gets no gradient in this step
         update = replace(update, finite=torch.tensor(True))  # on the host: no further read
+        self._means = []
         self._run(self.engine.step, lambda params: self.optimizer.apply_(params, update))
         return self.optimizer.finish(update)
 
@@ -207,6 +178,7 @@ class Zero(ZeroState):
         """DeepSpeed counts the step and in fp16 lowers the loss scale; nothing else changes."""
         perturbed = self.optimizer.perturbed
         self.optimizer.restore()
+        self._spoil_means()
         self.engine.step()  # with no work for the client
         self.engine.optimizer.zero_grad()
         if perturbed:
@@ -217,6 +189,7 @@ class Zero(ZeroState):
     def abandon(self) -> None:
         self._wait_for_host()
         perturbed = self.optimizer.perturbed
+        self._failed, self._means = False, []
         self.optimizer.abandon()
         self.layout.reset_pass()
         if perturbed:

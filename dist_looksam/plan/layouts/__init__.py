@@ -3,9 +3,11 @@
 Each file of this folder is one layout; a backend's row names its own.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from ...rows import load_rows
+from ..network import Call
 from ..run import PlannedRun
 
 
@@ -50,6 +52,30 @@ class Layout:
     def in_backward(self, run: PlannedRun) -> tuple[int, int]:
         """Bytes of (gradients, buckets) at the time of most activations."""
         return 4 * run.work.parameters if run.accumulation > 1 else 0, 0
+
+    def groups(self, run: PlannedRun) -> int:
+        """Bytes that a look of several groups keeps beyond w0 and g: the sum of g_s. With
+        micro-batches that climb alone it takes the place of earlier micro-batches' gradients."""
+        groups = run.groups
+        if groups is None or groups.rounds == 1:
+            return 0
+        counted = run.accumulation > 1 and groups.micro_batches == 1
+        return 0 if counted else 4 * run.shard
+
+    def summed(self, run: PlannedRun) -> tuple[Call, ...]:
+        """The all-reduces of such a look in addition to one reduced backward: of g over ranks, or
+        of each group's g for its eps."""
+        groups, whole = run.groups, run.work.parameters
+        if groups is None or groups.ranks == run.ranks.total:
+            return ()
+        g = Call(kind="all_reduce", elements=whole, size=4)
+        return (
+            (g,) if groups.ranks == 1 else (g, replace(g, times=groups.rounds, ranks=groups.ranks))
+        )
+
+    def publishes(self, run: PlannedRun) -> int:
+        """How often such a look makes changed weights visible."""
+        return 2
 
     def in_step(self, run: PlannedRun) -> int:
         """Bytes of gradients and buffers in the optimizer's step."""

@@ -37,32 +37,42 @@ class FSDP2(Layout):
         """The rest of the network stays gathered until the end of backward, the last block until
         its own."""
         *blocks, rest = _units(run)
-        size, ranks = run.weight_bytes, run.ranks.total
+        size, ranks, copies = run.weight_bytes, _block(run), run.ranks.total // _block(run)
+        block = ranks if copies > 1 else None
 
         def gather(elements: int) -> Call:
-            return Call(kind="all_gather", elements=elements, size=size)
+            return Call(kind="all_gather", elements=elements, size=size, ranks=block)
 
+        mean = Call(kind="all_reduce", elements=run.shard, size=4, ranks=copies, apart=True)
         backward = [*blocks[::-1], rest]
         return {
             "gathers": tuple(gather(n) for n in (rest, *blocks) if n),
             "again": tuple(gather(n) for n in blocks[-2::-1]),
             "gradients": tuple(
-                Call(kind="reduce_scatter", elements=ranks * n, size=4) for n in backward if n
+                Call(kind="reduce_scatter", elements=ranks * n, size=4, ranks=block)
+                for n in backward
+                if n
             ),
             "reduces": run.accumulation,
+            "publish": (mean,) if copies > 1 else (),
         }
+
+
+def _block(run: PlannedRun) -> int:
+    """Ranks that split each layer."""
+    return run.settings.shard_ranks or run.ranks.total
 
 
 def _units(run: PlannedRun) -> tuple[int, ...]:
     """Entries that each rank puts into the gather of each unit: rows are padded."""
-    ranks = run.ranks.total
+    ranks = _block(run)
     return tuple(sum(-(-r // ranks) * width for r, width in u) for u in run.work.units)
 
 
 def _gathered(run: PlannedRun) -> int:
     """Bytes of units during the last block's backward, the time of most activations: the rest and
     that block, gathered, with their gradients; the block before it, twice while it is gathered."""
-    ranks, size = run.ranks.total, run.weight_bytes
+    ranks, size = _block(run), run.weight_bytes
     *blocks, rest = (ranks * n for n in _units(run))
     block = max(blocks, default=0)
     before = block if len(blocks) > 1 else 0

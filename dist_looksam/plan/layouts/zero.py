@@ -56,11 +56,37 @@ class Zero(Layout):
         buckets = size * bucket * (2 if self.hides(run) else 1)
         if _stage(run) == 2:
             return 4 * shard if earlier else 0, buckets
-        if run.sixteen:  # DeepSpeed's BF16_Optimizer: in both precisions, all the time
-            return (4 + size) * count, 0
+        if run.sixteen:
+            return _buffers(run), 0
         return 4 * count if earlier else 0, buckets
 
+    def groups(self, run: PlannedRun) -> int:
+        """At stages 0 and 1 a copy of the weights that forward uses and whole sums, in place of
+        shards; then as `in_step` has it."""
+        groups = run.groups
+        if groups is None or (_stage(run) == 3 and groups.rounds > 1):
+            return 0 if groups is None else 4 * run.shard
+        if _stage(run) > 1:
+            return super().groups(run)
+        sums = 1 + (groups.rounds > 1)  # of g, and of g_s
+        held = (run.weight_bytes + 4 * sums) * run.work.parameters - 8 * run.shard
+        counted = run.accumulation > 1 and groups.micro_batches == 1 and not _buffers(run)
+        return held - (4 * run.work.parameters if counted else 0)
+
     def in_step(self, run: PlannedRun) -> int:
+        """With groups at stages 0 and 1: both whole sums, and a copy of one that is sent."""
+        usual = self._in_step(run)
+        if run.groups is None or _stage(run) > 1:
+            return usual
+        sums = 12 * run.work.parameters + _buffers(run) - 8 * run.shard
+        return max(usual, sums - 4 * run.shard * (run.base.temporaries - 1))
+
+    def publishes(self, run: PlannedRun) -> int:
+        """At stages 0 and 1 new weights alone; at 2 and 3 w + eps of each group, and w after it."""
+        assert run.groups is not None
+        return 1 if _stage(run) < 2 else 2 * run.groups.rounds
+
+    def _in_step(self, run: PlannedRun) -> int:
         count, shard, size = run.work.parameters, run.shard, run.weight_bytes
         if _stage(run) == 0:
             return 4 * count
@@ -68,7 +94,7 @@ class Zero(Layout):
             whole = sum(_persistent(run)) + _large(run) + shard
             return 4 * shard + size * (_setting(run, "reduce_bucket_size") + whole)
         if run.sixteen and _stage(run) == 1:
-            return (4 + size) * count
+            return _buffers(run)
         return 8 * shard  # averaged, and once more flattened
 
     def norms(self, run: PlannedRun, look: bool) -> int:
@@ -92,6 +118,12 @@ class Zero(Layout):
 def _stage(run: PlannedRun) -> int:
     assert run.settings.zero_stage is not None
     return run.settings.zero_stage
+
+
+def _buffers(run: PlannedRun) -> int:
+    """Bytes of gradients in both precisions that DeepSpeed's BF16_Optimizer always holds."""
+    sharded = run.sixteen and _stage(run) == 1
+    return (4 + run.weight_bytes) * run.work.parameters if sharded else 0
 
 
 def _setting(run: PlannedRun, name: str) -> Any:

@@ -1,0 +1,214 @@
+"""The training loops that `dist-looksam bench` compares: ours, bare ones and other libraries'."""
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import models
+from ..backends.compiled import compile_blocks
+from ..backends.plain import PRECISION_DTYPES
+from ..engine import Engine
+from ..errors import ConfigError
+from ..maths.together import groups
+from ..optim import table
+
+_IMAGE = {"vit_28": (1, 28, 28), "vit_28_p4": (1, 28, 28), "vit_8": (1, 8, 8)}
+_CLASSES = 10
+PEER = "pytorch_optimizer"
+PEERS = {  # (its class there, the base that it is compared with)
+    f"{PEER}.Lamb": ("Lamb", "lamb"),
+    f"{PEER}.SAM": ("SAM", "adamw"),
+    f"{PEER}.LookSAM": ("LookSAM", "adamw"),
+}
+Pairs = list[tuple[Tensor, Tensor]]
+
+
+class Counted:
+    """The loss of one micro-batch, which counts backward calls: in micro-batches, of which a look
+    with a small m takes parts.
+
+    Args:
+        micro_batch: samples of a whole one; None where none is split.
+    """
+
+    def __init__(self, micro_batch: int | None = None) -> None:
+        self.backwards, self.micro_batch = 0.0, micro_batch
+
+    def __call__(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        share = len(batch[0]) / (self.micro_batch or len(batch[0]))
+
+        def count(_: Tensor) -> None:
+            self.backwards += share
+
+        loss = F.cross_entropy(model(batch[0]), batch[1])
+        loss.register_hook(count)
+        return loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class CycleTime:
+    """Seconds a step over one cycle: on the clock, of processor time, and until the host had asked
+    for all of it, which on a GPU is sooner than the end."""
+
+    seconds: float
+    cpu_seconds: float
+    host_seconds: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loop:
+    """A training loop on fixed micro-batches."""
+
+    name: str
+    base: str
+    step: Callable[[], Any]
+    counted: Counted
+
+    def cycle(self, steps: int, device: torch.device) -> CycleTime:
+        """Seconds a step, over `steps` steps."""
+        began, cpu_began = time.perf_counter(), time.process_time()
+        for _ in range(steps):
+            self.step()
+        host = time.perf_counter() - began
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        cpu, seconds = time.process_time() - cpu_began, time.perf_counter() - began
+        return CycleTime(
+            seconds=seconds / steps, cpu_seconds=cpu / steps, host_seconds=host / steps
+        )
+
+
+class Problem:
+    """Makes loops with the same initial weights and the same micro-batches."""
+
+    def __init__(
+        self,
+        *,
+        model: str,
+        batch_size: int,
+        micro_batch: int,
+        k: int,
+        precision: str,
+        device: str,
+        compiled: str = "off",
+        m: int | None = None,
+    ) -> None:
+        if micro_batch < 1 or batch_size < 1 or batch_size % micro_batch:
+            raise ConfigError(
+                f"batch_size must be micro_batch {micro_batch} x a whole number, got {batch_size}."
+            )
+        self.model, self.k, self.precision, self.m = model, k, precision, m
+        groups(m, micro_batch=micro_batch, accumulation=batch_size // micro_batch, ranks=1)
+        self.device, self.compiled = torch.device(device), compiled
+        self.shape = _IMAGE.get(model, (3, 224, 224))
+        _check_room(batch_size, self.shape, self.device)
+        torch.manual_seed(0)
+        self.batches: Pairs = []
+        for _ in range(batch_size // micro_batch):
+            images = torch.randn(micro_batch, *self.shape, device=self.device)
+            labels = torch.randint(_CLASSES, (micro_batch,), device=self.device)
+            self.batches.append((images, labels))
+
+    def _new(self, base: str, **how: Any) -> tuple[nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        model = models.create(self.model, num_classes=_CLASSES, image_shape=self.shape)
+        model.to(self.device)
+        if self.compiled != "off":
+            compile_blocks(model)
+        row = table.base_row(base)
+        groups = table.groups(model, row.weight_decay)
+        return model, table.build_base(base, groups, lr=row.lr, **how)
+
+    def _pass(self, model: nn.Module, loss: Counted) -> Tensor:
+        """Forward and backward of all micro-batches, for loops without the engine."""
+        dtype = PRECISION_DTYPES[self.precision]
+        total = torch.zeros((), device=self.device)
+        for batch in self.batches:
+            with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
+                value = loss(model, batch)
+            (value / len(self.batches)).backward()
+            total += value.detach()
+        return total / len(self.batches)
+
+    def flops(self) -> float:
+        """Operations of a forward and backward of all micro-batches."""
+        with torch.device("meta"):
+            net = models.create(self.model, num_classes=_CLASSES, image_shape=self.shape)
+        images = sum(len(labels) for _, labels in self.batches)
+        return 3.0 * images * models.flops_per_image(net, self.shape)
+
+    def bare(self, base: str) -> Loop:
+        """The base optimizer without the engine."""
+        model, optimizer = self._new(base)
+        return self._plain_loop(base, base, model, optimizer)
+
+    def _plain_loop(self, name: str, base: str, model: nn.Module, optimizer: Any) -> Loop:
+        loss = Counted()
+
+        def step() -> None:
+            optimizer.zero_grad()
+            self._pass(model, loss)
+            optimizer.step()
+
+        return Loop(name=name, base=base, step=step, counted=loss)
+
+    def ours(self, name: str) -> Loop:
+        """A method of the table, in the engine."""
+        base = table.base_of(name, None)
+        model, inner = self._new(base)
+        rule = table.rule_of(name, k=self.k)
+        row = table.method(name)
+        optimizer = table.build(inner, rule=rule, rho=row.default_rho, alpha=row.default_alpha)
+        loss = Counted(len(self.batches[0][0]))
+        engine = Engine(model, optimizer, loss, precision=self.precision, m=self.m)
+        return Loop(name=name, base=base, step=lambda: engine.step(self.batches), counted=loss)
+
+    def peer(self, name: str) -> Loop:
+        """An optimizer of pytorch_optimizer, used as its documentation shows."""
+        try:
+            import pytorch_optimizer
+        except ImportError:
+            reason = f"{name} needs {PEER}, which is not installed; leave it out."
+            raise ConfigError(reason) from None
+        kind, base = PEERS[name]
+        make = getattr(pytorch_optimizer, kind)
+        model, _ = self._new(base)
+        row = table.base_row(base)
+        groups = table.groups(model, row.weight_decay)
+        if kind == "Lamb":
+            return self._plain_loop(name, base, model, make(groups, lr=row.lr))
+        settings: dict[str, Any] = {"lr": row.lr, "fused": True}
+        if kind == "LookSAM":
+            settings |= {"k": self.k, "alpha": 0.7}
+        optimizer = make(groups, torch.optim.AdamW, rho=table.RHO["model"], **settings)
+        loss = Counted()
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            return self._pass(model, loss)
+
+        def step() -> None:
+            closure()
+            optimizer.step(closure)
+
+        return Loop(name=name, base=base, step=step, counted=loss)
+
+
+def _check_room(images: int, shape: tuple[int, int, int], device: torch.device) -> None:
+    """ConfigError if the images alone do not fit into memory."""
+    needed = 4 * images * shape[0] * shape[1] * shape[2]
+    if device.type == "cuda":
+        room = torch.cuda.mem_get_info(device)[1]
+    else:
+        room = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > room:
+        raise ConfigError(
+            f"batch_size must fit into {room / 1e9:,.0f} GB of memory, got {images:,} images of "
+            f"{needed / 1e9:,.0f} GB; use a smaller one."
+        )
