@@ -35,7 +35,8 @@ ASCENTS = ("global", "rank")
 
 @dataclass(frozen=True)
 class Report:
-    """What one step did. `loss` is the mean over the global batch at w, 0-dim, on the device."""
+    """What one step did. `loss` is the mean over the global batch at w (MSAM: at w + eps), 0-dim,
+    on the device."""
 
     step: int
     loss: Tensor
@@ -165,8 +166,9 @@ class Engine:
         bf16, where to know would be to wait; the step is then skipped after both.
         """
         backend, grouped = self.backend, self.m is not None or self.ascent == "rank"
-        ascends = self.optimizer.rule.ascent is not None
-        groups = self._groups(len(batches)) if grouped and ascends else None
+        if self.optimizer.perturbs_ahead():
+            backend.perturb_ahead()
+        groups = self._groups(len(batches)) if grouped and self.optimizer.rule.two_passes else None
         if groups is not None and self.optimizer.looks():
             return self._look_in_groups(batches, groups), backend.update(), 2
         loss = backend.backward(batches, self._checked_loss)

@@ -24,6 +24,8 @@ TABLE = {
     "look_sam":       ("model", "every k steps",  "reuse", "adamw"),
     "layer_sam":      ("layer", "every step",     None,    "lamb"),
     "look_layer_sam": ("layer", "every k steps",  "reuse", "lamb"),
+    "gsam":           ("model", "every step",     None,    "adamw"),
+    "msam":           ("model", "never",          None,    "adamw"),
 }  # fmt: skip
 
 
@@ -112,6 +114,34 @@ def reuse_part(g, g_v, alpha, decompose, reuse):
         assert reuse == "paper", reuse
         scale = norm(g) / norm(g_v)
     return [x + a * scale * v for x, v, a in zip(g, g_v, alpha, strict=True)]
+
+
+# --- gsam: what the base gets on a look ----------------------------------------------------------
+
+
+def without_gap(g_s, g, alpha, decompose):
+    """g_s - alpha g_o, where g_o is the part of g orthogonal to g_s. alpha: one number a layer.
+
+    Algorithm 1 of arXiv:2203.08065: g is taken apart along g_s, not g_s along g as in [3].
+    """
+    if decompose == "layer":
+        return [
+            without_gap([s], [x], [a], "model")[0] for s, x, a in zip(g_s, g, alpha, strict=True)
+        ]
+    assert decompose == "model", decompose
+    if norm(g_s) == 0:
+        return g_s
+    unit = [s / norm(g_s) for s in g_s]
+    along = dot(g, unit)
+    return [s - a * (x - along * u) for s, x, u, a in zip(g_s, g, unit, alpha, strict=True)]
+
+
+# --- msam: where the only gradient of a step is taken --------------------------------------------
+
+
+def added_up(state, w):
+    """What a base has added up of one layer's gradients; zeros before its first step."""
+    return state.get("buf", state.get("m", np.zeros_like(w)))
 
 
 # --- bases: from one layer's weights and what it got to its new weights ---------------------------
@@ -230,7 +260,8 @@ def train(
         (weights, t, low, high) -> [arrays], of the mean loss over positions [low, high).
     lr: a number, or t -> a number; rho, alpha: numbers. None where every group has its own.
     groups: dicts {"layers": [indices], "weight_decay": x}, and, where they differ from the rest,
-        "lr" (instead of lr), "lr_scale" (times lr), "rho", "alpha". Every layer is in one.
+        "lr" (instead of lr), "lr_scale" (times lr), "rho", "alpha", "perturb" (False: eps is 0 in
+        these layers, and they count in no norm of eps). Every layer is in one.
     clip: largest whole-model 2-norm of what the base gets [7], or None.
     looks: "periodic" or "adaptive", within the window of steps look_from <= t < look_until.
     rho_scale: None, or t -> the factor of every rho at step t.
@@ -244,6 +275,8 @@ def train(
     alphas = [group[i].get("alpha", alpha) for i in layers]
 
     def ascend(w, g):
+        moved = [group[i].get("perturb", True) for i in layers]
+        g = [x if may_move else np.zeros_like(x) for x, may_move in zip(g, moved, strict=True)]
         if ascent == "layer":
             return ascend_layer(w, g, rhos, layer_ascent)
         return ascend_model(g, rhos, p)
@@ -272,7 +305,11 @@ def train(
     constant_rhos, squares = list(rhos), []
 
     for t in range(steps):
-        loss, g = gradient(w, t)
+        at = w
+        if optimizer == "msam":  # w - rho v / ||v||, arXiv:2401.12033, Algorithm 1
+            v = [added_up(result.base_state[i], w[i]) for i in layers]
+            at = [x - eps_i for x, eps_i in zip(w, ascend(w, v), strict=True)]
+        loss, g = gradient(at, t)
 
         # [5] When to look; [8] and once more after a look that had to be skipped.
         inside = in_window(t, look_from, look_until)
@@ -297,6 +334,8 @@ def train(
             g, g_s = look_at(w, g, t)
             skipped = not finite(g) or not finite(g_s)
             update = g_s
+            if optimizer == "gsam":
+                update = without_gap(g_s, g, alphas, decompose)
             if between == "reuse" and not skipped:
                 g_v = new_part(g_s, g, decompose)
         elif between == "reuse" and inside and not skipped:

@@ -137,6 +137,10 @@ class Backend(Ranks, Stored, Protocol):
         Returns False, the same on all ranks, if g is known not to be finite; then call `skip`.
         """
 
+    def perturb_ahead(self) -> None:
+        """Before the only pass of a step: keep w, make w + eps visible to forward, with eps against
+        the base's momentum; nothing while it has none."""
+
     def update(self) -> Seen:
         """Restore w, step the base optimizer, store g_v, make the new weights visible."""
 

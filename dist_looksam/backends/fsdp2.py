@@ -197,12 +197,9 @@ class FSDP2(TorchRanks, Plain):
     @torch.no_grad()
     def finish_gradients(self, *, average: bool) -> None:
         """Give the optimizer's parameters the gradient shards that backward has reduced."""
-        self._reshard()  # a unit that stays gathered would not use the updated rows
-        named: Any = dict(self.module.named_parameters())
+        named = self._find_rows()
         for name, shard in self.shards.items():
-            p = self.params[name] = named[name]
-            if shard.data_ptr() != p.to_local().data_ptr():  # the caller has replaced them
-                shard.data = p.to_local()
+            p = named[name]
             shard.grad = None if p.grad is None else p.grad.to_local()
             p.grad = None
         late = [n for n, p in named.items() if p.grad is not None]
@@ -216,6 +213,17 @@ class FSDP2(TorchRanks, Plain):
                 "Engine needs gradients that are reduced in every backward, got none; leave out "
                 "set_requires_gradient_sync and set_requires_all_reduce."
             )
+
+    def _find_rows(self) -> Any:
+        """Free gathered layers, which would not use changed rows; the parameters by name, whose
+        rows the optimizer then has."""
+        self._reshard()
+        named: Any = dict(self.module.named_parameters())
+        for name, shard in self.shards.items():
+            p = self.params[name] = named[name]
+            if shard.data_ptr() != p.to_local().data_ptr():  # the caller has replaced them
+                shard.data = p.to_local()
+        return named
 
     def gradients(self) -> list[Tensor]:
         return [s.grad for s in self.shards.values() if s.grad is not None]
@@ -237,6 +245,11 @@ class FSDP2(TorchRanks, Plain):
         """See `Backend.perturb`."""
         finite = self.optimizer.perturb()
         return (self.scaler is None and finite.is_cuda) or bool(finite)
+
+    @torch.no_grad()
+    def perturb_ahead(self) -> None:
+        self._find_rows()
+        super().perturb_ahead()
 
     # What a checkpoint needs.
 

@@ -25,9 +25,12 @@ def num_bytes(tensors: Iterable[Tensor]) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
-def state_bytes(state: Any, look: int) -> dict[str, int]:
-    """Bytes of an optimizer's state: the base's, and g_v. `look`: bytes of the kept w and g."""
-    pairs = [(k, v) for s in state.values() for k, v in s.items() if isinstance(v, Tensor)]
+def state_bytes(optimizer: Sharpness, weights: int) -> dict[str, int]:
+    """Bytes of an optimizer's state, the base's and g_v, and of what a look keeps: w and g, or w
+    alone where the method perturbs along the momentum. `weights`: bytes of w."""
+    state = optimizer.state.values()
+    pairs = [(k, v) for s in state for k, v in s.items() if isinstance(v, Tensor)]
+    look = weights if optimizer.rule.along_momentum else 2 * weights
     gv = num_bytes(v for k, v in pairs if k == "g_v")
     return {"base_state": num_bytes(v for _, v in pairs) - gv, "g_v": gv, "look": look}
 
@@ -176,6 +179,10 @@ class Plain(StoredLayers):
             return True
         return bool(self.mean(finite.float()) == 1 if self.scaler else finite)
 
+    def perturb_ahead(self) -> None:
+        """See `Backend.perturb_ahead`."""
+        self.optimizer.perturb_ahead()
+
     def update(self) -> Seen:
         return self._scaled(self.optimizer.update())
 
@@ -225,7 +232,7 @@ class Plain(StoredLayers):
 
     def memory(self) -> dict[str, int]:
         weights = num_bytes(p for _, p in self._named())
-        return {"weights": weights, "masters": 0, **state_bytes(self.optimizer.state, 2 * weights)}
+        return {"weights": weights, "masters": 0, **state_bytes(self.optimizer, weights)}
 
     def gather(self, value: Any) -> list[Any]:
         return [value]

@@ -5,6 +5,9 @@ scope model   eps = rho * sign(g) |g|^(q-1) / (||g||_q^q)^(1/p),  q = p / (p - 1
 scope layer   eps_i = rho ||w_i|| g_i / ||g_i||, each layer on its own.
 literal       eps_i = rho (||w_i|| / ||g_i||) sign(g_i), as printed in Liu et al., arXiv:2203.02714,
               Algorithm 2. It is not scale-free: it grows as sqrt(size) / ||g_i||.
+mask          [P], 1 for layers that are perturbed and 0 for others, whose eps is 0 and whose g
+              counts in no norm of the ascent; or one number for all. Source: Mueller et al.,
+              arXiv:2306.04226 (SAM-ON).
 """
 
 import math
@@ -126,50 +129,74 @@ def _rounded(weights: Shards, dtype: torch.dtype, like: Shards) -> list[Tensor]:
     return rounded
 
 
+def _masked(column: Tensor, mask: Tensor | float) -> Tensor:
+    return column * mask if isinstance(mask, Tensor) or mask != 1 else column
+
+
 def model_perturbation(
-    grads: Shards, *, rho: Tensor | float, p: float = 2.0, reduce: Reduce
+    grads: Shards,
+    *,
+    rho: Tensor | float,
+    p: float = 2.0,
+    mask: Tensor | float = 1.0,
+    reduce: Reduce,
 ) -> Perturbation:
     """Ascent over the whole model in the p-norm, p in (1, inf].
 
     Args:
         grads: shards of g, neither clipped nor scaled.
         rho: radius, in the units of the weights; a number, or [P] one per layer.
+        mask: see above.
         reduce: one call of [P] at p = 2 and p = inf, three otherwise.
     """
     grad_sq_norms = reduce(dots(grads, grads))  # on the ranks' device, also with offload
-    norm = per_model(grad_sq_norms).sqrt()
+    norm = per_model(_masked(grad_sq_norms, mask)).sqrt()
     if p == 2.0:
-        size = ratio(norm.new_ones(()) * rho, norm, otherwise=0.0)
+        size = _masked(ratio(norm.new_ones(()) * rho, norm, otherwise=0.0), mask)
         return Perturbation(size=size, grad_sq_norms=grad_sq_norms)
     if math.isinf(p):
-        size = torch.where(norm == 0, 0.0, torch.ones_like(norm) * rho)
+        size = _masked(torch.where(norm == 0, 0.0, torch.ones_like(norm) * rho), mask)
         return Perturbation(size=size, grad_sq_norms=grad_sq_norms, power=0.0)
-    return _p_perturbation(grads, grad_sq_norms, rho, p, reduce)
+    size, power, unit = _p_size(grads, norm, rho, p, mask, reduce)
+    return Perturbation(size=size, grad_sq_norms=grad_sq_norms, power=power, unit=unit)
 
 
-def _p_perturbation(
-    grads: Shards, grad_sq_norms: Tensor, rho: Tensor | float, p: float, reduce: Reduce
-) -> Perturbation:
-    """Any other p. |g| is first divided by about its largest entry, so that |g|^q stays in range:
-    the 32-norm is between the largest entry and N^(1/32) times it."""
+def _p_size(
+    grads: Shards,
+    norm: Tensor,
+    rho: Tensor | float,
+    p: float,
+    mask: Tensor | float,
+    reduce: Reduce,
+) -> tuple[Tensor, float, Tensor]:
+    """Size, power and unit for any other p.
+
+    |g| is first divided by about its largest entry, so that |g|^q stays in range: the 32-norm is
+    between the largest entry and N^(1/32) times it.
+    """
     q = p / (p - 1.0)
 
     def power_sum(unit: Tensor, power: float) -> Tensor:
         local = [(g.abs().double() / unit.to(g.device)).pow_(power).sum() for g in grads]
-        return per_model(reduce(torch.stack(local)))[0]
+        return per_model(_masked(reduce(torch.stack(local)), mask))[0]
 
-    norm = per_model(grad_sq_norms).sqrt()
     first = torch.where(norm[0] == 0, 1.0, norm[0])
     largest = power_sum(first, 32.0).pow(1 / 32) * first
     unit = torch.where(largest == 0, 1.0, largest)
     # eps = rho s^(q-1) / (sum s^q)^(1/p) with s = |g| / unit: the unit cancels, as (q-1) = q/p.
     total = power_sum(unit, q)
-    size = ratio(torch.ones_like(norm) * rho, total.pow(1 / p), otherwise=0.0)
-    return Perturbation(size=size, grad_sq_norms=grad_sq_norms, power=q - 1.0, unit=unit)
+    size = _masked(ratio(torch.ones_like(norm) * rho, total.pow(1 / p), otherwise=0.0), mask)
+    return size, q - 1.0, unit
 
 
 def layer_perturbation(
-    weights: Shards, grads: Shards, *, rho: Tensor | float, literal: bool = False, reduce: Reduce
+    weights: Shards,
+    grads: Shards,
+    *,
+    rho: Tensor | float,
+    literal: bool = False,
+    mask: Tensor | float = 1.0,
+    reduce: Reduce,
 ) -> Perturbation:
     """Ascent of every layer on its own, relative to the layer's weights.
 
@@ -177,10 +204,11 @@ def layer_perturbation(
         weights, grads: shards of w and g, one pair per layer.
         rho: relative radius ||eps_i|| / ||w_i||, no unit; a number, or [P].
         literal: the printed Algorithm 2 (see above) in place of the scale-free rule.
+        mask: see above.
         reduce: one call of [2, P].
     """
     weight_sq_norms, grad_sq_norms = reduce(products((weights, weights), (grads, grads)))
-    size = rho * ratio(weight_sq_norms, grad_sq_norms, otherwise=0.0).sqrt()
+    size = _masked(rho * ratio(weight_sq_norms, grad_sq_norms, otherwise=0.0).sqrt(), mask)
     return Perturbation(size=size, grad_sq_norms=grad_sq_norms, power=0.0 if literal else 1.0)
 
 

@@ -1,9 +1,10 @@
-"""LookSAM: pay for the second gradient once in k steps, reuse its new part.
+"""Which gradient the base optimizer gets: LookSAM's decomposition and reuse, GSAM's combination.
 
 g    gradient at w.            g_s   gradient at w + eps, over the same samples.
 g_h  the part of g_s along g.  g_v   the part of g_s orthogonal to g.
 
-Source: Liu et al., arXiv:2203.02714, Algorithm 1.
+Sources: LookSAM: Liu et al., arXiv:2203.02714, Algorithm 1. GSAM: Zhuang et al., arXiv:2203.08065,
+Algorithm 1.
 """
 
 from collections.abc import Sequence
@@ -119,6 +120,38 @@ def learn(
     product, grad_sq_norms, sam_sq_norms = _look_sums(sam, grads, reduce)
     total = sam_sq_norms.sum()
     return _update(
+        new_kept=-ratio(scope(product), scope(grad_sq_norms), otherwise=0.0),
+        clip=clip,
+        grad_sq_norm=grad_sq_norms.sum(),
+        update_sq_norm=total,
+        gv_sq_norm=torch.full_like(total, torch.nan),
+    )
+
+
+def gap(
+    sam: Shards,
+    grads: Shards,
+    *,
+    alpha: Tensor | float,
+    scope: Scope,
+    clip: float | None,
+    reduce: Reduce,
+) -> Update:
+    """A look of GSAM: the base gets g_s - alpha (g - (<g, g_s> / <g_s, g_s>) g_s).
+
+    The bracket is the part of g orthogonal to g_s. To descend against it lowers the surrogate gap,
+    loss(w + eps) - loss(w), and to first order leaves loss(w + eps) unchanged. Where g_s is 0 the
+    base gets 0. One call of reduce, [3, P].
+    """
+    product, grad_sq_norms, sam_sq_norms = _look_sums(sam, grads, reduce)
+    shared = scope(sam_sq_norms)
+    kept = torch.where(shared == 0, 0.0, -alpha * torch.ones_like(shared))
+    last = 1 - kept * ratio(scope(product), shared, otherwise=0.0)
+    sq_norms = last * last * sam_sq_norms + 2 * last * kept * product + kept * kept * grad_sq_norms
+    total = sq_norms.sum().clamp(min=0)
+    return _update(
+        last=last,
+        kept=kept,
         new_kept=-ratio(scope(product), scope(grad_sq_norms), otherwise=0.0),
         clip=clip,
         grad_sq_norm=grad_sq_norms.sum(),

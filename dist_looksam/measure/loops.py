@@ -163,8 +163,8 @@ class Problem:
         base = table.base_of(name, None)
         model, inner = self._new(base)
         rule = table.rule_of(name, k=self.k)
-        rho = table.method(name).default_rho
-        optimizer = table.build(inner, rule=rule, rho=rho, alpha=0.7)
+        row = table.method(name)
+        optimizer = table.build(inner, rule=rule, rho=row.default_rho, alpha=row.default_alpha)
         loss = Counted(len(self.batches[0][0]))
         engine = Engine(model, optimizer, loss, precision=self.precision, m=self.m)
         return Loop(name=name, base=base, step=lambda: engine.step(self.batches), counted=loss)

@@ -118,7 +118,7 @@ class StepCounters(Optimizer):
         that one was skipped.
         """
         rule, step = self.rule, self.steps
-        if rule.ascent is None:
+        if not rule.two_passes:
             return False
         due = self.decider.due(step)  # in every step: it follows the gradients outside, too
         if not rule.in_window(step):

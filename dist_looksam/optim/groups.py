@@ -1,4 +1,4 @@
-"""rho and alpha per group, stored in the base optimizer's groups, so that schedulers reach them."""
+"""rho, alpha and perturb per group, in the base optimizer's groups, where schedulers reach them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,11 +8,16 @@ from torch.optim import Optimizer
 
 from ..errors import ConfigError
 from .checks import check_real
-from .rule import check_alpha, check_rho
+from .rule import check_alpha, check_perturb, check_rho
 
-CHECKS: dict[str, Callable[[float], None]] = {"rho": check_rho, "alpha": check_alpha}
+CHECKS: dict[str, Callable[[float], None]] = {
+    "rho": check_rho,
+    "alpha": check_alpha,
+    "perturb": check_perturb,
+}
 ONE_FOR_ALL = (
-    "k", "p", "scope", "layer_ascent", "decompose", "reuse", "looks", "look_from", "look_until",
+    "k", "p", "scope", "layer_ascent", "decompose", "reuse", "along", "looks", "look_from",
+    "look_until",
 )  # fmt: skip
 
 Group = dict[str, Any]
@@ -29,7 +34,7 @@ def copied(params: Any) -> Any:
 
 
 def keys_of(base: Optimizer) -> dict[str, str]:
-    """The groups' keys for rho and alpha: Adadelta has a rho of its own, RMSprop an alpha."""
+    """The groups' keys for the settings: Adadelta has a rho of its own, RMSprop an alpha."""
     return {name: f"sam_{name}" if name in base.defaults else name for name in CHECKS}
 
 
@@ -44,7 +49,7 @@ def check_names(group: Group, base: Optimizer) -> None:
 
 
 def completed(group: Group, base: Optimizer, *, defaults: dict[str, float]) -> Group:
-    """The group for the base optimizer, with rho and alpha: its own or the defaults."""
+    """The group for the base optimizer, with rho, alpha and perturb: its own or the defaults."""
     check_names(group, base)
     params = group["params"]
     group = {**group, "params": [params] if isinstance(params, Tensor) else list(params)}
@@ -57,14 +62,14 @@ def completed(group: Group, base: Optimizer, *, defaults: dict[str, float]) -> G
 
 
 def place(own: list[Group], base: Optimizer, *, defaults: dict[str, float]) -> None:
-    """Write rho and alpha of every parameter into the base's groups.
+    """Write rho, alpha and perturb of every parameter into the base's groups.
 
     A group's own value comes first, whether it stands in `own` or in the base's groups; then the
     default. A group of the base whose parameters differ is split in two or more.
 
     Args:
         own: groups over the same parameters, with the user's settings.
-        defaults: rho and alpha where no group has them.
+        defaults: rho, alpha and perturb where no group has them.
 
     Raises:
         ConfigError: a value is out of range, is set twice, or would have no effect.
@@ -93,6 +98,16 @@ def place(own: list[Group], base: Optimizer, *, defaults: dict[str, float]) -> N
     base.filled_settings = filled  # type: ignore[attr-defined]
 
 
+def check_some_perturbed(base: Optimizer) -> None:
+    """ConfigError if no group may be perturbed: a look would be a plain step in two passes."""
+    key = keys_of(base)["perturb"]
+    if not any(group[key] for group in base.param_groups):
+        raise ConfigError(
+            "perturb must be True in at least one group, got False in all; leave it out of one, or "
+            "use the base optimizer alone."
+        )
+
+
 def _value(name: str, own: Group, in_base: float | None, default: float) -> float:
     """rho or alpha of one parameter; `in_base`: the value in the base's group."""
     value = own.get(name, default if in_base is None else in_base)
@@ -106,7 +121,7 @@ def _value(name: str, own: Group, in_base: float | None, default: float) -> floa
 
 
 def _check_used(own: Group, in_base: Group, base: Optimizer) -> None:
-    """ConfigError for a setting other than rho and alpha that the base's group does not have."""
+    """ConfigError for a setting not of CHECKS that the base's group does not have."""
     for name, value in own.items():
         if name in (*CHECKS, "params", "param_names"):
             continue
@@ -124,8 +139,8 @@ def _split(
     """A group for each part; the first part stays in `group` itself."""
     if len(parts) > 1 and "initial_lr" in group:
         raise ConfigError(
-            f"a group of the base optimizer must have one rho and one alpha, got {len(parts)} of "
-            f"them and a scheduler that counts groups already; give both optimizers the same "
+            f"a group of the base optimizer must have one rho, alpha and perturb, got {len(parts)} "
+            f"of them and a scheduler that counts groups already; give both optimizers the same "
             f"groups, or make the scheduler later."
         )
     split: list[tuple[tuple[float, ...], Group]] = []

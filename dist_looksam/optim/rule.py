@@ -67,6 +67,15 @@ def check_alpha(alpha: float) -> None:
         raise ConfigError(f"alpha must be >= 0 and finite, got {alpha}. Use 0 to reuse nothing.")
 
 
+def check_perturb(perturb: object) -> None:
+    """Raise ConfigError unless perturb is True or False."""
+    if not isinstance(perturb, bool):
+        raise ConfigError(
+            f"perturb of a group must be True or False, got {perturb!r}; False keeps its layers "
+            f"at w on a look."
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Rule:
     """Which gradient the base optimizer gets.
@@ -74,18 +83,23 @@ class Rule:
     ascent        None (never look), "model" or "layer".
     k             steps per look, inside the window.
     looks         "periodic", at every k-th step, or "adaptive": see optim/when.py.
-    look_from     first step of the window: earlier ones never look.
+    look_from     first step of the window: earlier ones never look, nor perturb.
     look_until    first step after the window, from which on none looks; None: it has no end.
     reuses_gv     remember g_v and add it between looks; else the base gets g there.
+    along_momentum  perturb before the only pass of each step, against the base's momentum (MSAM:
+                  see optim/ahead.py); never look.
+    surrogate_gap on a look the base gets GSAM's combination of g_s and g; else g_s.
     p             norm of the model-wide ascent, in (1, inf].
     layer_ascent  "scaled", or "literal" for Algorithm 2 as printed.
-    decompose     scope of the decomposition and of the reuse, "model" or "layer".
+    decompose     scope of the decomposition, of the reuse and of GSAM, "model" or "layer".
     reuse         "paper" (alpha ||g||/||g_v||) or "natural" (alpha).
     """
 
     ascent: str | None
     k: int = 1
     reuses_gv: bool = False
+    along_momentum: bool = False
+    surrogate_gap: bool = False
     p: float = 2.0
     layer_ascent: str = "scaled"
     decompose: str = "model"
@@ -114,6 +128,17 @@ class Rule:
         if self.ascent == "layer" and self.p != 2:
             raise ConfigError(f"p must be 2 with layer-wise ascent, got {self.p}. Leave p out.")
 
+        if self.along_momentum and (self.k != 1 or self.surrogate_gap or self.reuses_gv):
+            raise ConfigError(
+                f"an ascent along the momentum has one pass a step and no g_s, got k {self.k}"
+                f"{' and an alpha' if self.surrogate_gap else ''}; leave out k and alpha."
+            )
+
+    @property
+    def two_passes(self) -> bool:
+        """Whether some steps compute a second gradient."""
+        return self.ascent is not None and not self.along_momentum
+
     @property
     def scope(self) -> Scope:
         """Which layers share a number in the decomposition and the reuse."""
@@ -126,7 +151,7 @@ class Rule:
 
     def num_looks(self, steps: int) -> int:
         """Looks of a run of so many steps in which none is skipped; with looks adaptive, about."""
-        return -(-self.num_in_window(steps) // self.k)
+        return -(-self.num_in_window(steps) // self.k) if self.two_passes else 0
 
     def num_in_window(self, steps: int) -> int:
         """How many steps of such a run are in the window."""
@@ -140,19 +165,37 @@ class Rule:
         return DECIDERS[self.looks](k=self.k, first=self.look_from)
 
     def perturbation(
-        self, weights: Shards, grads: Shards, *, rho: Tensor | float, reduce: Reduce
+        self,
+        weights: Shards,
+        grads: Shards,
+        *,
+        rho: Tensor | float,
+        mask: Tensor | float,
+        reduce: Reduce,
     ) -> Perturbation:
-        """How to perturb each layer."""
+        """How to perturb each layer; `grads` is the momentum where the ascent is along that."""
+        how: dict[str, Any] = {"rho": rho, "mask": mask, "reduce": reduce}
+        if self.along_momentum:
+            how["rho"] = -rho
         if self.ascent == "layer":
             literal = self.layer_ascent == "literal"
-            return layer_perturbation(weights, grads, rho=rho, literal=literal, reduce=reduce)
-        return model_perturbation(grads, rho=rho, p=self.p, reduce=reduce)
+            return layer_perturbation(weights, grads, literal=literal, **how)
+        return model_perturbation(grads, p=self.p, **how)
 
     def learn(
-        self, sam: Shards, grads: Shards, *, clip: float | None, reduce: Reduce
+        self,
+        sam: Shards,
+        grads: Shards,
+        *,
+        alpha: Tensor | float,
+        clip: float | None,
+        reduce: Reduce,
     ) -> look.Update:
         """The update on a look."""
-        return look.learn(sam, grads, scope=self.scope, clip=clip, reduce=reduce)
+        scope = self.scope
+        if self.surrogate_gap:
+            return look.gap(sam, grads, alpha=alpha, scope=scope, clip=clip, reduce=reduce)
+        return look.learn(sam, grads, scope=scope, clip=clip, reduce=reduce)
 
     def reuse_step(
         self,

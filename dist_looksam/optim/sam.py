@@ -5,8 +5,10 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from .rule import Rule
+from .rule import Rule, check_choice
 from .sharpness import Sharpness
+
+ALONG = ("gradient", "momentum")
 
 
 class SAM(Sharpness):
@@ -22,9 +24,14 @@ class SAM(Sharpness):
         look_until: number of the first step that may not look any more; None: there is none.
         looks: "periodic", or "adaptive": in 1 of k steps, where ||g|| is large (k >= 2).
         scope: "model" or "layer" ascent. layer_ascent: "scaled" or "literal".
+        alpha: GSAM's weight: on a look the base gets g_s minus alpha times the part of g that is
+            orthogonal to g_s; None for SAM. decompose: scope of that part, "model" or "layer".
+        along: "gradient", or "momentum" for MSAM: one pass a step, see optim/ahead.py.
         model: a step changes its buffers (BatchNorm statistics) as one pass would.
 
-    Source: Foret et al., arXiv:2010.01412; layer scope: Liu et al., arXiv:2203.02714.
+    Source: Foret et al., arXiv:2010.01412; layer scope: Liu et al., arXiv:2203.02714; GSAM: Zhuang
+    et al., arXiv:2203.08065, which has k = 1 and, for ViTs, alpha 0.6; MSAM: Becker et al.,
+    arXiv:2401.12033, which has rho 3 for ViTs.
     """
 
     def __init__(
@@ -37,21 +44,30 @@ class SAM(Sharpness):
         k: int = 1,
         scope: str = "model",
         layer_ascent: str = "scaled",
+        alpha: float | None = None,
+        decompose: str = "model",
+        along: str = "gradient",
         look_from: int = 0,
         look_until: int | None = None,
         looks: str = "periodic",
         model: nn.Module | None = None,
     ) -> None:
+        check_choice("along", along, ALONG)
         rule = Rule(
             ascent=scope,
             k=k,
+            along_momentum=along == "momentum",
+            surrogate_gap=alpha is not None,
             p=p,
             layer_ascent=layer_ascent,
+            decompose=decompose,
             looks=looks,
             look_from=look_from,
             look_until=look_until,
         )
-        super().__init__(params, base_optimizer, rule=rule, rho=rho, model=model)
+        super().__init__(
+            params, base_optimizer, rule=rule, rho=rho, alpha=alpha or 0.0, model=model
+        )
 
 
 class LookSAM(Sharpness):

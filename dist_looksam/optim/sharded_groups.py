@@ -25,7 +25,9 @@ class ShardedGroups:
     def column(self, name: str, params: Shards) -> Tensor | float:
         raise NotImplementedError
 
-    def _perturb_kept_(self, params: Shards, grads: Shards, perturbation: Perturbation) -> None:
+    def _perturb_kept_(
+        self, look: Look, params: Shards, grads: Shards, perturbation: Perturbation
+    ) -> None:
         raise NotImplementedError
 
     @torch.no_grad()
@@ -34,7 +36,7 @@ class ShardedGroups:
         look = self._perturbed = self._perturbed or Look()
         add(look.grads, params, grads)
         look.keep(params)
-        self._perturb_kept_(params, grads, perturbation)
+        self._perturb_kept_(look, params, grads, perturbation)
 
     @torch.no_grad()
     def perturb_whole_group(self, params: Shards, layers: Shards, grads: Shards) -> None:
@@ -44,8 +46,9 @@ class ShardedGroups:
             layers, grads: in the order of the layers of `params`. Layers are written to; they must
                 be the same tensors for every group. No collective.
         """
-        rho: Any = self.column("rho", params)
-        perturbation = self.rule.perturbation(layers, grads, rho=rho, reduce=whole)
+        how: dict[str, Any] = {"rho": self.column("rho", params), "reduce": whole}
+        how["mask"] = self.column("perturb", params)
+        perturbation = self.rule.perturbation(layers, grads, **how)
         look = self._perturbed = self._perturbed or Look()
         add(look.grads, layers, grads)
         look.keep(layers)

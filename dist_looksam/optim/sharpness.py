@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from ..errors import ConfigError
 from . import groups
+from .ahead import Ahead, momentum_key
 from .checks import (
     check_base,
     check_inside,
@@ -27,14 +28,14 @@ from .closure import with_cleared_gradients
 from .distributed_checkpoint import counters_in, made_state
 from .replay import Replay
 from .rule import Rule, check_alpha, check_rho
-from .step import TwoGradients
 
 
-class Sharpness(TwoGradients):
+class Sharpness(Ahead):
     """A base optimizer plus a `Rule`. Users take one of the subclasses.
 
     Args:
-        params: the parameters, or group dictionaries, which may carry their own `rho`, `alpha`.
+        params: the parameters, or group dictionaries, which may carry their own `rho`, `alpha` and
+            `perturb`: False keeps a group's layers at w on a look, and out of the norms of eps.
         base_optimizer: an instance over the same parameters.
         rule: when to look, and which gradient the base gets.
         rho, alpha: defaults for groups without them.
@@ -73,11 +74,15 @@ class Sharpness(TwoGradients):
         check_same(self, base_optimizer)
         check_real(self._layers())
         self._check_minimises(base_optimizer.param_groups)
-        self._own = {"rho": rho, "alpha": alpha}
+        self._own = {"rho": rho, "alpha": alpha, "perturb": True}
         self._keys = groups.keys_of(base_optimizer)
         defaults = {key: self._own[name] for name, key in self._keys.items()}
         self.defaults = {**base_optimizer.defaults, **defaults}  # some schedulers read them
         groups.place(self.param_groups, base_optimizer, defaults=self._own)
+        if rule.along_momentum:
+            momentum_key(base_optimizer)
+        if rule.ascent is not None:
+            groups.check_some_perturbed(base_optimizer)
         self.base_optimizer = base_optimizer
         self._follow_base()
 
@@ -133,10 +138,10 @@ class Sharpness(TwoGradients):
 
         Args:
             closure: zeroes the gradients, computes the loss, calls backward, returns the loss.
-                Called twice on looks, once otherwise; both calls draw the same random numbers
-                (see `Replay`). Its batch climbs together, as one group: `Engine` has groups of m
-                samples. Gradients of earlier micro-batches cannot be added up here: `Engine`
-                accumulates.
+                Called twice on looks, once otherwise (MSAM: at w + eps); both calls draw the same
+                random numbers (see `Replay`). Its batch climbs together, as one group: `Engine` has
+                groups of m samples. Gradients of earlier micro-batches cannot be added up here:
+                `Engine` accumulates.
 
         Raises:
             ConfigError: no closure; one that added to the gradients before it, or that called no
@@ -169,6 +174,8 @@ class Sharpness(TwoGradients):
             warn_of_halves(self._layers())
         replay = Replay(self.model)
         try:
+            if self.perturbs_ahead():
+                self.perturb_ahead()
             with torch.enable_grad():
                 loss = with_cleared_gradients(closure, self._layers())
             if self.looks():

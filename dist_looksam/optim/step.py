@@ -38,7 +38,7 @@ class TwoGradients(ShardedGroups, StepCounters):
     """
 
     base_optimizer: Optimizer
-    _own: dict[str, float]  # rho and alpha of groups that have none
+    _own: dict[str, float]  # rho, alpha and perturb of groups that have none
     _keys: dict[str, str]  # under which the base's groups hold them
 
     def _begin(self, rule: Rule, model: nn.Module | None) -> None:
@@ -59,6 +59,11 @@ class TwoGradients(ShardedGroups, StepCounters):
 
     @property
     def perturbed(self) -> bool:
+        """True while a look is not finished."""
+        return self.looking
+
+    @property
+    def looking(self) -> bool:
         """True from the first pass of a look until it is finished."""
         return self._perturbed is not None
 
@@ -104,12 +109,12 @@ class TwoGradients(ShardedGroups, StepCounters):
         return params, [p.grad for p in params]  # type: ignore[misc]
 
     def setting(self, group: dict[str, Any], name: str) -> float:
-        """rho or alpha of a group; the default if the group was added to the base without one."""
+        """A setting of a group; the default if the group was added to the base without one."""
         return group.setdefault(self._keys[name], self._own[name])
 
     def column(self, name: str, params: Shards) -> Tensor | float:
-        """rho, times `rho_scale`, or alpha of every layer in `params`: one number if all agree,
-        else [P]."""
+        """A setting of every layer in `params`: one number if all agree, else [P]. rho is times
+        `rho_scale`, perturb is 1 or 0."""
         scale = self.rho_scale if name == "rho" else 1.0
         group_of = self._group_of or {
             p: n for n, group in enumerate(self.param_groups) for p in group["params"]
@@ -157,6 +162,7 @@ class TwoGradients(ShardedGroups, StepCounters):
             self._split(params, params),
             layer_grads,
             rho=self.column("rho", params),
+            mask=self.column("perturb", params),
             reduce=reduce or self.reduce,
         )
 
@@ -165,10 +171,12 @@ class TwoGradients(ShardedGroups, StepCounters):
         """Replace w by w + eps in some or all parameters. Keeps copies of w, and `grads` itself,
         which `apply_` writes to."""
         self.keep(params, grads)
-        self._perturb_kept_(params, grads, perturbation)
-
-    def _perturb_kept_(self, params: Shards, grads: Shards, perturbation: Perturbation) -> None:
         assert self._perturbed is not None
+        self._perturb_kept_(self._perturbed, params, grads, perturbation)
+
+    def _perturb_kept_(
+        self, look: Look, params: Shards, grads: Shards, perturbation: Perturbation
+    ) -> None:
         sums = perturb_(
             self._split(params, params),
             self._split(params, grads),
@@ -177,7 +185,7 @@ class TwoGradients(ShardedGroups, StepCounters):
             visible_dtype=self.visible_dtype,
         )
         if sums is not None:
-            self._perturbed.cosine_sums.append(sums)
+            look.cosine_sums.append(sums)
         torch.clear_autocast_cache()  # else forward under a caller's autocast would see the old w
 
     # Several groups, one after the other: first pass, `perturb_group`, second pass, `end_group`.
@@ -257,12 +265,12 @@ class TwoGradients(ShardedGroups, StepCounters):
         """
         self._number(params)
         rule, clip, reduce, look = self.rule, self.clip, self.reduce, self._perturbed
+        alpha = self.column("alpha", params)
         if look is None:
             gv = self._split(params, self._gv(params)) if self._reuses else None
-            alpha = self.column("alpha", params)
             return rule.reuse_step(layer_grads, gv, alpha=alpha, clip=clip, reduce=reduce)
         sam, grads = layer_grads, self._split(params, look.grads_of(params))
-        update = rule.learn(sam, grads, clip=clip, reduce=reduce)
+        update = rule.learn(sam, grads, alpha=alpha, clip=clip, reduce=reduce)
         if self.probe is not None:
             self.probe(step=self.steps, grads=grads, sam=sam, update=update, reduce=reduce)
         if look.cosine_sums:

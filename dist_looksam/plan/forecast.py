@@ -93,7 +93,7 @@ def plan(
     samples = samples or left(size.samples, settings.holdout, settings.train_images)
     resolved = settings.resolved(ranks=gpus, launcher=launcher, samples=samples)
     check(resolved)
-    work = workload(resolved.model, classes or size.classes, size.shape)
+    work = workload(resolved.model, classes or size.classes, size.shape, resolved.perturb)
     assert resolved.micro_batch is not None and resolved.steps is not None
     ranks = Topology(total=gpus, per_node=gpus_per_node)
     run = PlannedRun(settings=resolved, work=work, ranks=ranks, micro_batch=resolved.micro_batch)

@@ -14,7 +14,7 @@ class Memory:
     """Bytes of one rank.
 
     weights, masters, base_state, g_v  between steps, as `Backend.memory()` names them.
-    look         w0 and g of a look.
+    look         w0 and g of a look; w0 of a step that perturbs along the momentum.
     groups       further sums of gradients that a look of several groups of m samples keeps.
     gradients    at the time of most activations: those of earlier micro-batches, and permanent
                  buffers of a backend. The others come as activations are freed.
@@ -63,7 +63,7 @@ def memory(run: PlannedRun) -> Memory:
         masters=layout.masters(run),
         base_state=4 * shard * base.state + layout.counters(run) * base.counter_bytes,
         g_v=4 * shard if run.row.reuses_gv else 0,
-        look=8 * shard if run.row.ascent else 0,
+        look=(8 if run.row.two_passes else 4 if run.row.along_momentum else 0) * shard,
         groups=layout.groups(run),
         gradients=gradients,
         buckets=buckets,

@@ -19,7 +19,7 @@ class Sent:
     gradients  in or after each backward of a micro-batch that `reduces` counts.
     reduces    those backwards, in the whole step.
     publish    after a pass: of changed weights; of FSDP2's shards over blocks of ranks.
-    publishes  how often, in the whole step.
+    publishes  how often, in the whole step; also before a pass that begins at moved weights.
     summed     once in the step, which nothing hides: sums of a look of several groups.
     small      number of collectives of a few numbers, in the whole step; only their latency counts.
     passes     forward and backward passes.
@@ -55,6 +55,7 @@ def sent(run: PlannedRun, *, look: bool) -> Sent:
     passes, layout = 2 if look else 1, run.layout
     if run.ranks.total == 1 and layout.silent_alone:
         return Sent(small=0, passes=passes, accumulation=run.accumulation)
+    ahead = int(run.row.along_momentum)
     small = 1 + layout.norms(run, look)
     parts = {"reduces": 1, **layout.sent(run)}
     once = parts["reduces"] == 1 and not layout.split  # else every backward, as at any m
@@ -65,8 +66,8 @@ def sent(run: PlannedRun, *, look: bool) -> Sent:
         of_all = groups.ranks == run.ranks.total
         reduced, summed = 1 + groups.rounds * of_all, layout.summed(run)
     return Sent(
-        publishes=layout.publishes(run) if look and run.groups is not None else passes,
-        small=small,
+        publishes=layout.publishes(run) if look and run.groups is not None else passes + ahead,
+        small=small + (ahead * (1 + run.sixteen) if layout.norms(run, look) else 0),
         passes=passes,
         accumulation=run.accumulation,
         reduces=reduced,

@@ -11,6 +11,7 @@ from .sent import Sent, sent
 # Tensors of a shard's size that are read or written, 4 bytes an entry, in addition to those of the
 # base's update: counted in the kernels of kernels/code.py (tests/gpu/test_kernel_counts.py).
 _REUSE = 3  # sums of g and g_v; g_v in the base's step
+_AHEAD = 9  # sums of v and of g; a copy of w; eps; w back
 _LOOK = 15  # sums of w, g; copies of both; eps; w back; sums of g, g_s; g, g_v in the base's step
 
 
@@ -48,7 +49,8 @@ def step_time(run: PlannedRun, machine: Machine, *, kind: str) -> Time:
     forward = one / 3
     whole, shown = _pass(run, s, machine, forward, one - forward)
     # One more small all-reduce: the ranks of train.py agree whether to stop.
-    extra = {"base": 0, "reuse": _REUSE if run.row.reuses_gv else 1, "look": _LOOK}[kind]
+    usual = _REUSE if run.row.reuses_gv else _AHEAD if run.row.along_momentum else 1
+    extra = {"base": 0, "reuse": usual, "look": _LOOK}[kind]
     moved = 4 * run.shard * (run.base.traffic + extra)
     few = (s.small + 1) * seconds(_FEW, run.ranks, machine.network)
     few += sum(seconds(call, run.ranks, machine.network) for call in s.summed)

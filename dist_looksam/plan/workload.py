@@ -10,6 +10,7 @@ from .. import models
 from ..backends import units
 from ..models.vit import ViT
 from ..optim import table
+from ..optim.perturbed import ALL
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
@@ -18,7 +19,7 @@ BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 class Workload:
     """A model on images of one shape.
 
-    groups      sizes of the layers, in the optimizer's param groups: decayed matrices, the rest.
+    groups      sizes of the layers, in the optimizer's param groups: see `table.groups`.
     order       sizes of the layers in the order of forward.
     units       (rows, entries of a row) of the layers in each of FSDP2's units, in the order of
                 forward; the last holds the remaining layers.
@@ -68,7 +69,9 @@ class Workload:
 
 
 @lru_cache(maxsize=64)
-def workload(model: str, num_classes: int, image_shape: tuple[int, int, int]) -> Workload:
+def workload(
+    model: str, num_classes: int, image_shape: tuple[int, int, int], perturb: str = ALL
+) -> Workload:
     """By train.py's names; no memory is taken for our own models. Raises as `models.create`."""
     name = models.resolve(model, image_shape)
     with torch.device("meta"):
@@ -79,7 +82,7 @@ def workload(model: str, num_classes: int, image_shape: tuple[int, int, int]) ->
     else:
         saved, working = counted(net, image_shape)
     groups = tuple(
-        tuple(p.numel() for p in group["params"]) for group in table.groups(net, weight_decay=1.0)
+        tuple(p.numel() for p in group["params"]) for group in table.groups(net, 1.0, perturb)
     )
     channels, height, width = image_shape
     return Workload(

@@ -72,7 +72,7 @@ class Run:
         has = {
             "rho": row.ascent,
             "k": row.settable_k,
-            "alpha": row.reuses_gv,
+            "alpha": row.alpha is not None,
             "reuse": row.reuses_gv,
         }
         if not has.get(name, True):

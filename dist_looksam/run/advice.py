@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from ..data.sets import data_set
 from ..optim.seen import Seen
-from ..optim.table import base_row, unused
+from ..optim.table import ALPHA, base_row, unused
 from ..record.metrics import Row
 from ..settings.config import DEFAULTS, Settings
 
@@ -22,7 +22,11 @@ def without_effect(settings: Settings) -> list[str]:
         settings: resolved.
     """
     assert settings.base is not None
-    unused_values = {"rho": 0.0, "eps": base_row(settings.base).eps}  # after `resolved`
+    unused_values = {
+        "rho": 0.0,
+        "alpha": ALPHA,
+        "eps": base_row(settings.base).eps,
+    }  # after `resolved`
     method_on_base = f"optimizer {settings.optimizer} on {settings.base}"
     why = dict.fromkeys(unused(settings.optimizer, settings.base), method_on_base)
     if "rho" in why:
@@ -68,7 +72,8 @@ class Advice:
             self._note(f"warning: {text}")
 
     def look(self, step: int, seen: Seen) -> None:
-        """After a look in 16 bits: warn if rounding changed the perturbation. Reads one number."""
+        """After a step that perturbed 16-bit weights: warn if rounding changed eps. Reads one
+        number."""
         if seen.eps_cosine is None:
             return
         self._looks += 1

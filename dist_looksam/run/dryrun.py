@@ -5,6 +5,7 @@ the estimates of `dist-looksam plan`.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -12,6 +13,7 @@ from .. import models
 from ..backends import compiled
 from ..data.extent import Extent
 from ..errors import ConfigError
+from ..optim.perturbed import ALL
 from ..plan import Plan, machine, plan
 from ..plan.machines import MFU, at_share
 from ..settings import assemble, when
@@ -31,6 +33,7 @@ SMALL = 1e9  # operations an image; with fewer a GPU waits for kernel launches
 class Outcome:
     """The effect of valid settings. `settings` are resolved.
 
+    perturbed: (layers, their parameters) that are perturbed, and (layers, parameters) of all.
     `plans` are by share of an H200's peak; where there are none, `unplanned` is the reason.
     """
 
@@ -39,6 +42,7 @@ class Outcome:
     data: Extent
     model: str
     parameters: int
+    perturbed: tuple[tuple[int, int], tuple[int, int]]
     flops: int  # forward, one image
     plans: dict[float, Plan]
     unplanned: str = ""
@@ -97,7 +101,7 @@ def check(settings: Settings, *, ranks: int, launcher: str = "", opened: bool = 
         models.checkpoint_activations(model)
     if settings.compile != "off":
         compiled.blocks(model)
-    assemble.optimizer_of(settings, model)
+    optimizer = assemble.optimizer_of(settings, model)
     plans, unplanned = _plans(asked, data, ranks, launcher)
     return Outcome(
         settings=settings,
@@ -105,10 +109,18 @@ def check(settings: Settings, *, ranks: int, launcher: str = "", opened: bool = 
         data=data,
         model=models.resolve(settings.model, data.shape),
         parameters=sum(p.numel() for p in model.parameters()),
+        perturbed=_perturbed(optimizer.param_groups),
         flops=models.flops_per_image(model, data.shape),
         plans=plans,
         unplanned=unplanned,
     )
+
+
+def _perturbed(groups: list[dict[str, Any]]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """See `Outcome`; `groups` are the optimizer's."""
+    of_all = [p.numel() for group in groups for p in group["params"]]
+    moved = [p.numel() for group in groups if group["perturb"] for p in group["params"]]
+    return (len(moved), sum(moved)), (len(of_all), sum(of_all))
 
 
 def _plans(
@@ -185,10 +197,24 @@ def _method(s: Settings) -> str:
     rule = s.rule
     text = f"{s.optimizer} on {s.base}"
     if rule.ascent is not None:
-        text += f": rho {s.rho:g} ({rule.ascent} scope), k {rule.k}"
+        text += f": rho {s.rho:g} ({rule.ascent} scope)"
+    if rule.along_momentum:
+        text += ", against the momentum, one pass a step"
+    elif rule.ascent is not None:
+        text += f", k {rule.k}"
+    if rule.reuses_gv or rule.surrogate_gap:
+        text += f", alpha {s.alpha:g}"
     if rule.reuses_gv:
-        text += f", alpha {s.alpha:g}, reuse {s.reuse}"
+        text += f", reuse {s.reuse}"
     return text
+
+
+def _whom(outcome: Outcome) -> str:
+    (layers, parameters), (all_layers, of_all) = outcome.perturbed
+    return (
+        f"{outcome.settings.perturb}: {layers} of {all_layers} layers, "
+        f"{parameters:,} of {of_all:,} parameters"
+    )
 
 
 def _groups(s: Settings, ranks: int) -> str:
@@ -215,6 +241,7 @@ def summary(outcome: Outcome) -> str:
     about = "about " if s.rule.looks == "adaptive" else ""
     rows = {
         "method": _method(s),
+        **({"perturbed": _whom(outcome)} if s.rule.ascent and s.perturb != ALL else {}),
         "model": f"{outcome.model}, {outcome.parameters:,} parameters, "
         f"{outcome.flops / 1e9:.3g} GFLOP forward per image",
         "data": f"{data.said}: {data.samples:,} images of {size}, {data.classes:,} classes",
@@ -223,7 +250,7 @@ def summary(outcome: Outcome) -> str:
         "begins": begins,
         "lr": f"{outcome.lr:.3g} after {s.warmup_steps:,} steps of warm-up, then {decay}",
         "decay, clip": f"weight decay {s.weight_decay:g}, clip {s.clip or 'none'}",
-        **({"m": _groups(s, outcome.ranks)} if s.m and s.rule.ascent else {}),
+        **({"m": _groups(s, outcome.ranks)} if s.m and s.rule.two_passes else {}),
         **({"rho": when.rho_text(s), "looks": when.looks_text(s)} if s.rule.ascent else {}),
         "passes": f"{about}{outcome.passes:,}, {outcome.looks:,} of them for looks",
         "backend": f"{s.backend}{stage}, {s.precision}",

@@ -160,7 +160,7 @@ class Fit:
     def _greeting(self) -> str:
         s = self.settings
         count = sum(math.prod(piece.shape) for piece in self.backend.pieces())
-        m = f"m {s.m}, " if s.m and s.rule.ascent else ""
+        m = f"m {s.m}, " if s.m and s.rule.two_passes else ""
         return (
             f"{s.optimizer} on {s.base}, {m}{models.resolve(s.model, self.data.shape)} "
             f"({count:,} parameters), {s.data}, batch {s.batch_size} = {s.micro_batch} x "
@@ -219,8 +219,7 @@ class Fit:
             rho=rho * self.engine.optimizer.rho_scale if seen.look else None,
         )
         last = (self.log.flush() if done.step + 1 == self.steps else self.log.last) or {}
-        if done.look:
-            self.advice.look(done.step, seen)
+        self.advice.look(done.step, seen)
         self.advice.line(self.log.last)
         self.advice.skips(self.log.skips, last.get("step", 0))
         self.progress.update(

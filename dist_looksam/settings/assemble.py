@@ -175,9 +175,9 @@ def base_settings(settings: Settings) -> dict[str, Any]:
 
 def optimizer_of(settings: Settings, model: nn.Module) -> Sharpness:
     """The optimizer of the table around its base, over the model's parameters."""
-    assert settings.base is not None and settings.rho is not None
-    assert settings.weight_decay is not None
-    groups = table.groups(model, settings.weight_decay)
+    assert settings.base is not None and settings.weight_decay is not None
+    assert settings.rho is not None and settings.alpha is not None
+    groups = table.groups(model, settings.weight_decay, settings.perturb)
     base = table.build_base(settings.base, groups, **base_settings(settings))
     return table.build(base, rule=settings.rule, rho=settings.rho, alpha=settings.alpha)
 
@@ -197,5 +197,5 @@ def engine_of(settings: Settings, data: Data, device: torch.device) -> Engine:
         loss=loss_of(settings, device),
         clip=settings.clip,
         ascent=settings.ascent,
-        m=settings.m if settings.rule.ascent else None,
+        m=settings.m if settings.rule.two_passes else None,
     )

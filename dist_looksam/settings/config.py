@@ -78,7 +78,7 @@ class Settings:
     rho: float | None = flag(
         None, "radius of the ascent; of layer-wise methods relative to ||w_i||; default by method"
     )
-    alpha: float = flag(0.7, "weight of the reused g_v")
+    alpha: float | None = flag(None, "weight of g_v, or of what gsam subtracts; default by method")
     k: int = flag(5, "steps from one look (step with a second gradient) to the next")
     looks: str = flag("periodic", "every k steps, or in 1 of k, where ||g|| is large", DECIDERS)
     look_from: int | float = flag(0, f"first step that may look{when.MOMENT}")
@@ -89,12 +89,13 @@ class Settings:
     rho_end: float | None = flag(None, "factor of rho at the end, may be above 1; default 0")
     rho_warmup_steps: int = flag(0, "linear warm-up of rho in steps, from look_from on; 0: none")
     p: float = flag(2.0, "p of the p-norm of the model-wide ascent, in (1, inf]")
+    perturb: str = flag("all", "layers to perturb: all, norms, or a regular expression of names")
     ascent: str = flag("global", "global, as --m says; rank, m = batch_size / ranks", ASCENTS)
     m: int | None = flag(  # torchrun and deepspeed take --m for their own --master_port
         None, "samples that climb together; default all; --group in launchers", (), "--group"
     )
     layer_ascent: str = flag("scaled", "formula of the layer-wise ascent", LAYER_ASCENTS)
-    decompose: str = flag("model", "scope of the decomposition into g_h and g_v", SCOPES)
+    decompose: str = flag("model", "scope of the decomposition of g_s, or of gsam's of g", SCOPES)
     reuse: str = flag("natural", "size of the reused g_v", REUSES)
     clip: float | None = flag(
         None, "maximum norm of the gradient passed to the base optimizer; no clipping by default"
@@ -172,11 +173,10 @@ class Settings:
         for f in fields(self):
             if f.metadata["choices"] and getattr(self, f.name) is not None:
                 check_choice(f.name, getattr(self, f.name), f.metadata["choices"])
-        base_of(self.optimizer, self.base)
-        assert self.rule  # made here for its checks
-        check_alpha(self.alpha)
-        if self.rho is not None:
-            check_rho(self.rho)
+        assert base_of(self.optimizer, self.base) and self.rule  # made here for their checks
+        for check, value in ((check_alpha, self.alpha), (check_rho, self.rho)):
+            if value is not None:
+                check(value)
         when.check(self)
         self._check_numbers()
         if not self.out or "\0" in self.out:  # "" would be the current directory
@@ -259,7 +259,7 @@ class Settings:
             ranks: processes that train together. launcher: as in `World`.
         """
         base = base_row(base_of(self.optimizer, self.base))
-        row = chosen(self, ranks=ranks, launcher=launcher)
+        own_method, row = method(self.optimizer), chosen(self, ranks=ranks, launcher=launcher)
         own = data_set(self.data)
         filled = replace(
             self,
@@ -267,7 +267,8 @@ class Settings:
             lr=base.lr if self.lr is None else self.lr,
             weight_decay=base.weight_decay if self.weight_decay is None else self.weight_decay,
             eps=base.eps if self.eps is None else self.eps,
-            rho=method(self.optimizer).default_rho if self.rho is None else self.rho,
+            rho=own_method.default_rho if self.rho is None else self.rho,
+            alpha=own_method.default_alpha if self.alpha is None else self.alpha,
             model=own.model if self.model == "auto" else self.model,
             backend=row.name,
             dry_run=False,
@@ -285,7 +286,7 @@ class Settings:
         Raises:
             ConfigError: micro-batches do not make up m, or the backend cannot climb so.
         """
-        m, ascent = (self.m, self.ascent) if self.rule.ascent else (None, "global")
+        m, ascent = (self.m, self.ascent) if self.rule.two_passes else (None, "global")
         if ascent == "rank" and self.batch_size % ranks == 0:
             m = self.batch_size // ranks
             if self.m not in (None, m):
@@ -304,7 +305,7 @@ class Settings:
         """The groups of m samples of settings that name micro_batch and backend; None for one."""
         assert self.micro_batch is not None
         return groups(
-            self.m if self.rule.ascent else None,
+            self.m if self.rule.two_passes else None,
             micro_batch=self.micro_batch,
             accumulation=self.batch_size // (ranks * self.micro_batch),
             ranks=ranks,

@@ -76,7 +76,7 @@ class Point:
     def weight(self) -> float:
         """Forward and backward passes per image: the relative cost of a point."""
         row = method(self.flags["optimizer"])
-        if row.ascent is None:
+        if not row.two_passes:
             return 1.0
         share = share_of_run(self.flags.get("look_from", 0), self.flags.get("look_until"))
         return 1.0 + share / (self.flags.get("k", 5) if row.settable_k else 1)

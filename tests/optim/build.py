@@ -6,8 +6,9 @@ import torch
 from dist_looksam import SAM, Lamb, Lars, LookLayerSAM, LookSAM
 
 BASES = ("sgd", "adamw", "lamb", "lars")
-SHARP = ("sam", "sam_k", "look_sam", "layer_sam", "look_layer_sam")
+SHARP = ("sam", "sam_k", "look_sam", "layer_sam", "look_layer_sam", "gsam", "msam")
 LOOKS = ("look_sam", "look_layer_sam")
+WEIGHTED = (*LOOKS, "gsam")  # with an alpha
 
 
 def build_base(params, base, *, eps=1e-8, groups=problem.GROUPS):
@@ -33,13 +34,18 @@ def build(params, name, base="sgd", *, k=3, eps=1e-8, groups=problem.GROUPS, **h
     inner = build_base(params, base, eps=eps, groups=groups)
     if name == base:
         return inner
-    keys = ("rho", "alpha") if name in LOOKS else ("rho",)
+    keys = ("rho", "alpha") if name in WEIGHTED else ("rho",)
     outer = [
-        {"params": [params[i] for i in group["layers"]]} | {x: group[x] for x in keys}
+        {"params": [params[i] for i in group["layers"]]}
+        | {x: group[x] for x in (*keys, "perturb") if x in group}
         for group in groups
     ]
     if name == "sam":
         return SAM(outer, inner, **how)
+    if name == "gsam":
+        return SAM(outer, inner, alpha=0.5, **how)  # its groups have their own
+    if name == "msam":
+        return SAM(outer, inner, along="momentum", **how)
     if name == "sam_k":
         return SAM(outer, inner, k=k, **how)
     if name == "look_sam":

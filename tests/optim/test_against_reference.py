@@ -19,14 +19,14 @@ STEPS, K = 20, 3
 CLOSE = {torch.float64: (1e-10, 1e-8), torch.float32: (1e-5, 1e-4)}
 
 
-def check(name, base, dtype, **how):
+def check(name, base, dtype, groups=GROUPS, **how):
     tolerance, eps = CLOSE[dtype]
     truth = reference.train(
         problem.start(), problem.gradient, optimizer=name, base=base, steps=STEPS, lr=None,
-        groups=GROUPS, rho=None, k=K, eps=eps, **how,
+        groups=groups, rho=None, k=K, eps=eps, **how,
     )  # fmt: skip
     params = problem.parameters(dtype)
-    optimizer = build(params, name, base, k=K, eps=eps, **how)
+    optimizer = build(params, name, base, k=K, eps=eps, groups=groups, **how)
     closure = Closure(params, optimizer)
     for t in range(STEPS):
         num_gradients = closure.step()
@@ -59,7 +59,7 @@ def test_every_method_on_every_base(name, base, dtype):
 
 @both
 @pytest.mark.parametrize("p", [1.5, 2.0, 3.0, math.inf])
-@pytest.mark.parametrize("name", ["sam", "sam_k", "look_sam"])
+@pytest.mark.parametrize("name", ["sam", "sam_k", "look_sam", "gsam", "msam"])
 def test_the_p_norms(name, p, dtype):
     check(name, "sgd", dtype, p=p)
 
@@ -77,6 +77,22 @@ def test_the_ascent_as_printed(name, base, dtype):
 @pytest.mark.parametrize("name", LOOKS)
 def test_every_way_to_take_apart_and_use_again(name, decompose, reuse, dtype):
     check(name, "sgd", dtype, decompose=decompose, reuse=reuse)
+
+
+@both
+@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("name, how", [
+    *((name, {}) for name in SHARP), ("sam", {"p": 3.0}), ("sam", {"p": math.inf}),
+    ("layer_sam", {"layer_ascent": "literal"}),
+])  # fmt: skip
+def test_one_group_perturbed_and_the_other_not(name, how, which, dtype):
+    groups = [group | {"perturb": n == which} for n, group in enumerate(GROUPS)]
+    check(name, "sgd", dtype, groups=groups, **how)
+
+
+@both
+def test_gsam_layer_by_layer(dtype):
+    check("gsam", "sgd", dtype, decompose="layer")
 
 
 @pytest.mark.parametrize("clip", [0.5, 1e9])
@@ -118,10 +134,35 @@ def test_the_numbers_may_stand_on_the_optimizer_and_hold_for_all_groups():
         np.testing.assert_allclose(x.detach().numpy(), want, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("at", [0, 1, 3])
+def test_a_spoilt_gradient_of_msam_costs_one_step_and_nothing_else(at, base):
+    """Also the first step, before which there is no momentum."""
+
+    def gradient(weights, t):
+        value, g = problem.gradient(weights, t)
+        if t == at:
+            g[problem.W2][0, 1] = math.nan
+        return value, g
+
+    with np.errstate(invalid="ignore"):
+        truth = reference.train(
+            problem.start(), gradient, optimizer="msam", base=base, steps=6, lr=None,
+            groups=GROUPS, rho=None,
+        )  # fmt: skip
+    assert [r["skipped"] for r in truth.records] == [t == at for t in range(6)]
+    params = problem.parameters()
+    closure = Closure(params, build(params, "msam", base), bad=[(at, 1)])
+    for t in range(6):
+        assert closure.step() == 1
+        for x, want in zip(params, truth.weights[t], strict=True):
+            np.testing.assert_allclose(x.detach().numpy(), want, rtol=0, atol=1e-10)
+
+
 @pytest.mark.parametrize("spoil", [math.nan, -math.inf])
 @pytest.mark.parametrize("bad", [[(0, 1)], [(0, 2)], [(3, 1)], [(3, 2)], [(3, 2), (4, 2)], [(4, 1)],
                                  [(2, 1), (3, 1)]])  # fmt: skip
-@pytest.mark.parametrize("name", ["look_sam", "sam_k"])
+@pytest.mark.parametrize("name", ["look_sam", "sam_k", "gsam"])
 def test_a_spoilt_gradient_costs_one_step_and_nothing_else(name, bad, spoil):
     """Either pass, look or reuse step, first look or later: then on as if it had not been."""
     passes = []

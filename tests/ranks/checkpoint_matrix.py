@@ -39,6 +39,7 @@ EXACT = [
     *((3, b, {"optimizer": "look_layer_sam"}) for b in ("ddp", 2)),
     *((2, b, {"optimizer": "look_layer_sam", "base": "adamw", "precision": p})
       for p in ("bf16", "fp16") for b in ("ddp", 1, 2, 3)),
+    *((2, b, {"optimizer": "msam"}) for b in BACKENDS),
 ]  # fmt: skip
 
 

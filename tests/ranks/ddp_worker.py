@@ -21,8 +21,10 @@ def engine_of(case: dict, loss=task.loss) -> Engine:
     """As a user makes it: with `wrapped`, the module is in DistributedDataParallel already, and
     may be compiled, which was put in a second one: results were random, "rank" was "global"."""
     name, model = case["optimizer"], task.net()
-    groups = table.groups(model, task.SETTINGS["decay"])
-    groups[1]["lr"] = task.SMALLER_LR
+    groups = table.groups(model, task.SETTINGS["decay"], case.get("perturb", "all"))
+    for group in groups:
+        if group["weight_decay"] == 0:
+            group["lr"] = task.SMALLER_LR
     base = table.base_of(name, case.get("base"))
     inner = table.build_base(base, groups, lr=task.LR, eps=task.SETTINGS["eps"])
     rule = table.rule_of(name, k=task.SETTINGS["k"], **case.get("rule", {}))
@@ -92,7 +94,8 @@ def count(case: dict) -> dict:
 
 def overflow(case: dict) -> dict:
     """Step 0 looks; in step 3, also a look, the last rank overflows in the given pass."""
-    passes = 1 + 2 + 1 + 1  # to sort the buckets; of steps 0, 1, 2, each of one micro-batch
+    # To sort the buckets; of steps 0, 1, 2, each of one micro-batch.
+    passes = 1 + (1 if case["optimizer"] == "msam" else 2) + 1 + 1
     loss = Spoilt(passes + case["overflow"])
     engine = engine_of({**case, "accumulation": 1}, loss)
     for step in range(3):

@@ -30,6 +30,7 @@ EXACT = [
     *((r, "fsdp2", {"optimizer": "look_layer_sam", "base": b})
       for r in (2, 3) for b in ("lamb", "adamw")),
     *((2, "fsdp2", {"optimizer": "look_sam", "precision": p}) for p in ("bf16", "fp16")),
+    (2, "fsdp2", {"optimizer": "msam"}),
     (4, "copies", {"optimizer": "look_sam"}),
 ]  # fmt: skip
 

@@ -102,7 +102,8 @@ def count(case: dict) -> dict:
 
 def overflow(case: dict) -> dict:
     """Step 0 looks; in step 3, also a look, one rank overflows in the given pass."""
-    before_it = 2 + 1 + 1  # passes of steps 0, 1, 2, each of one micro-batch
+    # Passes of steps 0, 1, 2, each of one micro-batch.
+    before_it = (1 if case["optimizer"] == "msam" else 2) + 1 + 1
     loss = Spoilt(before_it + case["overflow"])
     engine = engine_of(case, loss)
     for step in range(3):

@@ -19,6 +19,8 @@ STEPS = 20
 LR, SMALLER_LR = 0.02, 0.005  # of matrices, and of the rest
 SETTINGS = {"k": 3, "alpha": 0.4, "eps": 1e-4, "decay": 0.1}
 RHO = {"model": 0.05, "layer": 0.02}
+# The beginnings of the names of the layers that --perturb means.
+PERTURBED = {"all": "", "norms": "norm.", "first|last": ("first.", "last.")}
 OPTIMIZERS = tuple(reference.TABLE)
 
 
@@ -75,16 +77,27 @@ def _gradient(weights: list, samples: tuple) -> tuple[float, list]:
 
 @cache
 def truth(
-    optimizer: str, base: str | None = None, *, m: int | None = None, **changed
+    optimizer: str,
+    base: str | None = None,
+    *,
+    m: int | None = None,
+    perturb: str = "all",
+    **changed,
 ) -> reference.Result:
-    """What tests/reference.py says; m: samples of a group, None for the whole batch."""
+    """What tests/reference.py says; m: samples of a group, None for the whole batch; perturb: of
+    PERTURBED."""
     start = list(net().parameters())
     layer = reference.TABLE[optimizer][0] == "layer"
     matrices = [i for i, p in enumerate(start) if p.ndim > 1]
     rest = [i for i, p in enumerate(start) if p.ndim <= 1]
+    moved = [n.startswith(PERTURBED[perturb]) for n, _ in net().named_parameters()]
     groups = [
-        {"layers": matrices, "weight_decay": SETTINGS["decay"], "lr": LR},
-        {"layers": rest, "weight_decay": 0.0, "lr": SMALLER_LR},
+        {"layers": [i for i in layers if moved[i] == may_move], "perturb": may_move, **how}
+        for layers, how in (
+            (matrices, {"weight_decay": SETTINGS["decay"], "lr": LR}),
+            (rest, {"weight_decay": 0.0, "lr": SMALLER_LR}),
+        )
+        for may_move in (True, False)
     ]
     settings = {"steps": STEPS, "rho": RHO["layer" if layer else "model"], "lr": LR}
     settings |= {"alpha": SETTINGS["alpha"], "k": SETTINGS["k"], "eps": SETTINGS["eps"]}

@@ -24,6 +24,18 @@ VARIED = [
     *({"optimizer": "look_sam", "stage": s, "rule": BY_LAYER} for s in (0, 2, 3)),
     *({"optimizer": "sam", "base": "sgd", "stage": s, "rule": {"p": 3.0}} for s in (1, 2, 3)),
     {"optimizer": "look_layer_sam", "stage": 3, "zero_init": True},
+    *(
+        {"optimizer": "msam", "base": "sgd", "stage": s, "zero": OFFLOAD, "clip": 0.3}
+        for s in (1, 2, 3)
+    ),
+    *({"optimizer": "msam", "base": "lamb", "stage": s, "perturb": "norms"} for s in (0, 1, 2, 3)),
+    # Some layers are gathered for each use, others stay gathered between steps.
+    {"optimizer": "msam", "stage": 3, "zero": {**SMALL, "stage3_param_persistence_threshold": 20}},
+    *({"optimizer": "look_layer_sam", "stage": s, "perturb": "norms"} for s in (0, 1, 2, 3)),
+    *(
+        {"optimizer": "gsam", "base": "sgd", "stage": s, "perturb": "first|last", "clip": 0.3}
+        for s in (1, 2, 3)
+    ),
 ]
 RANK_ASCENT = [
     {"optimizer": o, "base": "sgd", "stage": s, "ascent": "rank", "accumulation": 1}
@@ -49,7 +61,7 @@ def names(ranks: int) -> list:
 @pytest.mark.parametrize("ranks, number", [*names(1), *names(2), *names(3)])
 def test_zero_trains_to_the_weights_of_the_reference(result, ranks, number):
     case, got = CASES[ranks][number], result(ranks, number)
-    changed = {**case.get("rule", {}), "clip": case.get("clip")}
+    changed = {**case.get("rule", {}), **{x: case[x] for x in ("clip", "perturb") if x in case}}
     own = task.BATCH // ranks if case.get("ascent") == "rank" else None
     want = task.truth(case["optimizer"], case.get("base"), m=own, **changed)
     limit = task.tolerance(case["optimizer"], case.get("base"))

@@ -16,8 +16,10 @@ from dist_looksam.optim import table
 
 def optimizer_of(case: dict, model: torch.nn.Module):
     name = case["optimizer"]
-    groups = table.groups(model, task.SETTINGS["decay"])
-    groups[1]["lr"] = task.SMALLER_LR
+    groups = table.groups(model, task.SETTINGS["decay"], case.get("perturb", "all"))
+    for group in groups:
+        if group["weight_decay"] == 0:
+            group["lr"] = task.SMALLER_LR
     base = table.build_base(
         table.base_of(name, case.get("base")), groups, lr=task.LR, eps=task.SETTINGS["eps"]
     )

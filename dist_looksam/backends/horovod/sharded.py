@@ -192,6 +192,12 @@ class HorovodSharded(Horovod, WholeGroups):
         self._perturbed_elsewhere = True
         return True
 
+    def perturb_ahead(self) -> None:
+        """See `Backend.perturb_ahead`: one more all-gather."""
+        if self.optimizer.perturb_ahead():
+            self.publish()
+            self._perturbed_elsewhere = True
+
     def update(self) -> Seen:
         seen = super().update()
         self.publish()

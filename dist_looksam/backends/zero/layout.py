@@ -260,7 +260,10 @@ class Layout:
             self.zero._reassign_or_swap_out_partitioned_parameters(sub)
         self.zero.invalidate_secondary_tensor()  # of zero_hpz_partition_size
         persistent = self.zero.persistent_parameters
-        if persistent:
+        if (
+            persistent
+        ):  # which stay gathered between steps, and a gathered one is not gathered again
+            persistent[0].partition(persistent)
             persistent[0].all_gather(persistent)
 
 

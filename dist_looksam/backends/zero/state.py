@@ -44,7 +44,7 @@ class ZeroState(TorchRanks, StoredLayers):
         masters = num_bytes(f.master for f in self.layout.flats)
         shared = self.stage == 0 or (self.stage == 3 and params[0].dtype == torch.float32)
         own = {"weights": weights, "masters": 0 if shared else masters}
-        return {**own, **state_bytes(self.optimizer.state, 2 * masters)}
+        return {**own, **state_bytes(self.optimizer, masters)}
 
     # Checkpoints.
 

@@ -151,11 +151,20 @@ class Zero(ZeroGroups):
         return True
 
     @torch.no_grad()
+    def perturb_ahead(self) -> None:
+        """See `Backend.perturb_ahead`: one more all-gather at stages 1 and 2."""
+        self._wait_for_host()
+        if self.optimizer.perturb_ahead(self.masters):
+            self.layout.publish()
+
+    @torch.no_grad()
     def update(self) -> Seen:
         """See `Backend.update`: the step of DeepSpeed's engine."""
         update = self.optimizer.decide(self.masters, self._unscaled())
         if not bool(update.finite):
-            return self._skip(look=self.optimizer.perturbed)
+            return self._skip(look=self.optimizer.looking)
+        if not self.optimizer.looking:
+            self.optimizer.restore()  # also what gets no gradient in this step
         update = replace(update, finite=torch.tensor(True))  # on the host: no further read
         self._means = []
         self._run(self.engine.step, lambda params: self.optimizer.apply_(params, update))
