@@ -87,7 +87,7 @@ def test_other_layers_stay_bit_for_bit_and_the_rest_moves_by_rho(along):
     optimizer.perturb_ahead() if along == "momentum" else optimizer.perturb()
     assert all(torch.equal(p, b) for p, b in zip(params[:2], before[:2], strict=True))
     moved = torch.cat([(p - b).flatten() for p, b in zip(params[2:], before[2:], strict=True)])
-    assert float(moved.norm()) == pytest.approx(0.1, rel=1e-9)
+    assert float(moved.detach().norm()) == pytest.approx(0.1, rel=1e-9)
     optimizer.abandon()
     assert all(torch.equal(p, b) for p, b in zip(params, before, strict=True))
     assert not optimizer.perturbed
@@ -122,3 +122,16 @@ def test_msam_with_settings_of_two_passes_is_a_sentence(how):
     params = problem.parameters()
     with pytest.raises(ConfigError, match="has one pass a step and no g_s"):
         SAM(params, torch.optim.AdamW(params), along="momentum", **how)
+
+
+def test_msam_perturbs_from_look_from_on():
+    """So that it can begin after the warm-up, as in its authors' ViTs."""
+    params = problem.parameters()
+    optimizer = SAM(
+        params, torch.optim.SGD(params, lr=0.1, momentum=0.9), along="momentum", look_from=3
+    )
+    moved = []
+    for _ in range(5):
+        moved.append(optimizer.perturbs_ahead())
+        problem.train(params, optimizer, 1)
+    assert moved == [False] * 3 + [True] * 2 and not optimizer.looks()
