@@ -42,9 +42,11 @@ WRONG = {
     "autocast": ({"torch_autocast": {"enabled": True, "dtype": "fp16"}}, [], "got fp16, whose"),
     "autocast, default": ({"torch_autocast": {"enabled": True}}, [], "dtype bfloat16, got None"),
     "nvme": ({"zero_optimization": {"offload_optimizer": {"device": "nvme"}}}, [], "got nvme"),
-    "rank ascent, sharded": (None, ["--ascent", "rank", "--zero_stage", "2"], "--zero_stage 1"),
-    "rank ascent, offload": (
-        None, ["--ascent", "rank", "--zero_stage", "1", "--offload"], "with offload",
+    "groups of one rank, sharded": (
+        None, ["--m", "32", "--micro_batch", "32", "--zero_stage", "2"], "m must be",
+    ),
+    "groups of one rank, offload": (
+        None, ["--ascent", "rank", "--micro_batch", "32", "--zero_stage", "1", "--offload"], "m must",
     ),
     "file for ddp": ({}, ["--backend", "ddp"], "deepspeed_config is of backend zero"),
     "offload and none": (
