@@ -46,7 +46,7 @@ WRONG = {
         None, ["--m", "32", "--micro_batch", "32", "--zero_stage", "2"], "m must be",
     ),
     "groups of one rank, offload": (
-        None, ["--ascent", "rank", "--micro_batch", "32", "--zero_stage", "1", "--offload"], "m must",
+        None, ["--ascent", "rank", "--micro_batch", "32", "--zero_stage", "1", "--offload"], "m m",
     ),
     "file for ddp": ({}, ["--backend", "ddp"], "deepspeed_config is of backend zero"),
     "offload and none": (
