@@ -23,7 +23,7 @@ from ..record import rundir
 from .grid import Flags, Grid, Point
 from .widen import best_of, edges, next_candidate
 
-_COPIED = (rundir.CONFIG, rundir.JOB, rundir.POINT)  # then the summary: it marks a whole copy
+_OF_JOB = ("launcher", "ranks", "commit", "version", "started")  # of a copy's job.json
 _MOST_LINES = 60  # of a copy's metrics
 
 
@@ -189,11 +189,15 @@ class Ledger:
 
 
 def _copy_run(path: Path, copy: Path) -> None:
-    """A run without weights, checkpoints and most lines of its metrics."""
+    """A run without weights, checkpoints and most lines of its metrics, and without names of this
+    machine and of its folders. The summary comes last: it marks a whole copy."""
     copy.mkdir(parents=True, exist_ok=True)
-    for name in _COPIED:
-        if (path / name).exists():
-            files.replace_text(copy / name, (path / name).read_text())
+    config = (path / rundir.CONFIG).read_text().splitlines(keepends=True)
+    own = "".join(line for line in config if not line.startswith("out: "))
+    files.replace_text(copy / rundir.CONFIG, own)
+    job = rundir.job(path)
+    files.replace_json(copy / rundir.JOB, {name: job.get(name) for name in _OF_JOB})
+    files.replace_text(copy / rundir.POINT, (path / rundir.POINT).read_text())
     lines = (path / rundir.METRICS).read_text().splitlines(keepends=True)
     files.replace_text(copy / rundir.METRICS, "".join(_thinned(lines)))
     files.replace_text(copy / rundir.SUMMARY, (path / rundir.SUMMARY).read_text())

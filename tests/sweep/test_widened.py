@@ -97,7 +97,8 @@ def done(ledger: Ledger, point: grid.Point, top1: float) -> None:
     ledger.prepare(point)
     path = ledger.path(point)
     (path / "summary.json").write_text(json.dumps({"top1": top1, "steps": 3}))
-    flags = {"base": "adamw", **point.flags}
+    (path / "job.json").write_text(json.dumps({"host": "node1", "ranks": 1, "commit": "abc"}))
+    flags = {"base": "adamw", "out": str(path), **point.flags}
     (path / "config.yaml").write_text(yaml.safe_dump(flags))
     lines = [
         {"step": t, "loss": 1.0, "look": t % 5 == 0, "skipped": t == 7, "gv_ratio": 0.5}
@@ -132,11 +133,13 @@ def test_kept_points_are_done_elsewhere_and_make_the_same_report(tmp_path):
     here.keep_copies()
     copies = list((keep / first.name).iterdir())
     assert sum(path.stat().st_size for path in copies) < 10_000
+    assert not [p for p in copies if str(tmp_path) in p.read_text() or "node1" in p.read_text()]
     there = Ledger(sweep, tmp_path / "there", keep)
     assert first.name not in {p.name for p in there.due()[0]} and there.due()[1] == [first]
     reports = [runs.find([str(folder)]).runs[0] for folder in (tmp_path / "here", keep)]
-    for name in ("top1", "gv_ratio", "skipped", "state", "tuned", "config"):
+    for name in ("top1", "gv_ratio", "skipped", "state", "tuned", "commit", "world_size"):
         assert getattr(reports[0], name) == getattr(reports[1], name), name
+    assert reports[0].config == {**reports[1].config, "out": reports[0].config["out"]}
     other = {**SWEEP["settings"], "steps": 4}
     elsewhere = Ledger(read(tmp_path, settings=other), tmp_path / "elsewhere", keep)
     assert elsewhere.due()[1] == []  # kept of other settings
