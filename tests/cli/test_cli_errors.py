@@ -182,7 +182,7 @@ def test_a_damaged_checkpoint_is_one_sentence(out, capfd):
     (["curves", "/no/such"], "got /no/such"),
     (["probe", "/no/such"], "probe.jsonl must hold at least two looks"),
     (["bench", "--optimizers", "adam"], "optimizer must be one of"),
-    (["bench", "--repeats", "0"], "must be >= 1"),
+    (["bench", "--repeats", "0"], "repeats must be between 1 and"),
     (["bench", "--batch_size", "10", "--micro_batch", "3"], "whole number, got 10"),
     (["bench", "--speed", "3"], "unrecognized arguments: --speed 3"),
     (["train", "--k", "0"], "k must be a whole number >= 1"),
