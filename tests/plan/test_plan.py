@@ -119,8 +119,9 @@ def test_a_gpu_alone_reaches_the_assumed_share_of_its_peak():
 
 def test_looks_cost_a_second_pass_every_kth_step():
     found = planned()
-    assert found.times["mean"].compute == pytest.approx(1.2 * found.times["base"].compute)
-    assert found.wire["mean"] == pytest.approx(1.2 * found.wire["base"])
+    # Every fifth of the run's steps, the first among them.
+    assert found.times["mean"].compute == pytest.approx(1.2 * found.times["base"].compute, rel=1e-3)
+    assert found.wire["mean"] == pytest.approx(1.2 * found.wire["base"], rel=1e-3)
     sam = planned("--optimizer", "layer_sam")
     assert sam.times["mean"].compute == pytest.approx(2 * sam.times["base"].compute)
     assert sam.memory.g_v == 0 < found.memory.g_v

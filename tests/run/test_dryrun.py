@@ -104,7 +104,7 @@ def test_a_good_recipe_is_a_short_summary(tmp_path, capfd):
     assert main(["--config", str(RECIPE), "--dry_run", "--out", str(out)]) == 0
     told = capfd.readouterr()
     assert told.err == "" and not out.exists()
-    assert len(told.out.splitlines()) == 13
+    assert len(told.out.splitlines()) == 15
     for says in (
         "look_layer_sam on lamb: rho 0.0007 (layer scope), k 5, alpha 0.7, reuse paper",
         "vit_b16, 86,566,120 parameters, 34.9 GFLOP forward",
@@ -114,6 +114,7 @@ def test_a_good_recipe_is_a_short_summary(tmp_path, capfd):
         "0.0283 after 1,250 steps of warm-up, then cosine to 0",
         "weight decay 0.1, clip 1.0",
         "14,075, 2,346 of them for looks",
+        "2,346, every 5 steps from step 0 to step 11,725",
         "zero stage 1, fp16",
         "GB of an H200's 141",
         "64 H200 at 30% (20%-40%) of their peak",
