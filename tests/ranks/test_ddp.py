@@ -23,9 +23,9 @@ LOCAL = [
 ]
 LOCAL += [{**LOCAL[0], "wrapped": "compiled"}]
 COUNTED = [
-    {"kind": "count", "optimizer": o, "ascent": a}
+    {"kind": "count", "optimizer": o, "ascent": a, "accumulation": n}
     for o in task.OPTIMIZERS
-    for a in ("global", "rank")
+    for a, n in (("global", 2), ("rank", 1))  # with 2, m would be a micro-batch of every rank
 ]
 OVERFLOWS = [
     {"kind": "overflow", "optimizer": "look_sam", "precision": p, "ascent": a, "overflow": n}
