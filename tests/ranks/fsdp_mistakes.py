@@ -50,11 +50,6 @@ def columns() -> None:
     engine(fully_shard(model, shard_placement_fn=lambda p: Shard(p.ndim - 1)))
 
 
-def alone() -> None:
-    mesh = init_device_mesh("cpu", (dist.get_world_size(), 1), mesh_dim_names=("a", "b"))
-    engine(fully_shard(task.net(), mesh=mesh["b"]))
-
-
 def unlike() -> None:
     mesh = init_device_mesh("cpu", (2, 1), mesh_dim_names=("copies", "rows"))
     model = task.net()
@@ -158,7 +153,6 @@ MISTAKES = {
     "parts": (parts, "needs fully_shard called on the whole module, got parts"),
     "ignored": (ignored, "every trained parameter sharded, got shift whole"),
     "columns": (columns, "split by rows over a mesh of one dimension, or of (replicate, shard)"),
-    "alone": (alone, "one mesh over all 2 ranks, got [(1,)]"),
     "unlike": (unlike, "different ones in 1 of 9 parameters, first second.bias; seed all ranks"),
     "half": (half, "needs fp32 weights, got shift in torch.bfloat16"),
     "policy": (policy, 'which is bf16, got fp32; give Engine precision="bf16"'),
