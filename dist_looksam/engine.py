@@ -168,7 +168,8 @@ class Engine:
         backend, grouped = self.backend, self.m is not None or self.ascent == "rank"
         if self.optimizer.perturbs_ahead():
             backend.perturb_ahead()
-        groups = self._groups(len(batches)) if grouped and self.optimizer.rule.two_passes else None
+        grouped = grouped and self.optimizer.rule.two_passes and self.optimizer.climbs()
+        groups = self._groups(len(batches)) if grouped else None
         if groups is not None and self.optimizer.looks():
             return self._look_in_groups(batches, groups), backend.update(), 2
         loss = backend.backward(batches, self._checked_loss)

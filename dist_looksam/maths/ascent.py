@@ -130,7 +130,10 @@ def _rounded(weights: Shards, dtype: torch.dtype, like: Shards) -> list[Tensor]:
 
 
 def _masked(column: Tensor, mask: Tensor | float) -> Tensor:
-    return column * mask if isinstance(mask, Tensor) or mask != 1 else column
+    """0 where the mask is 0, also for a column that is not finite there."""
+    if isinstance(mask, Tensor):
+        return torch.where(mask == 0, 0.0, column)
+    return column if mask == 1 else torch.zeros_like(column)
 
 
 def model_perturbation(

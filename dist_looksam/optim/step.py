@@ -112,6 +112,12 @@ class TwoGradients(ShardedGroups, StepCounters):
         """A setting of a group; the default if the group was added to the base without one."""
         return group.setdefault(self._keys[name], self._own[name])
 
+    def climbs(self) -> bool:
+        """Whether rho is above 0 in any group: else g_s is g, and groups of samples would only add
+        them up in another order, whose rounding the reuse would enlarge."""
+        groups = self.base_optimizer.param_groups
+        return any(self.setting(g, "rho") * self.rho_scale > 0 for g in groups)
+
     def column(self, name: str, params: Shards) -> Tensor | float:
         """A setting of every layer in `params`: one number if all agree, else [P]. rho is times
         `rho_scale`, perturb is 1 or 0."""

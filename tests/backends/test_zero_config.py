@@ -48,6 +48,9 @@ WRONG = {
     "groups of one rank, offload": (
         None, ["--ascent", "rank", "--micro_batch", "32", "--zero_stage", "1", "--offload"], "m m",
     ),
+    "groups in 16 bits at stage 1": (
+        None, ["--m", "16", "--precision", "bf16", "--zero_stage", "1"], "m must be 64 on",
+    ),
     "file for ddp": ({}, ["--backend", "ddp"], "deepspeed_config is of backend zero"),
     "offload and none": (
         {"zero_optimization": {"offload_optimizer": {"device": "none"}}}, ["--offload"], "drop one",

@@ -53,6 +53,30 @@ def test_a_part_of_a_micro_batch_climbs_as_a_micro_batch_of_its_size(kind):
     assert float((weights(kind, None, 8)[0] - small_ones).abs().max()) > 1e-3
 
 
+def test_without_rho_no_groups_are_made_whose_rounding_reuse_would_enlarge():
+    """With rho 0 g_s is g. In groups both were added up in other orders, so that g_v was rounding
+    noise, which paper's reuse then made as long as alpha ||g||."""
+    net = small.net(dtype=torch.float32)
+    sizes = []
+
+    def loss(model, pair):
+        sizes.append(len(pair[0]))
+        return small.loss(model, pair)
+
+    optimizer = LookSAM(net.parameters(), torch.optim.SGD(net.parameters(), 0.1), rho=0.0, k=2)
+    engine = Engine(net, optimizer, loss, m=2)
+    done = engine.step(small.micro_batches(0, accumulation=2, dtype=torch.float32))
+    assert done.look and float(done.seen.gv_norm) == 0 and {*sizes} == {small.SAMPLES // 2}
+    optimizer.param_groups[0]["rho"], optimizer.rho_scale = 0.1, 0.0
+    engine.step(small.micro_batches(1, accumulation=2, dtype=torch.float32))
+    engine.step(small.micro_batches(2, accumulation=2, dtype=torch.float32))
+    assert {*sizes} == {small.SAMPLES // 2}
+    optimizer.rho_scale = 1.0
+    engine.step(small.micro_batches(3, accumulation=2, dtype=torch.float32))
+    engine.step(small.micro_batches(4, accumulation=2, dtype=torch.float32))
+    assert {*sizes} == {small.SAMPLES // 2, 2}
+
+
 @dataclass
 class Sample:
     x: torch.Tensor
