@@ -9,7 +9,7 @@ from dist_looksam.maths.shards import whole
 
 @pytest.mark.parametrize("p", [1.5, 2.0, 3.0, float("inf")])
 def test_gradients_of_other_layers_may_be_huge(p):
-    """A power of them overflowed; infinity times the mask of 0 is NaN, and every look was skipped."""
+    """A power of them overflowed; infinity times the mask of 0 is NaN: every look was skipped."""
     grads = [torch.full((4,), 1e-8), torch.full((4,), 100.0)]
     mask = torch.tensor([1.0, 0.0], dtype=torch.float64)
     found = model_perturbation(grads, rho=0.05, p=p, mask=mask, reduce=whole)
