@@ -88,7 +88,7 @@ def test_a_skipped_look_is_repeated_inside_the_window_alone(name, bad):
     assert set(steps_that_look(truth)) <= set(range(5, 13))
 
 
-@pytest.mark.parametrize("bad", [(), [(6, 1), (9, 2)]])
+@pytest.mark.parametrize("bad", [(), [(0, 2), (6, 1), (7, 2)]])
 @pytest.mark.parametrize("window", [(0, None), (7, 20)])
 @pytest.mark.parametrize("name", WITH_K)
 def test_adaptive_looks_are_those_of_the_reference(name, window, bad):
