@@ -25,7 +25,7 @@ def numbers(content, at=()):
     elif isinstance(content, list):
         for place, value in enumerate(content):
             yield from numbers(value, (*at, place))
-    else:
+    elif isinstance(content, int | float):
         yield at, content
 
 
@@ -47,6 +47,6 @@ def test_two_and_four_ranks_measure_what_one_measures(tmp_path):
         assert content["ranks"] == ranks
         measured = ("at_w", "ascent", "eigenvalues", "trace", "lines", "rounding")
         got[ranks] = dict(numbers({name: content[name] for name in measured}))
-    assert len(got[1]) > 100
+    assert len(got[1]) > 70
     for ranks in (2, 4):
         assert got[ranks] == pytest.approx(got[1], rel=1e-7, abs=1e-9)
