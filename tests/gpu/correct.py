@@ -14,6 +14,7 @@ RESUME = "resumed_run"
 SELECTIONS = [  # (file, -k); a process each, so that no one waits for another's ranks
     ("tests/gpu/test_device.py", ""),
     ("tests/gpu/test_kernels.py", ""),
+    ("tests/gpu/test_kernel_counts.py", ""),
     ("tests/gpu/test_compile.py", ""),
     (CUDA, "base_skips or both_passes or reuse_step or images_per_s"),
     (CUDA, "reference and ddp"),
