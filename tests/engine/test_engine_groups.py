@@ -12,7 +12,7 @@ from dist_looksam import ConfigError
 from dist_looksam.maths.together import groups
 
 STEPS = 20
-METHODS = ("sam", "look_sam", "layer_sam", "look_layer_sam")
+METHODS = ("sam", "look_sam", "layer_sam", "look_layer_sam", "gsam")
 # (micro-batches of 12 samples, m)
 CUTS = [(12, 1), (6, 4), (4, 3), (2, 6), (2, 2)]
 

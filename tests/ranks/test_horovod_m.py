@@ -12,7 +12,7 @@ from launch import horovodrun
 pytestmark = pytest.mark.needs("horovod")
 
 WORKER = "horovod_worker.py"
-OPTIMIZERS = ("sam", "look_sam", "layer_sam", "look_layer_sam")
+OPTIMIZERS = ("sam", "look_sam", "layer_sam", "look_layer_sam", "gsam")
 BOTH = ("look_sam", "look_layer_sam")
 LAYERS, GROUPS = len(list(task.net().parameters())), 2  # of parameters: with and without decay
 

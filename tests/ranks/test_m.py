@@ -7,7 +7,7 @@ import cases
 import pytest
 import task
 
-METHODS = ("sam", "look_sam", "layer_sam", "look_layer_sam")
+METHODS = ("sam", "look_sam", "layer_sam", "look_layer_sam", "gsam")
 
 
 def of_ddp(ranks: int, accumulation: int, *ms: int) -> list[dict]:

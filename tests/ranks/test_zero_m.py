@@ -8,7 +8,7 @@ import task
 
 pytestmark = pytest.mark.needs("deepspeed")
 
-OPTIMIZERS = ("sam", "look_sam", "layer_sam", "look_layer_sam")
+OPTIMIZERS = ("sam", "look_sam", "layer_sam", "look_layer_sam", "gsam")
 OFFLOAD = {"offload_optimizer": {"device": "cpu"}}
 SMALL = {"reduce_bucket_size": 30, "allgather_bucket_size": 50, "sub_group_size": 20}
 OVERLAP = {**SMALL, "overlap_comm": True, "contiguous_gradients": True}
