@@ -23,7 +23,7 @@ def test_passes_are_counted_where_they_happen():
     passes = {c.optimizer: c.passes_per_step for c in costs}
     assert passes == {
         "sgd": 1.0, "adamw": 1.0, "lamb": 1.0, "lars": 1.0, "sam": 2.0, "sam_k": 1.2,
-        "look_sam": 1.2, "layer_sam": 2.0, "look_layer_sam": 1.2,
+        "look_sam": 1.2, "layer_sam": 2.0, "look_layer_sam": 1.2, "gsam": 2.0, "msam": 1.0,
     }  # fmt: skip
     assert {c.optimizer: c.base for c in costs} == {n: row.base for n, row in METHODS.items()}
 
