@@ -104,7 +104,10 @@ def test_what_is_measured_on_the_way_does_not_depend_on_ranks_either(trained, ra
 
     for got, want in zip(rows(ranks), rows(1), strict=True):
         for field in set(want) - {"images_per_s", "seconds"}:
-            assert got[field] == pytest.approx(want[field], rel=1e-3, abs=1e-6), field
+            if want[field] is None:  # of a GPU, or of looks alone
+                assert got[field] is None, field
+            else:
+                assert got[field] == pytest.approx(want[field], rel=1e-3, abs=1e-6), field
 
 
 def test_a_signal_that_one_rank_alone_has_heard_stops_all_by_its_name(tmp_path):
