@@ -160,12 +160,18 @@ class Ledger:
         return float(top1) if top1 is not None and isfinite(top1) else 0.0
 
     def due(self) -> tuple[list[Point], list[Point]]:
-        """(points that can run now, in order; points that are done). Trials come first."""
+        """(points that can run now, in order; points that are done).
+
+        Method by method in the file's order, a method's trials first, so that the first methods of
+        a long study have their answer before the trials of the last begin.
+        """
         trials = [trial for at in self._tuned() for trial in self.tuning(*at).trials]
         finals = list(self.grid.finals(self.chosen()))
-        done = [p for p in trials + finals if self.summary(p) is not None]
+        order = list(self.grid.methods)
+        points = sorted(trials + finals, key=lambda p: order.index(p.label))  # stable
+        done = [p for p in points if self.summary(p) is not None]
         names = {p.name for p in done}
-        return [p for p in trials + finals if p.name not in names], done
+        return [p for p in points if p.name not in names], done
 
     def table(self) -> str:
         """Markdown: mean top1 in percent +- standard deviation over seeds (how many). Saved."""
