@@ -125,6 +125,15 @@ def test_a_grid_widens_within_its_budget_and_an_edge_that_is_left_is_reported(tm
     assert ledger.total == 2 * 2 + 3 + 2 * 2
 
 
+def test_a_method_runs_its_final_points_before_the_next_one_is_tuned(tmp_path):
+    ledger = Ledger(read(tmp_path), tmp_path / "out")
+    while (first := ledger.due()[0][0]).stage == "tune":
+        assert first.label == "adamw"
+        done(ledger, first, 1 - first.tuned["lr"])
+    order = [(p.label, p.stage) for p in ledger.due()[0]]
+    assert order == [("adamw", "final")] * 2 + [("sam", "tune")] * 2
+
+
 def test_kept_points_are_done_elsewhere_and_make_the_same_report(tmp_path):
     sweep, keep = read(tmp_path), tmp_path / "kept"
     here = Ledger(sweep, tmp_path / "here", keep)
