@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from . import kernels
+from .backends.averages import Averages
 from .backends.backend import Backend, Loss
 from .backends.batches import check_batches, check_loss, check_ranks, split
 from .backends.ddp import DDP
@@ -68,6 +70,8 @@ class Engine:
         m: number of samples that climb together, each group along its own mean gradient: a part
             of a micro-batch, or whole ones. Groups are consecutive: micro-batch a of rank r is
             number a * ranks + r of the batch. None: the whole batch.
+        ema: decay of a moving average of the weights, in (0, 1), for `averaged` and checkpoints;
+            None: there is none. See `backends.averages`.
 
     Attributes:
         passes: forward+backward passes so far, of whole global batches.
@@ -96,6 +100,7 @@ class Engine:
         precision: str = "fp32",
         ascent: str = "global",
         m: int | None = None,
+        ema: float | None = None,
     ) -> None:
         _check_kinds(model, loss)
         check_choice("precision", precision, tuple(PRECISION_DTYPES))
@@ -109,6 +114,11 @@ class Engine:
         else:
             self.backend = model
         _check_m(m, ascent)
+        if ema is not None:
+            check_number("ema", ema, 0.9998)
+            if not 0 < ema < 1:
+                raise ConfigError(f"ema must be in (0, 1), got {ema}; usual is 0.9998.")
+            self.backend.ema = Averages(ema)
         self.m = m
         self.optimizer = self.backend.optimizer
         self.optimizer.clip = clip
@@ -142,9 +152,24 @@ class Engine:
             replay.undo()
             raise
         self.passes += passes
+        self.backend.average_weights(number + 1)
         replay.undo_buffers(unless=seen.finite)
         self.optimizer.mark_stepped()
         return Report(number, self.backend.mean(loss), seen)
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Inside, the module's weights are their moving averages, on every rank: to evaluate, or to
+        take them by `backend.full_weights()`. Buffers are those of training. Collective.
+
+        Raises:
+            ConfigError: the engine keeps none.
+        """
+        if self.backend.ema is None:
+            raise ConfigError(
+                "averaged needs averages of the weights, got an Engine without; make it with "
+                "Engine(..., ema=0.9998)."
+            )
+        return self.backend.averaged()
 
     def _checked_loss(self, model: nn.Module, batch: Any) -> Tensor:
         value = self.loss(model, batch)

@@ -1,14 +1,18 @@
 """Interface between the engine and a data-parallel backend."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor, nn
 
 from ..maths.together import Groups
 from ..optim.seen import Seen
 from ..optim.sharpness import Sharpness
+
+if TYPE_CHECKING:
+    from .averages import Averages
 
 # read(name, key, start, stop) -> entries [start, stop) of that slot, flat; None: no such slot.
 Read = Callable[[str, str, int, int], Tensor | None]
@@ -45,10 +49,12 @@ class Stored(Protocol):
     Attributes:
         module: the user's own module, for names and buffers.
         replicas: (number of ranks that hold the same pieces, index of this rank among them).
+        ema: averages of the weights over steps; None: none are kept.
     """
 
     module: nn.Module
     replicas: tuple[int, int]
+    ema: "Averages | None"
 
     def pieces(self) -> list[Piece]:
         """This rank's part of every trained layer, then of every sharded frozen one; in the order
@@ -153,6 +159,13 @@ class Backend(Ranks, Stored, Protocol):
     def evaluate(self, forward: Callable[[nn.Module], Tensor]) -> Tensor:
         """forward(model) with the weights and the arithmetic of training; no gradients."""
 
+    def average_weights(self, step: int) -> None:
+        """After step `step`, counted from 1: take the weights into their moving average, on this
+        rank's shards; nothing where `ema` is None. No communication."""
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Inside, the averages are the weights: for `evaluate` and `full_weights`. Collective."""
+
     def memory(self) -> dict[str, int]:
-        """Bytes on this rank between steps: weights, masters, base_state, g_v; look: added during a
-        look."""
+        """Bytes on this rank between steps: weights, masters, ema, base_state, g_v; look: added
+        during a look."""

@@ -148,7 +148,7 @@ class Plain(StoredLayers):
             p.grad = total.mul_(scale)
 
     def averages(self, groups: Groups) -> bool:
-        """See `Backend.averages`: all ranks share the group."""
+        """See `Backend.ema`: all ranks share the group."""
         return groups.ranks == self.size
 
     def perturb_group(self, groups: Groups) -> None:
@@ -232,7 +232,9 @@ class Plain(StoredLayers):
 
     def memory(self) -> dict[str, int]:
         weights = num_bytes(p for _, p in self._named())
-        return {"weights": weights, "masters": 0, **state_bytes(self.optimizer, weights)}
+        ema = 0 if self.ema is None else self.ema.num_bytes()
+        own = {"weights": weights, "masters": 0, "ema": ema}
+        return {**own, **state_bytes(self.optimizer, weights)}
 
     def gather(self, value: Any) -> list[Any]:
         return [value]

@@ -1,6 +1,7 @@
 """Reads and writes a rank's pieces of layers and of optimizer state, for checkpoints."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch.optim import Optimizer
 
 from ..errors import ConfigError
 from ..optim.sharpness import Sharpness
+from .averages import KEY, Averages
 from .backend import Piece, Read
 from .flat import NO_GROUP, Flat
 from .names import name_in
@@ -33,6 +35,7 @@ class StoredLayers:
     module: nn.Module
     optimizer: Sharpness
     rank: int
+    ema: Averages | None = None
 
     # Backends override these.
 
@@ -65,6 +68,9 @@ class StoredLayers:
         slots: list[dict[str, Tensor]] = []
         for flat in self.held():
             state = like_the_layer(self._state(flat), flat.master)
+            average = None if self.ema is None else self.ema.of(flat)
+            if average is not None:
+                state[KEY] = average
             rows = {k: flat.read(v) for k, v in {"weight": flat.master.detach(), **state}.items()}
             slots += [{k: v[i] for k, v in rows.items()} for i in range(len(flat.pieces))]
         return slots
@@ -127,6 +133,8 @@ class StoredLayers:
                 self.optimizer.state[flat.master] = state
             else:
                 self.optimizer.state.pop(flat.master, None)
+        if self.ema is not None:
+            self.ema.load(self.held(), read)
         self.after_load()
         self.optimizer.load_counters(counters)
         self.write_scale(counters["loss_scale"])
@@ -171,6 +179,25 @@ class StoredLayers:
                         own.copy_(torch.as_tensor(value))
                     else:
                         group[name] = _placed(value, None)
+
+    # Averages of the weights.
+
+    def average_weights(self, step: int) -> None:
+        """See `Backend.average_weights`."""
+        if self.ema is not None:
+            self.ema.update_(self.held(), step)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """See `Backend.averaged`."""
+        assert self.ema is not None
+        self.ema.swap_(self.held())
+        self.after_load()
+        try:
+            yield
+        finally:
+            self.ema.swap_(self.held())
+            self.after_load()
 
     @torch.no_grad()
     def full_weights(self) -> dict[str, Tensor] | None:

@@ -99,10 +99,14 @@ class Progress:
             self._epoch = f" epoch {int(epoch)}"
         self._show(now)
 
-    def evaluation(self, step: int, top1: float, loss: float) -> None:
-        """The accuracy, a fraction, and mean loss on the evaluation images after `step` steps."""
+    def evaluation(
+        self, step: int, top1: float, loss: float, ema_top1: float | None = None, **_: float
+    ) -> None:
+        """The accuracy, a fraction, and mean loss on the evaluation images after `step` steps; and
+        the accuracy of averaged weights."""
         self._facts["top1"] = f"{top1:.4f}"
-        self.note(f"step {step}/{self.total} evaluation: top1 {top1:.4f} loss {loss:.4f}")
+        ema = "" if ema_top1 is None else f" ema top1 {ema_top1:.4f}"
+        self.note(f"step {step}/{self.total} evaluation: top1 {top1:.4f} loss {loss:.4f}{ema}")
 
     def note(self, text: str) -> None:
         """A line of its own, above the bar."""

@@ -17,7 +17,6 @@ from torch import Tensor
 from .. import checkpoint, files, models
 from ..data import Data, EvalLoader
 from ..data.fingerprint import fingerprint
-from ..data.source import UNREADABLE
 from ..engine import Report
 from ..errors import ConfigError, RunError
 from ..maths.schedule import factor
@@ -33,6 +32,7 @@ from . import resume
 from .advice import Advice, nothing_learnt, without_effect
 from .interrupt import REQUEUES, WATCHED, Interrupt, Interrupted, requeue
 from .peak import peak_share
+from .scores import scores
 from .unused import Unused
 
 
@@ -73,6 +73,7 @@ class Fit:
         self.start, self.saved = 0, 0
         self.untimed = 0  # steps of this start that are in no time
         self.top1: float | None = None
+        self.ema_top1: float | None = None  # of the averaged weights
         self.evaluated: int | None = None  # steps done at the newest evaluation; on every rank
         self._shared: tuple[int | None, Later] | None = None
         self.caught: list[signal.Signals] = []  # by any rank
@@ -101,6 +102,7 @@ class Fit:
         checkpoint.take(self.engine, reader, settings=False)
         self.start = self.saved = reader.step
         self.top1, self.evaluated = reader.extra.get("top1"), reader.extra.get("evaluated")
+        self.ema_top1 = reader.extra.get("ema_top1")
         if self.probe is not None:
             self.probe.looks = int(reader.extra.get("probed_looks", 0))
 
@@ -293,30 +295,25 @@ class Fit:
             if note:
                 self.progress.note(note)
 
-    @torch.no_grad()
     def _evaluate(self, done: int) -> None:
-        model = self.engine.module
-        model.eval()
-        sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+        """Of the weights, and of their averages where there are some."""
         with self.log.paused():
-            for batch in self.test:
-                sums += self._score(batch)
-            right, loss, count = (self.backend.mean(sums) * self.backend.size).tolist()
-        model.train()
-        if not count:
+            self.top1, loss = self._scores()
+            more = {}
+            if self.backend.ema is not None:
+                with self.engine.averaged():
+                    self.ema_top1, more["ema_loss"] = self._scores()
+                more["ema_top1"] = self.ema_top1
+        self.evaluated = done
+        self.log.evaluation(done, top1=self.top1, loss=loss, **more)
+        self.progress.evaluation(done, top1=self.top1, loss=loss, **more)
+
+    def _scores(self) -> tuple[float, float]:
+        found = scores(self.backend, self.test, self.device)
+        if found is None:
             self._note_unreadable()
             raise RunError("no test image can be read: log.txt names some; repair or remove them.")
-        self.top1, self.evaluated = right / count, done
-        self.log.evaluation(done, top1=self.top1, loss=loss / count)
-        self.progress.evaluation(done, top1=self.top1, loss=loss / count)
-
-    def _score(self, batch: Any) -> Tensor:
-        batch = batch.to(self.device)
-        logits = self.backend.evaluate(lambda m: models.call(m, batch.images, None)).float()
-        loss = torch.nn.functional.cross_entropy(logits, batch.labels, reduction="sum")
-        right = (logits.argmax(-1) == batch.labels).sum()
-        count = (batch.labels != UNREADABLE).sum()  # cross_entropy leaves these out, too
-        return torch.stack([right.double(), loss.double(), count.double()])
+        return found
 
     def _save(self, done: int) -> None:
         with self.log.paused():
@@ -324,6 +321,7 @@ class Fit:
             extra = {
                 "settings": resume.saved_settings(self.settings, self.data),
                 "top1": self.top1,
+                "ema_top1": self.ema_top1,
                 "evaluated": self.evaluated,
                 "probed_looks": 0 if self.probe is None else self.probe.looks,
                 "data": fingerprint(self.data),
@@ -337,11 +335,15 @@ class Fit:
     def _finish(self, done: int) -> dict[str, Any]:
         self.log.flush()
         self._note_unreadable()
-        weights = self.backend.full_weights()
+        weights = {rundir.WEIGHTS: self.backend.full_weights()}
+        if self.backend.ema is not None:
+            with self.engine.averaged():
+                weights[rundir.WEIGHTS_EMA] = self.backend.full_weights()
         trained, seconds = (done - self.untimed) * self.settings.batch_size, self.log.seconds
         rate = round(trained / seconds, 3) if seconds else None
         summary = {
             "top1": self.top1,
+            **({} if self.ema_top1 is None else {"ema_top1": self.ema_top1}),
             "steps": done,
             "seconds": round(seconds, 3),
             "images_per_s": rate,
@@ -355,12 +357,14 @@ class Fit:
             **self.unused.summary(),
         }
         if self.first:
-            assert weights is not None
-            _write_weights(weights, self.out / rundir.WEIGHTS)
-            shutil.copymode(self.out / rundir.CONFIG, self.out / rundir.WEIGHTS)  # else 0600
+            for name, tensors in weights.items():
+                assert tensors is not None
+                _write_weights(tensors, self.out / name)
+                shutil.copymode(self.out / rundir.CONFIG, self.out / name)  # else 0600
             drawn = self._draw()
             files.replace_json(self.out / rundir.SUMMARY, {**summary, **self.made_with})
-            self.progress.note(f"top1 {self.top1:.2%}; {drawn}")
+            ema = "" if self.ema_top1 is None else f", ema {self.ema_top1:.2%}"
+            self.progress.note(f"top1 {self.top1:.2%}{ema}; {drawn}")
         return summary
 
     def _mfu(self, images_per_s: float | None, done: int) -> float | None:

@@ -198,4 +198,5 @@ def engine_of(settings: Settings, data: Data, device: torch.device) -> Engine:
         clip=settings.clip,
         ascent=settings.ascent,
         m=settings.m if settings.rule.two_passes else None,
+        ema=settings.ema or None,
     )

@@ -113,6 +113,7 @@ class Settings:
         None, "length of the linear warm-up in epochs, instead of warmup_steps"
     )
     schedule: str = flag("cosine", "learning rate after the warm-up", SCHEDULES)
+    ema: float = flag(0.0, "decay of the moving average of weights, as 0.9998; 0: there is none")
     model: str = flag("auto", "vit_ti16, vit_s16, vit_b16, ..., a timm name, or auto: by data set")
     drop_path: float = flag(0.0, "rate of dropped residual branches in the last block, in [0, 1)")
     label_smoothing: float = flag(0.0, "share of the target that all classes get, in [0, 1)")
@@ -130,9 +131,7 @@ class Settings:
     augment: str = flag("auto", "auto, none, or some of crop,flip,randaugment,mixup,cutmix")
     workers: int | None = flag(None, "threads per rank that decode images; default one per core")
     backend: str = flag("auto", "data-parallel backend", ("auto", *BACKENDS))
-    zero_stage: int | None = flag(
-        None, f"ZeRO stage, 0 to 3, {_only('zero_stage')}; default 2 with zero"
-    )
+    zero_stage: int | None = flag(None, f"ZeRO stage 0 to 3, {_only('zero_stage')}; default 2")
     shard_ranks: int | None = flag(
         None, f"ranks in a row that split each layer, {_only('shard_ranks')}; default all"
     )
@@ -221,7 +220,7 @@ class Settings:
                 raise ConfigError(f"{name} must be >= {least} and finite, got {value}.")
         for f in fields(self):
             check_most(f.name, getattr(self, f.name), flags.kind_of(f))
-        for name in ("momentum", "drop_path", "label_smoothing"):
+        for name in ("momentum", "drop_path", "label_smoothing", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be in [0, 1), got {getattr(self, name)}.")
         for name in ("clip", "epochs", "timeout"):

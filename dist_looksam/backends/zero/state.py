@@ -43,7 +43,8 @@ class ZeroState(TorchRanks, StoredLayers):
         weights = num_bytes(getattr(p, "ds_tensor", p) for p in params)
         masters = num_bytes(f.master for f in self.layout.flats)
         shared = self.stage == 0 or (self.stage == 3 and params[0].dtype == torch.float32)
-        own = {"weights": weights, "masters": 0 if shared else masters}
+        ema = 0 if self.ema is None else self.ema.num_bytes()
+        own = {"weights": weights, "masters": 0 if shared else masters, "ema": ema}
         return {**own, **state_bytes(self.optimizer, masters)}
 
     # Checkpoints.
