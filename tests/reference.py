@@ -375,3 +375,13 @@ def add(xs, ys):
 
 def mean(per_group):
     return [sum(xs) / len(per_group) for xs in zip(*per_group, strict=True)]
+
+
+def average(weights, decay):
+    """The moving average of w after each step: of w_1 in full, then with a decay that grows to
+    `decay` as 1 - t^(-2/3). weights: one list of layers per step."""
+    kept = weights[0]
+    for t, w in enumerate(weights[1:], start=2):
+        d = min(decay, 1.0 - t ** (-2.0 / 3.0))
+        kept = [d * a + (1.0 - d) * x for a, x in zip(kept, w, strict=True)]
+    return kept
