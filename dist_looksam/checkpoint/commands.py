@@ -4,9 +4,11 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..backends.averages import KEY as EMA
 from ..cli.arguments import Parser
 from ..errors import ConfigError, RunError
 from ..models.named import SIZES
@@ -31,6 +33,7 @@ def main(argv: Sequence[str]) -> int:
         if name == "export":
             command.add_argument("file", type=Path, help="to write, such as weights.safetensors")
             command.add_argument("--timm", action="store_true", help="our ViT under timm's names")
+            command.add_argument("--ema", action="store_true", help="the averages of the weights")
         if name == "universal":
             command.add_argument("out", type=Path, help="folder to make")
     flags = parser.parse_args(argv)
@@ -80,9 +83,15 @@ def _verify(flags: argparse.Namespace) -> int:
     return 1 if bad else 0
 
 
-def weights_of(reader: Reader) -> dict[str, Tensor]:
-    """Layers, frozen parameters and buffers, named as in the module's state_dict."""
+def weights_of(reader: Reader, *, key: str = "weight") -> dict[str, Tensor]:
+    """Layers, frozen parameters and buffers, named as in the module's state_dict.
+
+    key: "ema" for the averages of trained layers.
+    """
     weights = {name: reader.unlayered(name, 0, 1) for name in reader.tensor_shapes()}
+    for name, shape in reader.shapes.items() if key != "weight" else ():
+        if (average := reader(name, key, 0, torch.Size(shape).numel())) is not None:
+            weights[name] = average.view(shape)
     tied = reader.manifest.get("aliases", {})
     return weights | {alias: weights[name].clone() for alias, name in tied.items()}
 
@@ -92,7 +101,12 @@ def _export(flags: argparse.Namespace) -> int:
     reader.verify()
     if not flags.file.parent.is_dir():
         raise ConfigError(f"file must be in a directory that exists, got {flags.file}.")
-    weights, call = weights_of(reader), ""
+    if flags.ema and EMA not in reader.keys:
+        raise ConfigError(
+            f"path must hold averages of the weights for --ema, got {reader.path}, which holds "
+            f"{', '.join(['weights', *reader.keys])}; leave --ema out, or train with --ema 0.9998."
+        )
+    weights, call = weights_of(reader, key=EMA if flags.ema else "weight"), ""
     model = str(reader.manifest["extra"].get("settings", {}).get("model", ""))
     if flags.timm and model in SIZES:  # other models have timm's names already
         weights, call = as_timm(weights, SIZES[model])

@@ -13,7 +13,7 @@ from .run import PlannedRun
 class Memory:
     """Bytes of one rank.
 
-    weights, masters, base_state, g_v  between steps, as `Backend.memory()` names them.
+    weights, masters, ema, base_state, g_v  between steps, as `Backend.memory()` names them.
     look         w0 and g of a look; w0 of a step that perturbs along the momentum.
     groups       further sums of gradients that a look of several groups of m samples keeps.
     gradients    at the time of most activations: those of earlier micro-batches, and permanent
@@ -26,6 +26,7 @@ class Memory:
 
     weights: int
     masters: int
+    ema: int
     base_state: int
     g_v: int
     look: int
@@ -39,7 +40,7 @@ class Memory:
     @property
     def resident(self) -> int:
         """Between steps."""
-        return self.weights + self.masters + self.base_state + self.g_v
+        return self.weights + self.masters + self.ema + self.base_state + self.g_v
 
     @property
     def peak(self) -> int:
@@ -61,6 +62,7 @@ def memory(run: PlannedRun) -> Memory:
     return Memory(
         weights=layout.weights(run),
         masters=layout.masters(run),
+        ema=4 * shard if run.settings.ema else 0,
         base_state=4 * shard * base.state + layout.counters(run) * base.counter_bytes,
         g_v=4 * shard if run.row.reuses_gv else 0,
         look=(8 if run.row.two_passes else 4 if run.row.along_momentum else 0) * shard,

@@ -150,7 +150,9 @@ def _skipped(steps: Rows, x: alt.X) -> list[alt.Chart]:
 def _top1(evaluations: Rows, x: alt.X) -> alt.LayerChart:
     known = [row for row in evaluations if row["eval_top1"] is not None]
     points = [{"step": row["step"], "value": row["eval_top1"]} for row in known]
-    values = [row["value"] for row in points]
+    averaged = [row for row in known if row.get("ema_top1") is not None]
+    ema = [{"step": row["step"], "value": row["ema_top1"]} for row in averaged]
+    values = [row["value"] for row in points + ema]
     margin = 0.15 * (max(values) - min(values)) or 0.05
     limits = [max(0.0, min(values) - margin / 3), min(1.0, max(values) + margin)]
     y = alt.Y(
@@ -165,13 +167,19 @@ def _top1(evaluations: Rows, x: alt.X) -> alt.LayerChart:
         point={"color": GREEN, "size": 30} if len(points) < 40 else False,
     )
     mark = alt.Chart(drawing.rows([points[-1]])).encode(x=x, y=y)
+    dashed = alt.Chart(drawing.rows(drawing.thinned(ema, _MOST_POINTS)))
     return alt.layer(
+        *([dashed.mark_line(color=PURPLE, strokeDash=[5, 3]).encode(x=x, y=y)] if ema else ()),
         line.encode(x=x, y=y),
         mark.mark_circle(color=ORANGE, size=70, opacity=1),
         mark.mark_text(
             color=ORANGE, align="right", dx=-2, dy=-13, fontSize=12, fontWeight=600
         ).encode(text=alt.value(f"last {points[-1]['value']:.2%}")),
-    ).properties(width=328, height=270, title="Top-1 accuracy at evaluations")
+    ).properties(
+        width=328,
+        height=270,
+        title=f"Top-1 accuracy{'; dashed: averaged weights' if ema else ' at evaluations'}",
+    )
 
 
 def _small(

@@ -45,7 +45,7 @@ def open_engine(case: dict, model: torch.nn.Module) -> Engine:
     optimizer = optimizer_of(case, model)
     how = {"precision": case.get("precision", "fp32")}
     rules = {"loss": task.loss, "clip": case.get("clip"), "ascent": case.get("ascent", "global")}
-    rules["m"] = case.get("m")
+    rules |= {"m": case.get("m"), "ema": case.get("ema")}
     if case.get("theirs"):  # a script that had Horovod before it had us
         base = hvd.DistributedOptimizer(
             optimizer.base_optimizer, named_parameters=model.named_parameters()
@@ -75,8 +75,14 @@ def run(case: dict, counts: Counts) -> dict:
     kept = sum(s["g_v"].numel() * s["g_v"].element_size() for s in state if "g_v" in s)
     flat = torch.cat([p.detach().view(-1) for p in model.parameters()])
     spread = hvd.allgather(flat.view(1, -1), name="spread")
+    result = {"weights": engine.backend.full_weights()}
+    if "ema" in case:
+        with engine.averaged():
+            result["ema"] = engine.backend.full_weights()
+        again = engine.backend.full_weights() or {}
+        result["same"] = all(torch.equal(w, result["weights"][n]) for n, w in again.items())
     return {
-        "weights": engine.backend.full_weights(),
+        **result,
         "rows": rows,
         "made": made,
         "gv_bytes": hvd.allgather_object(kept, name="kept"),

@@ -4,6 +4,7 @@ import json
 
 import cases
 import pytest
+import reference
 import task
 import torch
 
@@ -15,12 +16,14 @@ LAYERS = len(list(task.net().parameters()))
 GROUPS = 2  # of parameters: with and without weight decay
 BY_LAYER = {"decompose": "layer", "reuse": "natural"}
 STAGES = (0, 1)
+DECAY = 0.7  # of averages
 TABLE = [{"optimizer": o, "stage": s} for o in task.OPTIMIZERS for s in STAGES]
 VARIED = [
     *({"optimizer": "look_sam", "base": "sgd", "stage": s} for s in STAGES),
     *({"optimizer": "look_sam", "stage": s, "clip": 0.3} for s in STAGES),
     *({"optimizer": "look_sam", "stage": s, "rule": BY_LAYER} for s in STAGES),
     *({"optimizer": "sam", "base": "sgd", "stage": s, "rule": {"p": 3.0}} for s in STAGES),
+    *({"optimizer": "look_sam", "base": "sgd", "stage": s, "ema": DECAY} for s in STAGES),
 ]
 RANK_ASCENT = [
     {"optimizer": o, "base": "sgd", "stage": s, "ascent": "rank", "accumulation": 1}
@@ -95,6 +98,15 @@ def test_horovod_trains_to_the_weights_of_the_reference(results, by, ranks, numb
     assert task.worst(got["weights"], want) < limit
     assert got["alike"]
     cases.assert_course(got["rows"], want.records, numbers=not coarse)
+
+
+@pytest.mark.parametrize("number", [i for i, c in enumerate(CASES[2]) if "ema" in c])
+def test_the_average_of_the_weights_is_the_references_and_leaves_them(results, number):
+    got, want = result(results, 2, number), task.truth("look_sam", "sgd")
+    names = [n for n, _ in task.net().named_parameters()]
+    for name, wanted in zip(names, reference.average(want.weights, DECAY), strict=True):
+        assert float((got["ema"][name].double() - torch.from_numpy(wanted)).abs().max()) < 1e-6
+    assert got["same"]
 
 
 @pytest.mark.parametrize("number", [i for i, c in enumerate(CASES[2]) if c["stage"] == 0])
