@@ -24,6 +24,7 @@ class Data:
     name: str
     train: Source
     test: Source
+    notes: tuple[str, ...] = ()  # on how they were opened, of this rank
 
     @property
     def num_classes(self) -> int:

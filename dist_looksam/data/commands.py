@@ -1,4 +1,4 @@
-"""dist-looksam data pack|index|check."""
+"""dist-looksam data pack|index|check|stage."""
 
 import argparse
 import io
@@ -14,27 +14,33 @@ from PIL import Image
 from ..cli.arguments import Parser
 from ..errors import ConfigError
 from .augment import Augment
+from .index import SPLITS
 from .pack import Packing, pack
 from .pictures import Pictures
 from .sets import data_set
-from .shards import SPLITS, write_index
+from .shards import write_index
+from .stage import progress
 
-NAMES = "pack|index|check"
+NAMES = "pack|index|check|stage"
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one of the three. Raises ConfigError, RunError."""
+    """Run one of them. Raises ConfigError, RunError."""
     parser = Parser(prog="dist-looksam data", description="Images in folders and in tar shards.")
     commands = parser.add_subparsers(dest="command", required=True, metavar=NAMES)
     texts = {
         "pack": "pack a folder of images, or tar shards, into tar shards",
         "index": "index tar shards, which training and check need",
         "check": "decode every picture whole and list the damaged ones",
+        "stage": "copy indexed shards to a disk of this node, once for all its processes",
     }
     for name, text in texts.items():
         command = commands.add_parser(name, help=text, description=text)
         where = "folder with train/CLASS/* and val/CLASS/*, or with *.tar"
-        command.add_argument("source", help=where if name != "index" else "folder of shards")
+        shards = name in ("index", "stage")
+        command.add_argument("source", help="folder of shards" if shards else where)
+        if name == "stage":
+            command.add_argument("cache", help="folder to make a folder with the copies in")
         if name == "pack":
             command.add_argument("target", type=Path, help="folder to write shards into")
             add = command.add_argument
@@ -42,14 +48,20 @@ def main(argv: Sequence[str]) -> int:
             add("--max_side", type=int, help="reduce to a shorter side of so many pixels at most")
             add("--shard_mb", type=int, default=256, help="size of a shard; default 256")
     flags = parser.parse_args(argv)
-    return {"pack": _pack, "index": _index, "check": _check}[flags.command](flags)
+    run = {"pack": _pack, "index": _index, "check": _check, "stage": _stage}
+    return run[flags.command](flags)
+
+
+def _kind(source: str, otherwise: str = "folder") -> str:
+    """The name of the data set that reads a place."""
+    in_shards = "{" in source or (Path(source).is_dir() and any(Path(source).glob("*.tar")))
+    return "tar" if in_shards else otherwise
 
 
 def _open(source: str) -> tuple[Pictures, Pictures]:
     """The splits of a folder of images or of shards."""
-    in_shards = "{" in source or (Path(source).is_dir() and any(Path(source).glob("*.tar")))
     how = {"image_size": 224, "augment": Augment(), "seed": 0}
-    train, val = data_set("tar" if in_shards else "folder").open(source, **how)
+    train, val = data_set(_kind(source)).open(source, **how)
     assert isinstance(train, Pictures) and isinstance(val, Pictures)
     return train, val
 
@@ -90,6 +102,14 @@ def _described(done: dict[str, tuple[int, int]], where: object) -> str:
 
 def _index(flags: argparse.Namespace) -> int:
     print(_described(write_index(flags.source), flags.source))
+    return 0
+
+
+def _stage(flags: argparse.Namespace) -> int:
+    row = data_set(_kind(flags.source, "tar"))
+    assert row.stage is not None
+    done = row.stage(flags.source, flags.cache, progress(flags.source, 2))
+    print(f"{done.folder}: {done.size / 1e9:,.3g} GB, {done.copied / 1e9:,.3g} of them copied now")
     return 0
 
 

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from ..errors import ConfigError
+from .index import Index, read_index
 from .pictures import Pictures
-from .shards import Index, read_index, shards_of
+from .shards import shards_of
 
 _OTHER_FILES = 256  # that the process may have open besides the shards
 
@@ -62,11 +63,6 @@ def _allow_open(shards: int) -> None:
 def tar(data_dir: str | Path, **how: Any) -> tuple[Tar, Tar]:
     """Training and test split. ConfigError as of `shards_of` and `read_index`."""
     found = shards_of(data_dir)
-    if missing := [split for split, shards in found.items() if not shards]:
-        raise ConfigError(
-            f"--data_dir must hold shards of train and of val, got none of {missing[0]} in "
-            f"{data_dir}; add {missing[0]}-000000.tar."
-        )
     train, val = (read_index(data_dir, split, shards) for split, shards in found.items())
     if train.class_names != val.class_names:
         raise ConfigError(

@@ -118,15 +118,14 @@ class Settings:
     label_smoothing: float = flag(0.0, "share of the target that all classes get, in [0, 1)")
     data: str = flag("fashion_mnist", "data set", SETS)
     data_dir: str | None = flag(
-        None, "folder of the data; --data folder needs it: train/CLASS/* and val/CLASS/*"
+        None, "folder of the data: train/CLASS/* and val/CLASS/*, or shards, see docs/data.md"
     )
-    image_size: int = flag(224, "height and width of the images of --data folder, in pixels")
-    train_images: int | None = flag(
-        None, "training images to use, held-out ones included; default all"
+    image_size: int = flag(224, "height and width of images of files, in pixels")
+    data_cache: str | None = flag(
+        None, "folder on a disk of the node that shards are copied to first; default: none"
     )
-    holdout: int = flag(
-        0, "training images held out for evaluation; 0: evaluation on the test images"
-    )
+    train_images: int | None = flag(None, "training images, held-out ones included; default all")
+    holdout: int = flag(0, "training images held out for evaluation; 0: evaluation on test images")
     augment: str = flag("auto", "auto, none, or some of crop,flip,randaugment,mixup,cutmix")
     workers: int | None = flag(None, "threads per rank that decode images; default one per core")
     backend: str = flag("auto", "data-parallel backend", ("auto", *BACKENDS))

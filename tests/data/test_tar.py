@@ -17,7 +17,7 @@ from pictures import jpeg, samples, write_shard
 from safetensors.torch import load_file
 
 from dist_looksam.cli.main import main
-from dist_looksam.data import load, shards
+from dist_looksam.data import index, load, shards
 from dist_looksam.data.tar import Tar
 from dist_looksam.errors import ConfigError
 
@@ -249,7 +249,7 @@ def test_a_shard_that_became_shorter_is_an_unreadable_sample(two):
 
 
 def test_an_index_of_imagenets_size_opens_in_a_tenth_of_a_second(two):
-    rows = np.zeros(1_281_167, dtype=shards.ROW)
+    rows = np.zeros(1_281_167, dtype=index.ROW)
     assert rows.nbytes < 30_000_000
     shards.write_index(two)
     about = two / ".index-train.json"
@@ -261,9 +261,9 @@ def test_an_index_of_imagenets_size_opens_in_a_tenth_of_a_second(two):
     took = []
     for _ in range(3):
         began = time.process_time()
-        index = shards.read_index(two, "train", found)
+        opened = index.read_index(two, "train", found)
         took.append(time.process_time() - began)
-    assert isinstance(index.rows, np.memmap) and len(index.rows) == len(rows)
+    assert isinstance(opened.rows, np.memmap) and len(opened.rows) == len(rows)
     assert min(took) < 0.1
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from ...errors import ConfigError
 from ...rows import load_rows
@@ -24,6 +25,8 @@ class DataSet:
     open        open(data_dir, image_size=, augment=, seed=) -> its training and its test split; see
                 source.Source. ConfigError if data is missing or malformed.
     size        size(image_size), without opening it.
+    stage       stage(data_dir, cache, told) copies its files to a disk of the node; see
+                stage.stage. None: there are no large files to copy.
     stands_for  the data set whose size is `size`, if the own size is known only after opening.
     data_dir    whether the flag --data_dir is needed: "needs", "may" or "never".
     epochs      default of --epochs.
@@ -35,6 +38,7 @@ class DataSet:
     name: str
     open: Callable[..., tuple[Source, Source]]
     size: Callable[[int], Size]
+    stage: Callable[..., Any] | None = None
     stands_for: str = ""
     data_dir: str = "may"
     epochs: float = 10.0

@@ -13,11 +13,20 @@ def open_(data_dir: Any, **how: Any) -> tuple[Source, Source]:
     return tar(data_dir, **how)
 
 
+def stage_(data_dir: Any, cache: Any, told: Any) -> Any:
+    """Copies the shards; see `stage.stage`."""
+    from ..shards import shards_of
+    from ..stage import stage
+
+    return stage(data_dir, shards_of(data_dir), cache, told)
+
+
 ROW = DataSet(
     name="tar",
     open=open_,
     # ILSVRC-2012
     size=lambda side: Size(samples=1_281_167, classes=1000, shape=(3, side, side)),
+    stage=stage_,
     stands_for="ImageNet-1k",
     data_dir="needs",
     epochs=90.0,
