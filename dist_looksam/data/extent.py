@@ -6,6 +6,7 @@ from pathlib import Path
 
 from . import load
 from .augment import Augment, parse
+from .blocks import FULL
 from .sets import data_set
 from .subset import left
 
@@ -30,6 +31,7 @@ def extent(
     seed: int = 0,
     holdout: int = 0,
     train_images: int | None = None,
+    shuffle: str = FULL,
     opened: bool = True,
 ) -> Extent:
     """The size of a data set; arguments as of `load`.
@@ -49,6 +51,7 @@ def extent(
             seed=seed,
             holdout=holdout,
             train_images=train_images,
+            shuffle=shuffle,
         )
         return Extent(
             samples=len(data.train),

@@ -11,6 +11,7 @@ import torch
 
 from .. import models
 from ..backends import compiled
+from ..data.blocks import Blocks, parse_shuffle
 from ..data.extent import Extent
 from ..errors import ConfigError
 from ..optim.perturbed import ALL
@@ -148,7 +149,7 @@ def _plans(
 def notes(outcome: Outcome) -> list[str]:
     """Notes on settings that are allowed but seldom wanted."""
     s = outcome.settings
-    lines = without_effect(s)
+    lines = without_effect(s) + _order_note(s, outcome.ranks)
     ascent = s.rule.ascent
     assert s.rho is not None
     if ascent and s.precision == "bf16" and s.rho < LEAST_RHO[ascent]:
@@ -217,6 +218,27 @@ def _whom(outcome: Outcome) -> str:
     )
 
 
+def _order(blocks: Blocks) -> str:
+    turn = f"{blocks.turn} of each in turn" if blocks.turn else "all of them permuted"
+    return (
+        f"blocks of {blocks.rows:,} images, {blocks.window:,} blocks in a window of "
+        f"{blocks.rows * blocks.window:,}, {turn}"
+    )
+
+
+def _order_note(s: Settings, ranks: int) -> list[str]:
+    """Advice where a node would read a window's blocks more often than once."""
+    blocks = parse_shuffle(s.shuffle)
+    assert s.micro_batch is not None
+    at_once = s.micro_batch * ranks
+    if blocks is None or ranks == 1 or blocks.window * blocks.turn == at_once:
+        return []
+    return [
+        f"several nodes read the same blocks of --shuffle {s.shuffle}: with W x c = "
+        f"micro_batch x ranks = {at_once:,}, each node reads its own"
+    ]
+
+
 def _groups(s: Settings, ranks: int) -> str:
     found = s.groups(ranks)
     if found is None:
@@ -245,6 +267,7 @@ def summary(outcome: Outcome) -> str:
         "model": f"{outcome.model}, {outcome.parameters:,} parameters, "
         f"{outcome.flops / 1e9:.3g} GFLOP forward per image",
         "data": f"{data.said}: {data.samples:,} images of {size}, {data.classes:,} classes",
+        **({"order": _order(blocks)} if (blocks := parse_shuffle(s.shuffle)) else {}),
         "batch": f"{s.batch_size:,} = {s.micro_batch} x {outcome.ranks} ranks x {accumulation}",
         "length": f"{outcome.steps:,} steps, {outcome.epochs:.4g} epochs",
         "begins": begins,

@@ -95,7 +95,7 @@ def extent_of(settings: Settings, *, opened: bool) -> Extent:
 
 
 def _wanted(settings: Settings) -> dict[str, Any]:
-    names = ("image_size", "augment", "seed", "holdout", "train_images")
+    names = ("image_size", "augment", "seed", "holdout", "train_images", "shuffle")
     return {name: getattr(settings, name) for name in names}
 
 
@@ -147,6 +147,7 @@ def train_loader(settings: Settings, data: Data, backend: Backend) -> TrainLoade
         rank=backend.rank,
         ranks=backend.size,
         workers=settings.workers,
+        shuffle=settings.shuffle,
     )
 
 
