@@ -61,10 +61,11 @@ def load(
     row.check_dir(data_dir)
     settings = parse(augment, auto=row.augment)
     train, test = row.open(data_dir, image_size=image_size, augment=settings, seed=seed)
-    in_blocks = parse_shuffle(shuffle) is not None
-    if in_blocks:
+    blocks = parse_shuffle(shuffle)
+    if blocks is not None:
         check_mixed(train.labels, shuffle)
+    notes = row.notes(train, blocks)
     if holdout or train_images is not None:
-        train, held_out = split(train, holdout, train_images, in_order=in_blocks)
+        train, held_out = split(train, holdout, train_images, in_order=blocks is not None)
         test = held_out if holdout else test
-    return Data(name=name, train=train, test=test)
+    return Data(name=name, train=train, test=test, notes=notes)

@@ -3,10 +3,12 @@
 import argparse
 import io
 import os
+import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image
@@ -17,8 +19,7 @@ from .augment import Augment
 from .index import SPLITS
 from .pack import Packing, pack
 from .pictures import Pictures
-from .sets import data_set
-from .shards import write_index
+from .sets import SETS, DataSet, data_set
 from .stage import progress
 
 NAMES = "pack|index|check|stage"
@@ -29,14 +30,14 @@ def main(argv: Sequence[str]) -> int:
     parser = Parser(prog="dist-looksam data", description="Images in folders and in tar shards.")
     commands = parser.add_subparsers(dest="command", required=True, metavar=NAMES)
     texts = {
-        "pack": "pack a folder of images, or tar shards, into tar shards",
-        "index": "index tar shards, which training and check need",
+        "pack": "pack a folder of images, tar shards or Parquet files into tar shards",
+        "index": "index tar shards or Parquet files, which training needs",
         "check": "decode every picture whole and list the damaged ones",
         "stage": "copy indexed shards to a disk of this node, once for all its processes",
     }
     for name, text in texts.items():
         command = commands.add_parser(name, help=text, description=text)
-        where = "folder with train/CLASS/* and val/CLASS/*, or with *.tar"
+        where = "folder with train/CLASS/* and val/CLASS/*, with *.tar, or with *.parquet"
         shards = name in ("index", "stage")
         command.add_argument("source", help="folder of shards" if shards else where)
         if name == "stage":
@@ -52,16 +53,18 @@ def main(argv: Sequence[str]) -> int:
     return run[flags.command](flags)
 
 
-def _kind(source: str, otherwise: str = "folder") -> str:
-    """The name of the data set that reads a place."""
-    in_shards = "{" in source or (Path(source).is_dir() and any(Path(source).glob("*.tar")))
-    return "tar" if in_shards else otherwise
+def _row(source: str, otherwise: str = "folder") -> DataSet:
+    """The data set that reads a place."""
+    return next((row for row in SETS.values() if row.holds(source)), data_set(otherwise))
 
 
 def _open(source: str) -> tuple[Pictures, Pictures]:
-    """The splits of a folder of images or of shards."""
+    """The splits of a folder of images, of shards, or of Parquet files, which are indexed first."""
+    row = _row(source)
+    if row.by_group and row.index:
+        row.index(source)  # takes seconds: of metadata and labels alone
     how = {"image_size": 224, "augment": Augment(), "seed": 0}
-    train, val = data_set(_kind(source)).open(source, **how)
+    train, val = row.open(source, **how)
     assert isinstance(train, Pictures) and isinstance(val, Pictures)
     return train, val
 
@@ -81,7 +84,20 @@ def _pack(flags: argparse.Namespace) -> int:
     sources = _open(flags.source)
     if Path(flags.source).resolve() == flags.target.resolve():
         raise ConfigError(f"target must be another folder than the source, got {flags.target}.")
-    total, began, done = sum(map(len, sources)), time.monotonic(), 0
+    name, told = str(Path(flags.source).absolute()), _told(sum(map(len, sources)))
+    first = flags.target / ".in_order"
+    again = how.shuffle is not None and _row(flags.source).by_group
+    if again and not any(flags.target.glob(".index-*")):  # in order first, then from the shards
+        pack(sources, first, replace(how, shuffle=None), name=name, told=told)
+        sources, told = _open(str(first)), _told(sum(map(len, sources)))
+    print(_described(pack(sources, flags.target, how, name=name, told=told), flags.target))
+    shutil.rmtree(first, ignore_errors=True)
+    return 0
+
+
+def _told(total: int) -> Callable[[str, int, int, int], None]:
+    """Prints the shards that are done and the time left."""
+    began, done = time.monotonic(), 0
 
     def told(split: str, number: int, shards: int, samples: int) -> None:
         nonlocal done
@@ -90,9 +106,7 @@ def _pack(flags: argparse.Namespace) -> int:
         print(f"{split} {number + 1}/{shards}: {done:,} of {total:,} images, ETA {left:.0f} s",
               file=sys.stderr, flush=True)  # fmt: skip
 
-    name = str(Path(flags.source).absolute())
-    print(_described(pack(sources, flags.target, how, name=name, told=told), flags.target))
-    return 0
+    return told
 
 
 def _described(done: dict[str, tuple[int, int]], where: object) -> str:
@@ -101,14 +115,16 @@ def _described(done: dict[str, tuple[int, int]], where: object) -> str:
 
 
 def _index(flags: argparse.Namespace) -> int:
-    print(_described(write_index(flags.source), flags.source))
+    index = _row(flags.source, "tar").index
+    assert index is not None
+    print(_described(index(flags.source), flags.source))
     return 0
 
 
 def _stage(flags: argparse.Namespace) -> int:
-    row = data_set(_kind(flags.source, "tar"))
-    assert row.stage is not None
-    done = row.stage(flags.source, flags.cache, progress(flags.source, 2))
+    copy = _row(flags.source, "tar").stage
+    assert copy is not None
+    done = copy(flags.source, flags.cache, progress(flags.source, 2))
     print(f"{done.folder}: {done.size / 1e9:,.3g} GB, {done.copied / 1e9:,.3g} of them copied now")
     return 0
 

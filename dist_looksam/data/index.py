@@ -33,6 +33,7 @@ class Index:
     shards: tuple[Path, ...]
     class_names: tuple[str, ...]
     rows: np.ndarray
+    sizes: tuple[int, ...]  # bytes of each shard
     others: dict[str, tuple[int, str]]
     digest: str
 
@@ -50,18 +51,19 @@ def table_of(paths: Sequence[Path], counts: Sequence[int]) -> list[dict[str, Any
 def write(
     folders: Mapping[str, Path],
     built: Mapping[str, tuple[np.ndarray, dict[str, Any], Sequence[int | str]]],
+    names: Sequence[str] = (),
 ) -> None:
     """Number the labels and write the index of every split.
 
     Args:
         folders: of each split's files. built: rows without labels, the JSON, and the labels as the
-            files have them, of each split.
+            files have them, of each split. names: of the classes 0, 1, ..., where they are known.
 
     Raises:
         ConfigError: labels have gaps, or val has a class that train has not.
         RunError: the folder cannot be written.
     """
-    names = class_names(folders["train"], built["train"][2])
+    names = names or class_names(folders["train"], built["train"][2])
     number = {name: n for n, name in enumerate(names)}
     for split, (rows, _, labels) in built.items():
         rows["label"] = [_number(label, number, split, folders[split]) for label in labels]
@@ -174,6 +176,7 @@ def read_index(where: str | Path, split: str, shards: Sequence[Path]) -> Index:
         shards=tuple(shards),
         class_names=tuple(content["classes"]),
         rows=rows,
+        sizes=tuple(row["bytes"] for row in table),
         others={why: (count, first) for why, (count, first) in content["passed_over"].items()},
         digest=content["sha256"],
     )

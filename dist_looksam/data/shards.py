@@ -33,41 +33,56 @@ def shards_of(where: str | Path) -> dict[str, list[Path]]:
     Raises:
         ConfigError: a split has no shards, a shard is missing, or a name tells no split.
     """
-    if "://" in str(where) or str(where).startswith("pipe:"):
+    paths = listed(where, "*.tar")
+    if not paths:
+        packed = any(Path(where).glob("*.tar.*")) or any(Path(where).glob("*.tgz"))
+        why = "compressed ones, which cannot be read at random" if packed else "none"
         raise ConfigError(
-            f"--data_dir must be on a file system, got {where}; copy the shards to a disk first."
+            f"--data_dir must hold shards like train-000000.tar, got {why} in {where}; make "
+            f"them: dist-looksam data pack SOURCE {where}."
         )
-    if "{" in str(where):
-        paths = [Path(name) for name in expand(str(where))]
-        missing = [path for path in paths if not path.is_file()]
-        if missing:
-            raise ConfigError(
-                f"--data_dir names {len(paths)} shards, got no {missing[0]}"
-                f"{f' and {len(missing) - 1} others' if missing[1:] else ''}; correct the pattern."
-            )
-    else:
-        paths = sorted(Path(where).glob("*.tar"), key=_natural)
-        if not paths:
-            packed = any(Path(where).glob("*.tar.*")) or any(Path(where).glob("*.tgz"))
-            why = "compressed ones, which cannot be read at random" if packed else "none"
-            raise ConfigError(
-                f"--data_dir must hold shards like train-000000.tar, got {why} in {where}; make "
-                f"them: dist-looksam data pack SOURCE {where}."
-            )
-    found: dict[str, list[Path]] = {split: [] for split in SPLITS}
-    for path in paths:
-        word = re.split(r"[^a-z]", path.name.lower())[0]
-        if word not in ("train", *VAL_NAMES):
-            raise ConfigError(
-                f"a shard's name must begin with train, {', '.join(VAL_NAMES[:-1])} or "
-                f"{VAL_NAMES[-1]}, got {path}; rename it."
-            )
-        found["train" if word == "train" else "val"].append(path)
+    words = by_word(paths)
+    found = {"train": words["train"], "val": [path for name in VAL_NAMES for path in words[name]]}
     if lacking := [split for split in SPLITS if not found[split]]:
         raise ConfigError(
             f"--data_dir must hold shards of train and of val, got none of {lacking[0]} in {where};"
             f" add {lacking[0]}-000000.tar."
         )
+    return found
+
+
+def listed(where: str | Path, kind: str) -> list[Path]:
+    """The files that a brace pattern names, or a folder's files of a kind like *.tar.
+
+    ConfigError if a named one is missing, or `where` is on no file system.
+    """
+    if "://" in str(where) or str(where).startswith("pipe:"):
+        raise ConfigError(
+            f"--data_dir must be on a file system, got {where}; copy the shards to a disk first."
+        )
+    if "{" not in str(where):
+        return sorted(Path(where).glob(kind), key=_natural)
+    paths = [Path(name) for name in expand(str(where))]
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        raise ConfigError(
+            f"--data_dir names {len(paths)} shards, got no {missing[0]}"
+            f"{f' and {len(missing) - 1} others' if missing[1:] else ''}; correct the pattern."
+        )
+    return paths
+
+
+def by_word(paths: Sequence[Path]) -> dict[str, list[Path]]:
+    """The files of each first word: train, or one of VAL_NAMES. ConfigError for other words."""
+    found: dict[str, list[Path]] = {word: [] for word in ("train", *VAL_NAMES)}
+    for path in paths:
+        word = re.split(r"[^a-z]", path.name.lower())[0]
+        if word not in found:
+            raise ConfigError(
+                f"a shard's name must begin with train, {', '.join(VAL_NAMES[:-1])} or "
+                f"{VAL_NAMES[-1]}, got {path}; rename it."
+            )
+        found[word].append(path)
     return found
 
 

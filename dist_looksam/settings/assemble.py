@@ -86,7 +86,8 @@ def data_of(settings: Settings) -> Data:
             place = str(copy(place, settings.data_cache, progress(place)).folder)
         except RunError as error:
             notes = (f"warning: the data are read from {place}, not from a cache: {error}",)
-    return replace(load(settings.data, place, **_wanted(settings)), notes=notes)
+    data = load(settings.data, place, **_wanted(settings))
+    return replace(data, notes=(*notes, *data.notes))
 
 
 def extent_of(settings: Settings, *, opened: bool) -> Extent:

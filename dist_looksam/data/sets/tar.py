@@ -1,5 +1,6 @@
 """Your own images in tar shards: DIR/train-*.tar and DIR/val-*.tar."""
 
+from pathlib import Path
 from typing import Any
 
 from ..source import Source
@@ -11,6 +12,18 @@ def open_(data_dir: Any, **how: Any) -> tuple[Source, Source]:
     from ..tar import tar  # imports the decoders, which other data sets do not need
 
     return tar(data_dir, **how)
+
+
+def holds(place: str) -> bool:
+    """A folder with *.tar, or a pattern of other names than *.parquet."""
+    return ("{" in place and not place.endswith(".parquet")) or any(Path(place).glob("*.tar"))
+
+
+def index_(place: str) -> dict[str, tuple[int, int]]:
+    """See `shards.write_index`."""
+    from ..shards import write_index
+
+    return write_index(place)
 
 
 def stage_(data_dir: Any, cache: Any, told: Any) -> Any:
@@ -26,6 +39,8 @@ ROW = DataSet(
     open=open_,
     # ILSVRC-2012
     size=lambda side: Size(samples=1_281_167, classes=1000, shape=(3, side, side)),
+    holds=holds,
+    index=index_,
     stage=stage_,
     stands_for="ImageNet-1k",
     data_dir="needs",
