@@ -241,7 +241,8 @@ def advice(train: Parquet, blocks: Blocks | None) -> tuple[str, ...]:
     """A warning where far more is read than is used."""
     if blocks is not None or sum(train.index.sizes) <= _KEPT:
         return ()
-    groups = len(np.unique(train.index.rows[["shard", "offset"]]))
+    rows = train.index.rows
+    groups = 1 + np.count_nonzero(np.diff(rows["offset"]) | np.diff(rows["shard"]))
     return (
         f"warning: a row group of {len(train) / groups:.0f} images is read for each image in the "
         f"order full: pack the data (dist-looksam data pack), or use --shuffle block:B,W,c",

@@ -43,6 +43,7 @@ def started(source: Path, cache: Path, kill: bool = False) -> tuple[Any, Connect
     here, there = FORK.Pipe()
     process = FORK.Process(target=copy, args=(source, cache, kill, there))
     process.start()
+    there.close()  # else one that died would be waited for
     return process, here
 
 
