@@ -8,18 +8,23 @@ from . import load
 from .augment import Augment, parse
 from .blocks import FULL
 from .sets import data_set
-from .subset import left
+from .source import Source
+from .subset import Subset, left
 
 
 @dataclass(frozen=True, kw_only=True)
 class Extent:
-    """Size of a data set. `shape` is (channels, height, width); `said` names its source."""
+    """Size of a data set. `shape` is (channels, height, width); `said` names its source.
+
+    image_bytes: mean size of an encoded image, from an index; None: not known.
+    """
 
     samples: int  # in training
     classes: int
     shape: tuple[int, int, int]
     augment: Augment
     said: str
+    image_bytes: float | None = None
 
 
 def extent(
@@ -59,6 +64,7 @@ def extent(
             shape=data.shape,
             augment=data.train.augment,
             said=place,
+            image_bytes=_image_bytes(data.train),
         )
     size = row.size(image_size)
     return Extent(
@@ -68,3 +74,8 @@ def extent(
         augment=parse(augment, auto=row.augment),
         said=f"{place}, not opened, taken for {row.stands_for}" if row.stands_for else place,
     )
+
+
+def _image_bytes(train: Source) -> float | None:
+    index = getattr(train.source if isinstance(train, Subset) else train, "index", None)
+    return None if index is None else sum(index.sizes) / len(index.rows)

@@ -17,6 +17,7 @@ from ..errors import ConfigError
 from ..optim.perturbed import ALL
 from ..plan import Plan, machine, plan
 from ..plan.machines import MFU, at_share
+from ..plan.reading import Reading, reading
 from ..settings import assemble, when
 from ..settings.config import Settings
 from ..world import World
@@ -71,6 +72,11 @@ class Outcome:
         """Forward and backward passes over a global batch, as summary.json counts them; about, if
         looks are adaptive. A look that is skipped for overflow is repeated and adds to them."""
         return self.steps + self.looks
+
+    @property
+    def reads(self) -> Reading | None:
+        """What a node must read at the middle share."""
+        return reading(self.plan, self.data.image_bytes) if self.plan else None
 
     @property
     def plan(self) -> Plan | None:
@@ -279,6 +285,7 @@ def summary(outcome: Outcome) -> str:
         "backend": f"{s.backend}{stage}, {s.precision}",
         "memory": memory(outcome),
         "planned": cost(outcome),
+        **({"to read": str(reads)} if (reads := outcome.reads) else {}),
     }
     lines = [f"  {name:<12}{text}" for name, text in rows.items()]
     lines += [f"note: {note}" for note in [*start_notes, *notes(outcome)]]

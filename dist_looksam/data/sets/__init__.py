@@ -11,11 +11,18 @@ from ..source import Source
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """Size of a data set that is not opened. `shape` is (channels, height, width)."""
+    """Size of a data set that is not opened. `shape` is (channels, height, width); image_bytes the
+    mean size of an encoded image, 0 if the images are in memory."""
 
     samples: int  # in training, held-out ones included
     classes: int
     shape: tuple[int, int, int]
+    image_bytes: int = 0
+
+
+def imagenet(side: int) -> Size:
+    """ILSVRC-2012: 1,281,167 JPEGs, about 110 kB each."""
+    return Size(samples=1_281_167, classes=1000, shape=(3, side, side), image_bytes=110_000)
 
 
 @dataclass(frozen=True, kw_only=True)

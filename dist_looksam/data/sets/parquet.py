@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from ..source import Source
-from . import DataSet, Size
+from . import DataSet, imagenet
 
 
 def open_(data_dir: Any, **how: Any) -> tuple[Source, Source]:
@@ -45,8 +45,7 @@ def notes_(train: Any, blocks: Any) -> tuple[str, ...]:
 ROW = DataSet(
     name="parquet",
     open=open_,
-    # ILSVRC-2012
-    size=lambda side: Size(samples=1_281_167, classes=1000, shape=(3, side, side)),
+    size=imagenet,
     holds=holds,
     index=index_,
     by_group=True,

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from ..source import Source
-from . import DataSet, Size
+from . import DataSet, imagenet
 
 
 def open_(data_dir: Any, **how: Any) -> tuple[Source, Source]:
@@ -37,8 +37,7 @@ def stage_(data_dir: Any, cache: Any, told: Any) -> Any:
 ROW = DataSet(
     name="tar",
     open=open_,
-    # ILSVRC-2012
-    size=lambda side: Size(samples=1_281_167, classes=1000, shape=(3, side, side)),
+    size=imagenet,
     holds=holds,
     index=index_,
     stage=stage_,
