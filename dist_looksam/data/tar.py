@@ -2,6 +2,7 @@
 
 import os
 import resource
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ class Tar(Pictures):
         self.index = index
         _allow_open(len(index.shards))
         self._files = [os.open(path, os.O_RDONLY) for path in index.shards]
+        weakref.finalize(self, _close, self._files)
 
     def path(self, index: int) -> str:
         row = self.index.rows[index]
@@ -41,9 +43,10 @@ class Tar(Pictures):
         """See source.Source.digest: the hash of the index."""
         return self.index.digest
 
-    def __del__(self) -> None:
-        for file in getattr(self, "_files", ()):
-            os.close(file)
+
+def _close(files: list[int]) -> None:
+    for file in files:
+        os.close(file)
 
 
 def _allow_open(shards: int) -> None:

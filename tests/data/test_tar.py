@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 
 from dist_looksam.cli.main import main
 from dist_looksam.data import index, load, shards
+from dist_looksam.data.fingerprint import fingerprint
 from dist_looksam.data.tar import Tar
 from dist_looksam.errors import ConfigError
 
@@ -330,3 +331,14 @@ def test_a_closed_source_gives_its_files_back(two):
     assert isinstance(data.train, Tar) and len(os.listdir("/proc/self/fd")) >= before + 3
     del data
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_shards_with_another_picture_or_label_are_other_data(two, tmp_path):
+    """Ranks compare these fingerprints before they train: tests/ranks/test_agree.py."""
+    prints = []
+    for labels in ((1, 0, 1), (1, 1, 0)):
+        write_shard(two / "train-000000.tar", samples(*labels))
+        prints.append(fingerprint(load("tar", indexed(two))))
+    assert [name for name in prints[0] if prints[0][name] != prints[1][name]] == [
+        "names and sizes of the training images (their hash)"
+    ]

@@ -62,6 +62,7 @@ def trained(tmp_path_factory):
     for order, cases in (("full", RESUMED), ("block", MIXED)):
         for kind, ranks in cases:
             line = flags(folder, places, kind, ranks, order)
+            line += ["--data_cache", "/proc/none"] * ((kind, ranks) == ("tar", 3))
             jobs += [[ranks, line, KILLED], [ranks, line, None]]
     (folder / "jobs.json").write_text(json.dumps(jobs))
     run([sys.executable, str(HERE / "data_kinds_worker.py"), str(folder / "jobs.json")], 600, {})
@@ -104,6 +105,13 @@ def test_a_killed_and_resumed_run_ends_in_the_weights_of_an_undisturbed_one(
     assert "resumed from" in log and f"{STEPS}/{STEPS}" in log
     assert worst(got, truth) == 0 if ranks == 1 else worst(got, truth) < 1e-6
     assert "unreadable" not in json.loads((got / "summary.json").read_text())
+
+
+def test_ranks_that_cannot_fill_their_cache_say_so_once_and_train_the_same(trained):
+    """On each of 3 ranks, of both starts; the weights are compared above."""
+    lines = (trained("tar", 3, "full") / "log.txt").read_text().splitlines()
+    said = [line for line in lines if "not from a cache: the cache /proc/none" in line]
+    assert len(said) == 2 and all("cannot be filled" in line for line in said)
 
 
 def test_weights_that_saw_other_samples_are_further_apart(trained):
