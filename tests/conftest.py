@@ -47,6 +47,7 @@ NEEDS = {
     "mpi": lambda: shutil.which("mpirun") is not None and _module("mpi4py"),
     "root": lambda: os.geteuid() == 0,
     "slurm": _slurm,  # cluster/testbed/ can be started: root, its programs, namespaces
+    "pyarrow": lambda: _module("pyarrow"),
     "pytorch_optimizer": lambda: _module("pytorch_optimizer"),
     "simplejpeg": lambda: _module("simplejpeg"),
     "tensorboard": lambda: _module("tensorboard"),
@@ -57,6 +58,7 @@ NEEDS = {
     "timm": lambda: _module("timm"),
     "triton": lambda: _module("triton"),
     "wandb": lambda: _module("wandb"),
+    "webdataset": lambda: _module("webdataset"),
 }
 NOT_ON_EVERY_MACHINE = {"cuda", "timm"}  # skipped under CI, too
 

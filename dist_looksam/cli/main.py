@@ -26,7 +26,7 @@ COMMANDS = {
     "curves": Command("report.commands", "draw curves.png of a run", "draw_curves"),
     "probe": Command("report.commands", "draw probe.jsonl of a run", "draw_probe"),
     "report": Command("report.commands", "compare many runs in tables and charts", "draw_report"),
-    "data": Command("data.commands", "pack images into tar shards, index and check them"),
+    "data": Command("data.commands", "pack images into tar shards, index, check, stage them"),
     "checkpoint": Command("checkpoint.commands", "list, verify, export or convert checkpoints"),
     "bench": Command("measure.bench", "measure the step time of optimizers against their bases"),
     "sweep": Command("sweep.commands", "run every method, batch size and seed of a file"),

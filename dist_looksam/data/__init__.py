@@ -5,6 +5,7 @@ from pathlib import Path
 
 from .augment import Augment, parse
 from .batch import Batch, cross_entropy
+from .blocks import FULL, check_mixed, parse_shuffle
 from .loader import EvalLoader, TrainLoader
 from .order import Order
 from .sets import data_set
@@ -24,6 +25,7 @@ class Data:
     name: str
     train: Source
     test: Source
+    notes: tuple[str, ...] = ()  # on how they were opened, of this rank
 
     @property
     def num_classes(self) -> int:
@@ -44,6 +46,7 @@ def load(
     seed: int = 0,
     holdout: int = 0,
     train_images: int | None = None,
+    shuffle: str = FULL,
 ) -> Data:
     """Opens a data set by the values of --data, --data_dir and --augment.
 
@@ -51,13 +54,18 @@ def load(
     seed          of the augmentation
     holdout       number of training images that replace the test split; 0: none
     train_images  number of training images used, `holdout` included; None: all
+    shuffle       the order of training, for which the images must be mixed where it is in blocks
     ConfigError for an unknown name, a malformed augment, or data that is missing or malformed.
     """
     row = data_set(name)
     row.check_dir(data_dir)
     settings = parse(augment, auto=row.augment)
     train, test = row.open(data_dir, image_size=image_size, augment=settings, seed=seed)
+    blocks = parse_shuffle(shuffle)
+    if blocks is not None:
+        check_mixed(train.labels, shuffle)
+    notes = row.notes(train, blocks)
     if holdout or train_images is not None:
-        train, held_out = split(train, holdout, train_images)
+        train, held_out = split(train, holdout, train_images, in_order=blocks is not None)
         test = held_out if holdout else test
-    return Data(name=name, train=train, test=test)
+    return Data(name=name, train=train, test=test, notes=notes)

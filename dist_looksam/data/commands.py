@@ -1,12 +1,14 @@
-"""dist-looksam data pack|index|check."""
+"""dist-looksam data pack|index|check|stage."""
 
 import argparse
 import io
 import os
+import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image
@@ -14,27 +16,32 @@ from PIL import Image
 from ..cli.arguments import Parser
 from ..errors import ConfigError
 from .augment import Augment
+from .index import SPLITS
 from .pack import Packing, pack
 from .pictures import Pictures
-from .sets import data_set
-from .shards import SPLITS, write_index
+from .sets import SETS, DataSet, data_set
+from .stage import progress
 
-NAMES = "pack|index|check"
+NAMES = "pack|index|check|stage"
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one of the three. Raises ConfigError, RunError."""
+    """Run one of them. Raises ConfigError, RunError."""
     parser = Parser(prog="dist-looksam data", description="Images in folders and in tar shards.")
     commands = parser.add_subparsers(dest="command", required=True, metavar=NAMES)
     texts = {
-        "pack": "pack a folder of images, or tar shards, into tar shards",
-        "index": "index tar shards, which training and check need",
+        "pack": "pack a folder of images, tar shards or Parquet files into tar shards",
+        "index": "index tar shards or Parquet files, which training needs",
         "check": "decode every picture whole and list the damaged ones",
+        "stage": "copy indexed shards to a disk of this node, once for all its processes",
     }
     for name, text in texts.items():
         command = commands.add_parser(name, help=text, description=text)
-        where = "folder with train/CLASS/* and val/CLASS/*, or with *.tar"
-        command.add_argument("source", help=where if name != "index" else "folder of shards")
+        where = "folder with train/CLASS/* and val/CLASS/*, with *.tar, or with *.parquet"
+        shards = name in ("index", "stage")
+        command.add_argument("source", help="folder of shards" if shards else where)
+        if name == "stage":
+            command.add_argument("cache", help="folder to make a folder with the copies in")
         if name == "pack":
             command.add_argument("target", type=Path, help="folder to write shards into")
             add = command.add_argument
@@ -42,14 +49,22 @@ def main(argv: Sequence[str]) -> int:
             add("--max_side", type=int, help="reduce to a shorter side of so many pixels at most")
             add("--shard_mb", type=int, default=256, help="size of a shard; default 256")
     flags = parser.parse_args(argv)
-    return {"pack": _pack, "index": _index, "check": _check}[flags.command](flags)
+    run = {"pack": _pack, "index": _index, "check": _check, "stage": _stage}
+    return run[flags.command](flags)
+
+
+def _row(source: str, otherwise: str = "folder") -> DataSet:
+    """The data set that reads a place."""
+    return next((row for row in SETS.values() if row.holds(source)), data_set(otherwise))
 
 
 def _open(source: str) -> tuple[Pictures, Pictures]:
-    """The splits of a folder of images or of shards."""
-    in_shards = "{" in source or (Path(source).is_dir() and any(Path(source).glob("*.tar")))
+    """The splits of a folder of images, of shards, or of Parquet files, which are indexed first."""
+    row = _row(source)
+    if row.by_group and row.index:
+        row.index(source)  # takes seconds: of metadata and labels alone
     how = {"image_size": 224, "augment": Augment(), "seed": 0}
-    train, val = data_set("tar" if in_shards else "folder").open(source, **how)
+    train, val = row.open(source, **how)
     assert isinstance(train, Pictures) and isinstance(val, Pictures)
     return train, val
 
@@ -69,7 +84,20 @@ def _pack(flags: argparse.Namespace) -> int:
     sources = _open(flags.source)
     if Path(flags.source).resolve() == flags.target.resolve():
         raise ConfigError(f"target must be another folder than the source, got {flags.target}.")
-    total, began, done = sum(map(len, sources)), time.monotonic(), 0
+    name, told = str(Path(flags.source).absolute()), _told(sum(map(len, sources)))
+    first = flags.target / ".in_order"
+    again = how.shuffle is not None and _row(flags.source).by_group
+    if again and not any(flags.target.glob(".index-*")):  # in order first, then from the shards
+        pack(sources, first, replace(how, shuffle=None), name=name, told=told)
+        sources, told = _open(str(first)), _told(sum(map(len, sources)))
+    print(_described(pack(sources, flags.target, how, name=name, told=told), flags.target))
+    shutil.rmtree(first, ignore_errors=True)
+    return 0
+
+
+def _told(total: int) -> Callable[[str, int, int, int], None]:
+    """Prints the shards that are done and the time left."""
+    began, done = time.monotonic(), 0
 
     def told(split: str, number: int, shards: int, samples: int) -> None:
         nonlocal done
@@ -78,9 +106,7 @@ def _pack(flags: argparse.Namespace) -> int:
         print(f"{split} {number + 1}/{shards}: {done:,} of {total:,} images, ETA {left:.0f} s",
               file=sys.stderr, flush=True)  # fmt: skip
 
-    name = str(Path(flags.source).absolute())
-    print(_described(pack(sources, flags.target, how, name=name, told=told), flags.target))
-    return 0
+    return told
 
 
 def _described(done: dict[str, tuple[int, int]], where: object) -> str:
@@ -89,7 +115,17 @@ def _described(done: dict[str, tuple[int, int]], where: object) -> str:
 
 
 def _index(flags: argparse.Namespace) -> int:
-    print(_described(write_index(flags.source), flags.source))
+    index = _row(flags.source, "tar").index
+    assert index is not None
+    print(_described(index(flags.source), flags.source))
+    return 0
+
+
+def _stage(flags: argparse.Namespace) -> int:
+    copy = _row(flags.source, "tar").stage
+    assert copy is not None
+    done = copy(flags.source, flags.cache, progress(flags.source, 2))
+    print(f"{done.folder}: {done.size / 1e9:,.3g} GB, {done.copied / 1e9:,.3g} of them copied now")
     return 0
 
 

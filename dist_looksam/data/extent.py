@@ -6,19 +6,25 @@ from pathlib import Path
 
 from . import load
 from .augment import Augment, parse
+from .blocks import FULL
 from .sets import data_set
-from .subset import left
+from .source import Source
+from .subset import Subset, left
 
 
 @dataclass(frozen=True, kw_only=True)
 class Extent:
-    """Size of a data set. `shape` is (channels, height, width); `said` names its source."""
+    """Size of a data set. `shape` is (channels, height, width); `said` names its source.
+
+    image_bytes: mean size of an encoded image, from an index; None: not known.
+    """
 
     samples: int  # in training
     classes: int
     shape: tuple[int, int, int]
     augment: Augment
     said: str
+    image_bytes: float | None = None
 
 
 def extent(
@@ -30,6 +36,7 @@ def extent(
     seed: int = 0,
     holdout: int = 0,
     train_images: int | None = None,
+    shuffle: str = FULL,
     opened: bool = True,
 ) -> Extent:
     """The size of a data set; arguments as of `load`.
@@ -49,6 +56,7 @@ def extent(
             seed=seed,
             holdout=holdout,
             train_images=train_images,
+            shuffle=shuffle,
         )
         return Extent(
             samples=len(data.train),
@@ -56,6 +64,7 @@ def extent(
             shape=data.shape,
             augment=data.train.augment,
             said=place,
+            image_bytes=_image_bytes(data.train),
         )
     size = row.size(image_size)
     return Extent(
@@ -65,3 +74,8 @@ def extent(
         augment=parse(augment, auto=row.augment),
         said=f"{place}, not opened, taken for {row.stands_for}" if row.stands_for else place,
     )
+
+
+def _image_bytes(train: Source) -> float | None:
+    index = getattr(train.source if isinstance(train, Subset) else train, "index", None)
+    return None if index is None else sum(index.sizes) / len(index.rows)

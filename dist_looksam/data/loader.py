@@ -16,7 +16,7 @@ from ..errors import ConfigError, RunError
 from . import mixing
 from .augment import Augment
 from .batch import Batch
-from .order import Order
+from .blocks import FULL, order_of
 from .source import UNREADABLE, Source
 
 _CHUNK = 8  # images a thread takes at once
@@ -143,6 +143,7 @@ class TrainLoader:
         prefetch: int = 2,
         prefetch_bytes: int = 512 * 2**20,
         pin: bool | None = None,
+        shuffle: str = FULL,
     ) -> None:
         """batch_size is global; micro_batch is per rank and forward.
 
@@ -150,6 +151,7 @@ class TrainLoader:
                         the source is in memory
         prefetch        number of steps fetched ahead in the background, within prefetch_bytes
         pin             use page-locked memory; None: if there is CUDA
+        shuffle         value of --shuffle
         ConfigError if the batch does not divide, or if pairs are mixed and micro_batch is odd.
         """
         _check_split(batch_size, micro_batch, ranks)
@@ -159,7 +161,7 @@ class TrainLoader:
         self.batch_size, self.micro_batch = batch_size, micro_batch
         self.rank, self.ranks = rank, ranks
         self.accumulation = batch_size // (micro_batch * ranks)
-        self._order = Order(len(source), seed)
+        self._order = order_of(shuffle, len(source), seed)
         self._fetcher = _Fetcher(source, train=True, workers=workers, pin=pin)
         self._ahead = min(
             prefetch * self.accumulation, self._fetcher.ahead(micro_batch, prefetch_bytes)

@@ -16,8 +16,9 @@ from PIL import Image, ImageOps
 from .. import files
 from ..errors import ConfigError, RunError
 from .decode import rgb
+from .index import CLASSES, SPLITS
 from .pictures import Pictures
-from .shards import CLASSES, SPLITS, write_index
+from .shards import write_index
 
 PLAN = "pack.json"
 _SAMPLED = 200  # files whose sizes tell how many go into a shard

@@ -53,12 +53,16 @@ def left(samples: int, holdout: int, train_images: int | None = None) -> int:
     return samples - holdout
 
 
-def split(train: Source, holdout: int, train_images: int | None = None) -> tuple[Subset, Subset]:
+def split(
+    train: Source, holdout: int, train_images: int | None = None, *, in_order: bool = False
+) -> tuple[Subset, Subset]:
     """(training samples, `holdout` samples): random, the same for every seed and number of ranks.
 
     Together they are `train_images` samples, by default all; a larger number contains the samples
-    of a smaller one. ConfigError as of `left`.
+    of a smaller one. With `in_order` the training samples are in the order of `train`,
+    else in that of the choice. ConfigError as of `left`.
     """
     first = left(len(train), holdout, train_images)
     shuffled = Order(len(train), seed=0).permutation(0)
-    return Subset(train, shuffled[:first]), Subset(train, shuffled[first : first + holdout])
+    kept = shuffled[:first].sort().values if in_order else shuffled[:first]
+    return Subset(train, kept), Subset(train, shuffled[first : first + holdout])

@@ -2,14 +2,16 @@
 
 import os
 import resource
+import weakref
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..errors import ConfigError
+from .index import Index, read_index
 from .pictures import Pictures
-from .shards import Index, read_index, shards_of
+from .shards import shards_of
 
 _OTHER_FILES = 256  # that the process may have open besides the shards
 
@@ -23,6 +25,7 @@ class Tar(Pictures):
         self.index = index
         _allow_open(len(index.shards))
         self._files = [os.open(path, os.O_RDONLY) for path in index.shards]
+        weakref.finalize(self, _close, self._files)
 
     def path(self, index: int) -> str:
         row = self.index.rows[index]
@@ -40,9 +43,10 @@ class Tar(Pictures):
         """See source.Source.digest: the hash of the index."""
         return self.index.digest
 
-    def __del__(self) -> None:
-        for file in getattr(self, "_files", ()):
-            os.close(file)
+
+def _close(files: list[int]) -> None:
+    for file in files:
+        os.close(file)
 
 
 def _allow_open(shards: int) -> None:
@@ -62,11 +66,6 @@ def _allow_open(shards: int) -> None:
 def tar(data_dir: str | Path, **how: Any) -> tuple[Tar, Tar]:
     """Training and test split. ConfigError as of `shards_of` and `read_index`."""
     found = shards_of(data_dir)
-    if missing := [split for split, shards in found.items() if not shards]:
-        raise ConfigError(
-            f"--data_dir must hold shards of train and of val, got none of {missing[0]} in "
-            f"{data_dir}; add {missing[0]}-000000.tar."
-        )
     train, val = (read_index(data_dir, split, shards) for split, shards in found.items())
     if train.class_names != val.class_names:
         raise ConfigError(

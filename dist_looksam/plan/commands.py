@@ -22,6 +22,7 @@ from ..settings.numbers import check_range
 from . import machines
 from .forecast import MOST_GPUS, Plan, plan, to_dict
 from .machines import DEVICES, NETWORKS, Machine
+from .reading import reading
 
 _TRAIN = [f"--{f.name}" for f in fields(config.Settings)]
 # More or less than any machine, or any data set, has.
@@ -194,10 +195,10 @@ def _host(planned: Plan) -> str:
 
 def _end(planned: Plan) -> list[str]:
     device, network = planned.machine.device, planned.machine.network
-    per_node = planned.images_per_s / max(1, planned.gpus / planned.gpus_per_node)
     return [
-        f"{planned.images_per_s:,.0f} images/s ({per_node:,.0f} to be read on each node), "
-        f"{planned.hours:.2f} h, {planned.gpu_hours:,.1f} GPU-hours",
+        f"{planned.images_per_s:,.0f} images/s, {planned.hours:.2f} h, "
+        f"{planned.gpu_hours:,.1f} GPU-hours",
+        *([f"To be read: {reads}."] if (reads := reading(planned)) else []),
         *([_host(planned)] if planned.host_seconds else []),
         "Evaluation, checkpoints and waiting for images come on top.",
         f"speeds: {device.source}",

@@ -131,10 +131,15 @@ NETWORKS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """A device, and the network between devices."""
+    """A device, and the network between devices.
+
+    images_per_second_per_core  that a core decodes and augments (dist-looksam data bench); None:
+                                not measured.
+    """
 
     device: Device
     network: Network
+    images_per_second_per_core: float | None = None
 
 
 def machine(device: str | Device = "h200", network: str | Network = "infiniband-400") -> Machine:
@@ -189,7 +194,13 @@ def load(path: Path) -> Machine:
             missing = ", ".join(w for w in wanted if w not in values)
             raise ConfigError(f"{name} of machine {path} lacks some of {missing}.") from None
         _check_types(made[name], f"{name} of machine {path}")
-    return Machine(**made)
+    rate = parts.get("images_per_second_per_core")
+    if rate is not None and not _positive(rate):
+        raise ConfigError(
+            f"images_per_second_per_core of machine {path} must be a number above 0 or null, got "
+            f"{rate!r}."
+        )
+    return Machine(**made, images_per_second_per_core=rate)
 
 
 _MAY_BE_0 = ("latency", "inner_latency", "pass_seconds", "launch_seconds")

@@ -11,20 +11,24 @@ from ..errors import ConfigError
 from ..settings.config import Settings
 
 # Paths may differ between hosts, as long as the files are the same.
-_OWN = {"data_dir", "deepspeed_config", "local_rank", "workers"}
+_OWN = {"data_dir", "data_cache", "deepspeed_config", "local_rank", "workers"}
 
 
-def check(settings: Settings, data: Data, ranks: int) -> None:
-    """ConfigError on every rank if two ranks differ. One small gather, and a second if they do.
+def check(settings: Settings, data: Data, ranks: int) -> list[str]:
+    """ConfigError on every rank if two ranks differ; else the data's notes of all ranks, each once.
+    One small gather, and a second if they differ.
 
     Call it once the ranks are connected, before the model is made, whose shape depends on the data.
     """
     if ranks == 1:
-        return
+        return list(data.notes)
     gather = settings.backend_row.gather
     inputs = _inputs(settings, data)
-    if len({*gather(hashlib.sha256(repr(inputs).encode()).hexdigest())}) > 1:
+    digest = hashlib.sha256(repr(inputs).encode()).hexdigest()
+    digests, notes = zip(*gather((digest, data.notes)), strict=True)
+    if len({*digests}) > 1:
         raise ConfigError(_difference(gather((socket.gethostname(), inputs))))
+    return list(dict.fromkeys(note for of_rank in notes for note in of_rank))
 
 
 def _inputs(settings: Settings, data: Data) -> dict[str, Any]:

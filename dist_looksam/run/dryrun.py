@@ -11,11 +11,13 @@ import torch
 
 from .. import models
 from ..backends import compiled
+from ..data.blocks import Blocks, parse_shuffle
 from ..data.extent import Extent
 from ..errors import ConfigError
 from ..optim.perturbed import ALL
 from ..plan import Plan, machine, plan
 from ..plan.machines import MFU, at_share
+from ..plan.reading import Reading, reading
 from ..settings import assemble, when
 from ..settings.config import Settings
 from ..world import World
@@ -70,6 +72,11 @@ class Outcome:
         """Forward and backward passes over a global batch, as summary.json counts them; about, if
         looks are adaptive. A look that is skipped for overflow is repeated and adds to them."""
         return self.steps + self.looks
+
+    @property
+    def reads(self) -> Reading | None:
+        """What a node must read at the middle share."""
+        return reading(self.plan, self.data.image_bytes) if self.plan else None
 
     @property
     def plan(self) -> Plan | None:
@@ -148,7 +155,7 @@ def _plans(
 def notes(outcome: Outcome) -> list[str]:
     """Notes on settings that are allowed but seldom wanted."""
     s = outcome.settings
-    lines = without_effect(s)
+    lines = without_effect(s) + _order_note(s, outcome.ranks)
     ascent = s.rule.ascent
     assert s.rho is not None
     if ascent and s.precision == "bf16" and s.rho < LEAST_RHO[ascent]:
@@ -217,6 +224,27 @@ def _whom(outcome: Outcome) -> str:
     )
 
 
+def _order(blocks: Blocks) -> str:
+    turn = f"{blocks.turn} of each in turn" if blocks.turn else "all of them permuted"
+    return (
+        f"blocks of {blocks.rows:,} images, {blocks.window:,} blocks in a window of "
+        f"{blocks.rows * blocks.window:,}, {turn}"
+    )
+
+
+def _order_note(s: Settings, ranks: int) -> list[str]:
+    """Advice where a node would read a window's blocks more often than once."""
+    blocks = parse_shuffle(s.shuffle)
+    assert s.micro_batch is not None
+    at_once = s.micro_batch * ranks
+    if blocks is None or ranks == 1 or blocks.window * blocks.turn == at_once:
+        return []
+    return [
+        f"several nodes read the same blocks of --shuffle {s.shuffle}: with W x c = "
+        f"micro_batch x ranks = {at_once:,}, each node reads its own"
+    ]
+
+
 def _groups(s: Settings, ranks: int) -> str:
     found = s.groups(ranks)
     if found is None:
@@ -245,6 +273,7 @@ def summary(outcome: Outcome) -> str:
         "model": f"{outcome.model}, {outcome.parameters:,} parameters, "
         f"{outcome.flops / 1e9:.3g} GFLOP forward per image",
         "data": f"{data.said}: {data.samples:,} images of {size}, {data.classes:,} classes",
+        **({"order": _order(blocks)} if (blocks := parse_shuffle(s.shuffle)) else {}),
         "batch": f"{s.batch_size:,} = {s.micro_batch} x {outcome.ranks} ranks x {accumulation}",
         "length": f"{outcome.steps:,} steps, {outcome.epochs:.4g} epochs",
         "begins": begins,
@@ -256,6 +285,7 @@ def summary(outcome: Outcome) -> str:
         "backend": f"{s.backend}{stage}, {s.precision}",
         "memory": memory(outcome),
         "planned": cost(outcome),
+        **({"to read": str(reads)} if (reads := outcome.reads) else {}),
     }
     lines = [f"  {name:<12}{text}" for name, text in rows.items()]
     lines += [f"note: {note}" for note in [*start_notes, *notes(outcome)]]

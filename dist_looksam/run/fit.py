@@ -77,7 +77,8 @@ class Fit:
         self.evaluated: int | None = None  # steps done at the newest evaluation; on every rank
         self._shared: tuple[int | None, Later] | None = None
         self.caught: list[signal.Signals] = []  # by any rank
-        reader, self.notes = resume.prepare(self.backend, settings, data)
+        reader, notes = resume.prepare(self.backend, settings, data)
+        self.notes = [*data.notes, *notes]
         if self.first:
             self.made_with = made_with()
             config.write(settings, self.out / rundir.CONFIG, self.made_with)

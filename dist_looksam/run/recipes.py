@@ -11,7 +11,18 @@ from . import dryrun
 from .dryrun import SHARE
 
 FOLDER = Path(__file__).parents[2] / "launch" / "recipes"
-_COLUMNS = ("recipe", "steps", "warm-up", "lr", "rho", "precision", "passes", "GPUs", "GPU-hours")
+_COLUMNS = (
+    "recipe",
+    "steps",
+    "warm-up",
+    "lr",
+    "rho",
+    "precision",
+    "passes",
+    "GPUs",
+    "GPU-hours",
+    "MB/s a node",
+)
 
 
 def found() -> list[Path]:
@@ -38,10 +49,11 @@ def checked(path: Path, ranks: int | None = None) -> dryrun.Outcome:
 def _row(path: Path, outcome: dryrun.Outcome) -> tuple[str, ...]:
     s = outcome.settings
     hours = f"{outcome.plan.gpu_hours:.3g}" if outcome.plan else "-"
+    reads = f"{outcome.reads.bytes_per_s / 1e6:,.0f}" if outcome.reads else "-"
     rho = f"{s.rho:g}" if s.rule.ascent else "-"
     return (
         path.stem, f"{outcome.steps:,}", f"{s.warmup_steps:,}", f"{outcome.lr:.2g}", rho,
-        s.precision, f"{outcome.passes:,}", str(outcome.ranks), hours,
+        s.precision, f"{outcome.passes:,}", str(outcome.ranks), hours, reads,
     )  # fmt: skip
 
 
@@ -76,7 +88,7 @@ def main(argv: Sequence[str]) -> int:
         return _check(paths, asked.ranks)
     lines = table.text(_COLUMNS, [_row(path, checked(path, asked.ranks)) for path in paths])
     print(  # in one piece, for `| head`
-        f"{lines}\nGPU-hours on H200 at {SHARE:.0%} of the peak are planned, not measured: "
-        "launch/recipes/README.md"
+        f"{lines}\nGPU-hours on H200 at {SHARE:.0%} of the peak, and what a node must read, are "
+        "planned, not measured: launch/recipes/README.md"
     )
     return 0

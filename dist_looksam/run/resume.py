@@ -11,6 +11,7 @@ import torch
 from .. import checkpoint, models
 from ..backends.backend import Backend
 from ..data import Data
+from ..data.blocks import FULL
 from ..data.extent import Extent
 from ..data.fingerprint import fingerprint
 from ..errors import ConfigError, RunError
@@ -21,7 +22,7 @@ Result = TypeVar("Result")
 # A resumed run must have the same values, else it would not continue the run of the checkpoint.
 MUST_AGREE = (
     "model", "optimizer", "base", "batch_size", "data", "image_size", "train_images", "holdout",
-    "seed",
+    "seed", "shuffle",
 )  # fmt: skip
 NOT_OF_THE_RUN = ("out", "resume", "requeue", "dry_run", "ranks", "local_rank")
 
@@ -117,6 +118,7 @@ def _compare(reader: checkpoint.Reader, now: dict[str, Any]) -> list[str]:
             f"program, whose settings are not known; load it there with restore(engine, path), or "
             f"use --resume none."
         )
+    then = {"shuffle": FULL, **then}  # checkpoints from before there was another order
     for name in MUST_AGREE:
         if name in then and then[name] != now[name]:
             old = then[name]

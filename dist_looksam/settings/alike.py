@@ -4,6 +4,6 @@
 # and the seed, by which the runs of a cell differ.
 WITHOUT_EFFECT = {
     "seed", "out", "resume", "save_every", "keep", "requeue", "eval_every", "probe_every", "device",
-    "timeout", "dry_run", "ranks", "local_rank", "workers", "data_dir", "micro_batch", "backend",
-    "zero_stage", "offload",
+    "timeout", "dry_run", "ranks", "local_rank", "workers", "data_dir", "data_cache",
+    "micro_batch", "backend", "zero_stage", "offload",
 }  # fmt: skip

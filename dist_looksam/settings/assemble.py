@@ -1,6 +1,7 @@
 """Makes device, process group, model, optimizer and engine from settings."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from ..data import Batch, Data, TrainLoader, cross_entropy, load
 from ..data.augment import parse
 from ..data.extent import Extent, extent
 from ..data.loader import check_pairs
-from ..data.sets import data_set
+from ..data.sets import SETS, data_set
+from ..data.stage import progress
 from ..engine import Engine
-from ..errors import ConfigError
+from ..errors import ConfigError, RunError
 from ..maths.schedule import scaled_lr
 from ..optim import table
 from ..optim.sharpness import Sharpness
@@ -35,6 +37,12 @@ def check(settings: Settings) -> None:
     """
     own = data_set(settings.data)
     own.check_dir(settings.data_dir)
+    if settings.data_cache and not own.stage:
+        staged = " or ".join(name for name, row in SETS.items() if row.stage)
+        raise ConfigError(
+            f"data_cache is of --data {staged}, got --data {own.name}; leave it out, or pack the "
+            f"images: dist-looksam data pack DIR TARGET."
+        )
     assert settings.micro_batch is not None
     augment = parse(settings.augment, auto=own.augment)
     check_pairs(augment, settings.micro_batch)
@@ -69,8 +77,17 @@ def restarting(settings: Settings) -> Callable[..., Any] | None:
 
 
 def data_of(settings: Settings) -> Data:
-    """The data, opened. ConfigError as of `data.load`."""
-    return load(settings.data, settings.data_dir, **_wanted(settings))
+    """The data, opened, from the cache where there is one. ConfigError as of `data.load`."""
+    place = settings.data_dir
+    notes: tuple[str, ...] = ()
+    copy = data_set(settings.data).stage
+    if settings.data_cache and copy:
+        try:
+            place = str(copy(place, settings.data_cache, progress(place)).folder)
+        except RunError as error:
+            notes = (f"warning: the data are read from {place}, not from a cache: {error}",)
+    data = load(settings.data, place, **_wanted(settings))
+    return replace(data, notes=(*notes, *data.notes))
 
 
 def extent_of(settings: Settings, *, opened: bool) -> Extent:
@@ -79,7 +96,7 @@ def extent_of(settings: Settings, *, opened: bool) -> Extent:
 
 
 def _wanted(settings: Settings) -> dict[str, Any]:
-    names = ("image_size", "augment", "seed", "holdout", "train_images")
+    names = ("image_size", "augment", "seed", "holdout", "train_images", "shuffle")
     return {name: getattr(settings, name) for name in names}
 
 
@@ -131,6 +148,7 @@ def train_loader(settings: Settings, data: Data, backend: Backend) -> TrainLoade
         rank=backend.rank,
         ranks=backend.size,
         workers=settings.workers,
+        shuffle=settings.shuffle,
     )
 
 

@@ -14,6 +14,7 @@ import yaml
 from .. import files
 from ..backends.compiled import COMPILES
 from ..backends.rows import BACKENDS, BackendRow, chosen
+from ..data.blocks import parse_shuffle
 from ..data.sets import SETS, data_set
 from ..engine import ASCENTS
 from ..errors import ConfigError
@@ -67,9 +68,7 @@ class Settings:
     lr: float | None = flag(None, "peak learning rate; default by base optimizer")
     lr_scaling: str = flag("none", "growth of lr with batch_size / lr_base_batch", SCALINGS)
     lr_base_batch: int = flag(256, "batch size in samples that lr is meant for, used by lr_scaling")
-    weight_decay: float | None = flag(
-        None, "weight decay of matrices; biases and norms have none; default by base optimizer"
-    )
+    weight_decay: float | None = flag(None, "weight decay of matrices; default by base optimizer")
     momentum: float = flag(0.9, f"momentum of {_users('momentum')}")
     betas: tuple[float, float] = flag(
         (0.9, 0.999), f"decay rates of the gradient's mean and mean square, of {_users('betas')}"
@@ -119,15 +118,15 @@ class Settings:
     label_smoothing: float = flag(0.0, "share of the target that all classes get, in [0, 1)")
     data: str = flag("fashion_mnist", "data set", SETS)
     data_dir: str | None = flag(
-        None, "folder of the data; --data folder needs it: train/CLASS/* and val/CLASS/*"
+        None, "folder of the data: train/CLASS/* and val/CLASS/*, or shards, see docs/data.md"
     )
-    image_size: int = flag(224, "height and width of the images of --data folder, in pixels")
-    train_images: int | None = flag(
-        None, "training images to use, held-out ones included; default all"
+    image_size: int = flag(224, "height and width of images of files, in pixels")
+    data_cache: str | None = flag(
+        None, "folder on a disk of the node that shards are copied to first; default: none"
     )
-    holdout: int = flag(
-        0, "training images held out for evaluation; 0: evaluation on the test images"
-    )
+    train_images: int | None = flag(None, "training images, held-out ones included; default all")
+    holdout: int = flag(0, "training images held out for evaluation; 0: evaluation on test images")
+    shuffle: str = flag("full", "order of training images: full, or block:B,W,c on network disks")
     augment: str = flag("auto", "auto, none, or some of crop,flip,randaugment,mixup,cutmix")
     workers: int | None = flag(None, "threads per rank that decode images; default one per core")
     backend: str = flag("auto", "data-parallel backend", ("auto", *BACKENDS))
@@ -177,6 +176,7 @@ class Settings:
             if value is not None:
                 check(value)
         when.check(self)
+        parse_shuffle(self.shuffle)
         self._check_numbers()
         if not self.out or "\0" in self.out:  # "" would be the current directory
             raise ConfigError(f"out must name a directory, got {self.out!r}; name one with --out.")

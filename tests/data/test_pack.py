@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -90,3 +91,13 @@ def test_packed_shards_can_be_packed_again(packed, tmp_path):
     a, b = load("tar", packed).train, load("tar", tmp_path / "more").train
     assert sorted(map(a.encoded, range(12))) == sorted(map(b.encoded, range(12)))
     assert a.class_names == b.class_names
+
+
+def test_without_pyarrow_parquet_is_one_sentence(tmp_path, monkeypatch, capsys):
+    """`None` in sys.modules makes an import fail as it does where the package is not installed."""
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    for name in ("train", "val"):
+        (tmp_path / f"{name}.parquet").touch()
+    assert main(["data", "index", str(tmp_path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "needs the package pyarrow, got none; install it: pip install" in line

@@ -3,11 +3,14 @@
 import gzip
 import io
 import json
+import multiprocessing
 import os
+import re
 import resource
 import shutil
 import tarfile
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +20,8 @@ from pictures import jpeg, samples, write_shard
 from safetensors.torch import load_file
 
 from dist_looksam.cli.main import main
-from dist_looksam.data import load, shards
+from dist_looksam.data import index, load, shards
+from dist_looksam.data.fingerprint import fingerprint
 from dist_looksam.data.tar import Tar
 from dist_looksam.errors import ConfigError
 
@@ -248,23 +252,65 @@ def test_a_shard_that_became_shorter_is_an_unreadable_sample(two):
 # --- scale ---------------------------------------------------------------------------------------
 
 
-def test_an_index_of_imagenets_size_opens_in_a_tenth_of_a_second(two):
-    rows = np.zeros(1_281_167, dtype=shards.ROW)
-    assert rows.nbytes < 30_000_000
+@pytest.fixture
+def imagenet(two):
+    """Two shards whose index says that they hold ImageNet; its rows are made up."""
+    rows = np.zeros(1_281_167, dtype=index.ROW)
+    rows["label"] = np.arange(len(rows)) % 1000
     shards.write_index(two)
     about = two / ".index-train.json"
     content = json.loads(about.read_text())
     content["shards"][0]["samples"] = len(rows) - 2
     np.save(two / ".index-train.npy", rows)
     about.write_text(json.dumps(content))
-    found = shards.shards_of(two)["train"]
+    return two
+
+
+def opened(where: Path) -> Tar:
+    how = {"image_size": 32, "augment": None, "seed": 0}
+    return Tar(index.read_index(where, "train", shards.shards_of(where)["train"]), **how)
+
+
+def test_an_index_of_imagenets_size_opens_in_a_tenth_of_a_second(imagenet):
+    assert (imagenet / ".index-train.npy").stat().st_size < 30_000_000
     took = []
     for _ in range(3):
         began = time.process_time()
-        index = shards.read_index(two, "train", found)
+        train = opened(imagenet)
         took.append(time.process_time() - began)
-    assert isinstance(index.rows, np.memmap) and len(index.rows) == len(rows)
+    assert isinstance(train.index.rows, np.memmap) and len(train) == 1_281_167
     assert min(took) < 0.1
+
+
+def own_memory(path: Path) -> tuple[int, int]:
+    """(bytes of a mapped file in this process's memory, those that no other process shares)."""
+    about = re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text(), flags=re.M)
+    sizes: Counter[str] = Counter()
+    for mapped in about:
+        if str(path) in mapped:
+            for name, kb in re.findall(r"^(\w+): +(\d+) kB", mapped, re.M):
+                sizes[name] += int(kb) * 1024
+    return sizes["Rss"], sizes["Private_Clean"] + sizes["Private_Dirty"]
+
+
+def test_the_index_is_in_memory_once_for_all_processes_of_a_node(imagenet):
+    """A second process, which opens it by itself and reads all rows, adds only its labels."""
+
+    def second(pipe) -> None:
+        train = opened(imagenet)
+        assert int(train.index.rows["label"].max()) == 999
+        pipe.send(own_memory(imagenet / ".index-train.npy"))
+
+    first = opened(imagenet)
+    assert int(first.index.rows["label"].max()) == 999
+    fork = multiprocessing.get_context("fork")
+    here, there = fork.Pipe()
+    process = fork.Process(target=second, args=(there,))
+    process.start()
+    there.close()  # else a child that died would be waited for
+    size, own = here.recv()
+    process.join(30)
+    assert size > 25_000_000 and own == 0
 
 
 def test_more_shards_than_files_that_may_be_open_raise_the_limit(two):
@@ -285,3 +331,14 @@ def test_a_closed_source_gives_its_files_back(two):
     assert isinstance(data.train, Tar) and len(os.listdir("/proc/self/fd")) >= before + 3
     del data
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_shards_with_another_picture_or_label_are_other_data(two, tmp_path):
+    """Ranks compare these fingerprints before they train: tests/ranks/test_agree.py."""
+    prints = []
+    for labels in ((1, 0, 1), (1, 1, 0)):
+        write_shard(two / "train-000000.tar", samples(*labels))
+        prints.append(fingerprint(load("tar", indexed(two))))
+    assert [name for name in prints[0] if prints[0][name] != prints[1][name]] == [
+        "names and sizes of the training images (their hash)"
+    ]

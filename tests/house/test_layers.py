@@ -35,7 +35,15 @@ OPTIONAL = {
     "jinja2": ("report/*.py",),
     "triton": ("kernels/code.py",),
 }
-IN_ONE_FILE = ["mpi4py", "simplejpeg", "timm", "wandb", "tensorboard", "pytorch_optimizer"]
+IN_ONE_FILE = [
+    "mpi4py",
+    "simplejpeg",
+    "timm",
+    "wandb",
+    "tensorboard",
+    "pytorch_optimizer",
+    "pyarrow",
+]
 SAYS_NOTHING = {"utils", "util", "common", "helpers", "helper", "misc"}
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from ...errors import ConfigError
 from ...rows import load_rows
@@ -10,11 +11,18 @@ from ..source import Source
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """Size of a data set that is not opened. `shape` is (channels, height, width)."""
+    """Size of a data set that is not opened. `shape` is (channels, height, width); image_bytes the
+    mean size of an encoded image, 0 if the images are in memory."""
 
     samples: int  # in training, held-out ones included
     classes: int
     shape: tuple[int, int, int]
+    image_bytes: int = 0
+
+
+def imagenet(side: int) -> Size:
+    """ILSVRC-2012: 1,281,167 JPEGs, about 110 kB each."""
+    return Size(samples=1_281_167, classes=1000, shape=(3, side, side), image_bytes=110_000)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +32,12 @@ class DataSet:
     open        open(data_dir, image_size=, augment=, seed=) -> its training and its test split; see
                 source.Source. ConfigError if data is missing or malformed.
     size        size(image_size), without opening it.
+    holds       holds(place): whether the commands of `dist-looksam data` read a place by this row.
+    index       index(place) -> {split: (samples, files)}; None: it needs no index. See index.write.
+    by_group    samples are read in groups, so that reading them in any order costs far more.
+    stage       stage(data_dir, cache, told) copies its files to a disk of the node; see
+                stage.stage. None: there are no large files to copy.
+    notes       notes(training split, Blocks or None) -> warnings about its order of reading.
     stands_for  the data set whose size is `size`, if the own size is known only after opening.
     data_dir    whether the flag --data_dir is needed: "needs", "may" or "never".
     epochs      default of --epochs.
@@ -35,6 +49,11 @@ class DataSet:
     name: str
     open: Callable[..., tuple[Source, Source]]
     size: Callable[[int], Size]
+    holds: Callable[[str], bool] = lambda place: False
+    index: Callable[[str], dict[str, tuple[int, int]]] | None = None
+    by_group: bool = False
+    stage: Callable[..., Any] | None = None
+    notes: Callable[..., tuple[str, ...]] = lambda *_: ()
     stands_for: str = ""
     data_dir: str = "may"
     epochs: float = 10.0

@@ -3,7 +3,7 @@
 from typing import Any
 
 from ..source import Source
-from . import DataSet, Size
+from . import DataSet, imagenet
 
 
 def open_(data_dir: Any, **how: Any) -> tuple[Source, Source]:
@@ -16,8 +16,7 @@ def open_(data_dir: Any, **how: Any) -> tuple[Source, Source]:
 ROW = DataSet(
     name="folder",
     open=open_,
-    # ILSVRC-2012
-    size=lambda side: Size(samples=1_281_167, classes=1000, shape=(3, side, side)),
+    size=imagenet,
     stands_for="ImageNet-1k",
     data_dir="needs",
     epochs=90.0,

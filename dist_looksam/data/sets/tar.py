@@ -1,9 +1,10 @@
 """Your own images in tar shards: DIR/train-*.tar and DIR/val-*.tar."""
 
+from pathlib import Path
 from typing import Any
 
 from ..source import Source
-from . import DataSet, Size
+from . import DataSet, imagenet
 
 
 def open_(data_dir: Any, **how: Any) -> tuple[Source, Source]:
@@ -13,11 +14,33 @@ def open_(data_dir: Any, **how: Any) -> tuple[Source, Source]:
     return tar(data_dir, **how)
 
 
+def holds(place: str) -> bool:
+    """A folder with *.tar, or a pattern of other names than *.parquet."""
+    return ("{" in place and not place.endswith(".parquet")) or any(Path(place).glob("*.tar"))
+
+
+def index_(place: str) -> dict[str, tuple[int, int]]:
+    """See `shards.write_index`."""
+    from ..shards import write_index
+
+    return write_index(place)
+
+
+def stage_(data_dir: Any, cache: Any, told: Any) -> Any:
+    """Copies the shards; see `stage.stage`."""
+    from ..shards import shards_of
+    from ..stage import stage
+
+    return stage(data_dir, shards_of(data_dir), cache, told)
+
+
 ROW = DataSet(
     name="tar",
     open=open_,
-    # ILSVRC-2012
-    size=lambda side: Size(samples=1_281_167, classes=1000, shape=(3, side, side)),
+    size=imagenet,
+    holds=holds,
+    index=index_,
+    stage=stage_,
     stands_for="ImageNet-1k",
     data_dir="needs",
     epochs=90.0,

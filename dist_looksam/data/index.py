@@ -1,0 +1,182 @@
+"""The index of a data set in large files, by which its samples are read at random.
+
+It is two files for each split, beside the large ones:
+
+.index-SPLIT.npy   one `ROW` for each sample, in the order of the files and of their samples
+.index-SPLIT.json  classes; name, size, time and samples of each file; the hash of the rows
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import files
+from ..errors import ConfigError, RunError
+
+# offset and size: bytes in a tar shard; row group and row in it of a Parquet file
+ROW = np.dtype([("shard", "<u4"), ("offset", "<u8"), ("size", "<u4"), ("label", "<i4")])
+SPLITS = ("train", "val")
+CLASSES = "classes.txt"  # beside the shards: a name a line, in the order of the labels
+_FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Index:
+    """The samples of a split. rows: `ROW`, mapped from the file."""
+
+    shards: tuple[Path, ...]
+    class_names: tuple[str, ...]
+    rows: np.ndarray
+    sizes: tuple[int, ...]  # bytes of each shard
+    others: dict[str, tuple[int, str]]
+    digest: str
+
+
+def table_of(paths: Sequence[Path], counts: Sequence[int]) -> list[dict[str, Any]]:
+    """What the index says of each file, with its number of samples."""
+    with ThreadPoolExecutor(16) as pool:
+        stats = list(pool.map(os.stat, paths))
+    return [
+        {"name": path.name, "bytes": s.st_size, "mtime_ns": s.st_mtime_ns, "samples": count}
+        for path, s, count in zip(paths, stats, counts, strict=True)
+    ]
+
+
+def write(
+    folders: Mapping[str, Path],
+    built: Mapping[str, tuple[np.ndarray, dict[str, Any], Sequence[int | str]]],
+    names: Sequence[str] = (),
+) -> None:
+    """Number the labels and write the index of every split.
+
+    Args:
+        folders: of each split's files. built: rows without labels, the JSON, and the labels as the
+            files have them, of each split. names: of the classes 0, 1, ..., where they are known.
+
+    Raises:
+        ConfigError: labels have gaps, or val has a class that train has not.
+        RunError: the folder cannot be written.
+    """
+    names = names or class_names(folders["train"], built["train"][2])
+    number = {name: n for n, name in enumerate(names)}
+    for split, (rows, _, labels) in built.items():
+        rows["label"] = [_number(label, number, split, folders[split]) for label in labels]
+    for split, (rows, content, _) in built.items():
+        _write(folders[split], split, rows, {"format": _FORMAT, **content, "classes": list(names)})
+
+
+def class_names(folder: Path, labels: Iterable[int | str]) -> tuple[str, ...]:
+    """Those of classes.txt; else sorted names, or the numbers 0, 1, ... as text.
+
+    Raises ConfigError for numbers and names together, gaps, or fewer than two classes.
+    """
+    seen = set(labels)
+    if (folder / CLASSES).is_file():
+        names = tuple((folder / CLASSES).read_text(encoding="utf-8").splitlines())
+        if len(set(names)) < len(names) or not all(names):
+            raise ConfigError(f"{folder / CLASSES} must hold different names, one a line; mend it.")
+        return names
+    numbers = {label for label in seen if isinstance(label, int)}
+    if numbers and len(numbers) < len(seen):
+        raise ConfigError(
+            f"labels must be all numbers or all names, got both in {folder}; pack it again."
+        )
+    if len(seen) < 2:
+        raise ConfigError(f"training shards must hold two classes or more, got {len(seen)}.")
+    if not numbers:
+        return tuple(sorted(str(label) for label in seen))
+    if gap := sorted(set(range(max(numbers))) - numbers):
+        raise ConfigError(
+            f"labels must be 0, 1, ... without a gap, got none of {gap[0]} but {max(numbers)} in "
+            f"{folder}; write the names of all classes into {folder / CLASSES}, one a line."
+        )
+    return tuple(str(n) for n in range(max(numbers) + 1))
+
+
+def _number(label: int | str, number: dict[str, int], split: str, folder: Path) -> int:
+    if isinstance(label, int) and label < len(number):
+        return label
+    if str(label) in number:
+        return number[str(label)]
+    raise ConfigError(
+        f"class {label} is in the shards of {split} in {folder}, but not among the "
+        f"{len(number)} of training; correct the labels, or {CLASSES}."
+    )
+
+
+def index_files(folder: Path, split: str) -> tuple[Path, Path]:
+    """The rows of a split's index, and the JSON about them."""
+    return folder / f".index-{split}.npy", folder / f".index-{split}.json"
+
+
+def _write(folder: Path, split: str, rows: np.ndarray, content: dict[str, Any]) -> None:
+    """The rows, then the JSON that names their hash: a write that is cut off is noticed."""
+    array, about = index_files(folder, split)
+    scratch = array.with_name(f".{array.name}.{os.getpid()}.new.npy")
+    try:
+        np.save(scratch, rows)
+        os.replace(scratch, array)
+        digest = hashlib.sha256(rows.tobytes()).hexdigest()
+        files.replace_json(about, {**content, "sha256": digest})
+    except OSError as error:
+        raise RunError(f"{about} was not written ({error.strerror}).") from None
+
+
+def indexed_files(where: str | Path, split: str, paths: Sequence[Path]) -> list[dict[str, Any]]:
+    """What the index of a split says of its files: name, bytes, mtime_ns, samples of each.
+
+    ConfigError if there is no index, or it is of other names.
+    """
+    return _content(where, split, paths)["shards"]
+
+
+def _content(where: str | Path, split: str, paths: Sequence[Path]) -> dict[str, Any]:
+    folder = paths[0].parent
+    array, about = index_files(folder, split)
+    content = files.json_object(about)
+    again = f"make it: dist-looksam data index '{where}'"
+    if content is None or not array.is_file():
+        raise ConfigError(f"shards need an index, got none of {split} in {folder}; {again}.")
+    if content.get("format") != _FORMAT:
+        raise ConfigError(
+            f"the index must be of format {_FORMAT}, got another in {about}; {again}."
+        )
+    table = content["shards"]
+    if [row["name"] for row in table] != [path.name for path in paths]:
+        raise ConfigError(
+            f"the index of {split} must be of these {len(paths)} shards, got one of {len(table)} "
+            f"others in {folder}; {again}."
+        )
+    return content
+
+
+def read_index(where: str | Path, split: str, shards: Sequence[Path]) -> Index:
+    """The index of a split. ConfigError if there is none, or the shards are not those indexed."""
+    content = _content(where, split, shards)
+    array, about = index_files(shards[0].parent, split)
+    table, again = content["shards"], f"make it: dist-looksam data index '{where}'"
+    with ThreadPoolExecutor(16) as pool:
+        stats = list(pool.map(os.stat, shards))
+    for path, row, now in zip(shards, table, stats, strict=True):
+        if (now.st_size, now.st_mtime_ns) != (row["bytes"], row["mtime_ns"]):
+            raise ConfigError(
+                f"shards must be those that were indexed, got {path} with another size or time; "
+                f"{again} (`cp -p` and `rsync -a` keep the time)."
+            )
+    rows = np.load(array, mmap_mode="r")
+    if rows.dtype != ROW or len(rows) != sum(row["samples"] for row in table):
+        raise ConfigError(f"{array} must be what {about} describes, got another; {again}.")
+    return Index(
+        shards=tuple(shards),
+        class_names=tuple(content["classes"]),
+        rows=rows,
+        sizes=tuple(row["bytes"] for row in table),
+        others={why: (count, first) for why, (count, first) in content["passed_over"].items()},
+        digest=content["sha256"],
+    )
