@@ -29,6 +29,8 @@ CLASSES = 10
 
 @pytest.fixture(autouse=True)
 def fresh():
+    if not ON_GPU:
+        torch.set_num_threads(1)
     torch._dynamo.reset()
     counters.clear()
 
