@@ -1,10 +1,11 @@
 """Measure the step time of every optimizer, as a multiple of its base optimizer's.
 
 Words: the *base* is a loop of forward, backward and the base optimizer's own step, without this
-package's engine. A *cycle* is k steps, so that looks are averaged in. Every optimizer has its own
-copy of the model. Their cycles are run in turn, and a ratio is taken between cycles of the same
-turn, so that other load on the machine affects all alike. On a CPU the ratio of processor time is
-reported as well: other load hardly changes it.
+package's engine; with --backend it is the base's step on the same backend. A *cycle* is k steps, so
+that looks are averaged in. Every optimizer has its own copy of the model. Their cycles are run in
+turn, and a ratio is taken between cycles of the same turn, so that other load on the machine
+affects all alike. On a CPU the ratio of processor time is reported as well: other load hardly
+changes it.
 """
 
 import statistics
@@ -14,19 +15,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch.profiler import ProfilerActivity, profile
 
 from .. import files
 from ..backends.compiled import COMPILES
+from ..backends.rows import BACKENDS
 from ..cli.arguments import Parser
 from ..cli.table import text as table_text
 from ..errors import ConfigError
 from ..optim import table
 from ..plan.machines import dense_peak
+from ..settings import assemble, config
+from ..settings.config import Settings
 from ..settings.numbers import check_range
+from ..world import World
 from .loops import PEER, PEERS, Counted, CycleTime, Loop, Problem
 
 __all__ = ["PEERS", "Cost", "Counted", "CycleTime", "Loop", "Problem", "compare", "main", "to_text"]
+
+ALONE = "plain"  # the backend without ranks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +89,8 @@ def _cost(loop: Loop, own: list[CycleTime], base: list[CycleTime], problem: Prob
     low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
     passes = loop.counted.backwards / (len(problem.batches) * problem.k * len(own))
     seconds = statistics.median(t.seconds for t in own)
-    on_cpu, images = problem.device.type == "cpu", sum(len(y) for _, y in problem.batches)
+    on_cpu = problem.device.type == "cpu"
+    images = problem.ranks * sum(len(y) for _, y in problem.batches)
     name = "" if on_cpu else torch.cuda.get_device_name(problem.device)
     peak = dense_peak(name, problem.precision)
     return Cost(
@@ -131,13 +140,15 @@ def _installed_peers() -> list[str]:
     return list(PEERS) if importlib.util.find_spec(PEER) else []
 
 
-def _names(text: str) -> list[str]:
+def _names(text: str, backend: str) -> list[str]:
     if text == "all":
-        return [*table.METHODS, *_installed_peers()]
+        return [*table.METHODS, *(_installed_peers() if backend == ALONE else [])]
     names = [n.strip() for n in text.split(",") if n.strip()]
     for name in names:
         if name not in PEERS:
             table.method(name)
+        elif backend != ALONE:
+            raise ConfigError(f"{name} needs backend {ALONE}, got {backend}; leave it out.")
     if not names:
         raise ConfigError("optimizers must name at least one, got none; leave it out for all.")
     return names
@@ -148,7 +159,7 @@ def _parser() -> Parser:
     add = parser.add_argument
     add("--model", default="vit_28", help="network, as in train.py; default vit_28")
     add("--batch_size", type=int, default=128, help="samples per step; default 128")
-    add("--micro_batch", type=int, help="samples per forward; default: batch_size")
+    add("--micro_batch", type=int, help="samples per rank and forward; default: batch_size / ranks")
     add("--m", type=int, help="samples that climb together; default: batch_size")
     add("--k", type=int, default=5, help="steps from one look to the next; default 5")
     add("--repeats", type=int, default=15, help="measured cycles of k steps; default 15")
@@ -158,6 +169,9 @@ def _parser() -> Parser:
     add("--precision", choices=("fp32", "bf16"), default="fp32", help="default fp32")
     compiled = "compile the forward of the network's blocks: off or blocks; default off"
     add("--compile", choices=COMPILES, default="off", help=compiled)
+    of_engine = f"backend of the engine, on one rank or under a launcher; default {ALONE}"
+    add("--backend", choices=BACKENDS, default=ALONE, help=of_engine)
+    add("--zero_stage", type=int, help="of backends zero and horovod, as in train.py")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     add("--device", default=device, help=f"cuda or cpu; default {device}")
     add("--out", help="directory for bench.json; default: none is written")
@@ -176,22 +190,55 @@ def main(argv: Sequence[str]) -> int:
     ):
         check_range(name, getattr(flags, name), 1, most)
     _check_device(flags.device)
-    names = _names(flags.optimizers)
+    names = _names(flags.optimizers, flags.backend)
+    world = World.from_env()
+    flags.micro_batch = flags.micro_batch or max(1, flags.batch_size // world.size)
+    how = _on_backend(flags, world)
     problem = Problem(
         model=flags.model,
         batch_size=flags.batch_size,
-        micro_batch=flags.micro_batch or flags.batch_size,
+        micro_batch=flags.micro_batch,
         k=flags.k,
         precision=flags.precision,
-        device=flags.device,
+        device=str(how.pop("device", flags.device)),
         compiled=flags.compile,
         m=flags.m,
+        **how,
     )
     costs = compare(problem, names, repeats=flags.repeats)
-    print(to_text(costs))
-    if flags.out:
-        _write(Path(flags.out), vars(flags), costs)
+    if world.rank == 0:
+        print(to_text(costs))
+        if flags.out:
+            _write(Path(flags.out), vars(flags), costs)
+    if how and dist.is_initialized():
+        dist.destroy_process_group()
     return 0
+
+
+def _on_backend(flags: Any, world: World) -> dict[str, Any]:
+    """Arguments of `Problem` on a backend, whose ranks it connects; none for `ALONE`."""
+    if flags.backend == ALONE:
+        if flags.zero_stage is not None or world.size > 1:
+            got = f"{world.size} ranks" if world.size > 1 else f"zero_stage {flags.zero_stage}"
+            raise ConfigError(f"backend {ALONE} is of one rank, got {got}; use another --backend.")
+        return {}
+    base = ["--data", "folder", "--data_dir", "(none)", "--backend", flags.backend]
+    for name in ("model", "batch_size", "micro_batch", "precision", "compile", "zero_stage"):
+        if getattr(flags, name) is not None:
+            base += [f"--{name}", str(getattr(flags, name))]
+    base += ["--device", flags.device.split(":")[0]]
+
+    def of_method(name: str) -> Settings:
+        row, own = table.method(name), ["--optimizer", name]
+        own += ["--k", str(flags.k)] if row.settable_k else []
+        own += ["--m", str(flags.m)] if flags.m is not None and row.ascent is not None else []
+        settings = config.parse([*base, *own])
+        return settings.resolved(ranks=world.size, launcher=world.launcher, samples=10**7)
+
+    first = of_method(table.base_of(_names(flags.optimizers, flags.backend)[0], None))
+    device = assemble.device_of(first, world)
+    assemble.join(first, world, device)
+    return {"backend": of_method, "world": world, "device": device}
 
 
 def _check_device(name: str) -> None:

@@ -17,6 +17,9 @@ from ..engine import Engine
 from ..errors import ConfigError
 from ..maths.together import groups
 from ..optim import table
+from ..settings.assemble import optimizer_of
+from ..settings.config import Settings
+from ..world import World
 
 _IMAGE = {"vit_28": (1, 28, 28), "vit_28_p4": (1, 28, 28), "vit_8": (1, 8, 8)}
 _CLASSES = 10
@@ -85,7 +88,13 @@ class Loop:
 
 
 class Problem:
-    """Makes loops with the same initial weights and the same micro-batches."""
+    """Makes loops with the same initial weights and the same micro-batches.
+
+    Args:
+        batch_size: of all ranks.
+        backend: a rank's settings of train.py for a method, resolved, with the backend to run it
+            on; bases then run in the engine, too. None: one rank, and bases in a bare loop.
+    """
 
     def __init__(
         self,
@@ -98,29 +107,39 @@ class Problem:
         device: str,
         compiled: str = "off",
         m: int | None = None,
+        backend: Callable[[str], Settings] | None = None,
+        world: World | None = None,
     ) -> None:
-        if micro_batch < 1 or batch_size < 1 or batch_size % micro_batch:
+        world = world or World()
+        once = micro_batch * world.size
+        if micro_batch < 1 or batch_size < 1 or batch_size % once:
             raise ConfigError(
-                f"batch_size must be micro_batch {micro_batch} x a whole number, got {batch_size}."
+                f"batch_size must be micro_batch {micro_batch} x ranks {world.size} x a whole "
+                f"number, got {batch_size}."
             )
         self.model, self.k, self.precision, self.m = model, k, precision, m
-        groups(m, micro_batch=micro_batch, accumulation=batch_size // micro_batch, ranks=1)
+        self.backend, self.ranks = backend, world.size
+        if backend is None:
+            groups(m, micro_batch=micro_batch, accumulation=batch_size // once, ranks=1)
         self.device, self.compiled = torch.device(device), compiled
         self.shape = _IMAGE.get(model, (3, 224, 224))
-        _check_room(batch_size, self.shape, self.device)
-        torch.manual_seed(0)
+        _check_room(batch_size // world.size, self.shape, self.device)
+        torch.manual_seed(world.rank)
         self.batches: Pairs = []
-        for _ in range(batch_size // micro_batch):
+        for _ in range(batch_size // once):
             images = torch.randn(micro_batch, *self.shape, device=self.device)
             labels = torch.randint(_CLASSES, (micro_batch,), device=self.device)
             self.batches.append((images, labels))
 
-    def _new(self, base: str, **how: Any) -> tuple[nn.Module, torch.optim.Optimizer]:
+    def _network(self) -> nn.Module:
         torch.manual_seed(0)
         model = models.create(self.model, num_classes=_CLASSES, image_shape=self.shape)
-        model.to(self.device)
         if self.compiled != "off":
             compile_blocks(model)
+        return model
+
+    def _new(self, base: str, **how: Any) -> tuple[nn.Module, torch.optim.Optimizer]:
+        model = self._network().to(self.device)
         row = table.base_row(base)
         groups = table.groups(model, row.weight_decay)
         return model, table.build_base(base, groups, lr=row.lr, **how)
@@ -144,7 +163,9 @@ class Problem:
         return 3.0 * images * models.flops_per_image(net, self.shape)
 
     def bare(self, base: str) -> Loop:
-        """The base optimizer without the engine."""
+        """The base optimizer without the engine; on a backend of several ranks in it."""
+        if self.backend is not None:
+            return self.ours(base)
         model, optimizer = self._new(base)
         return self._plain_loop(base, base, model, optimizer)
 
@@ -161,13 +182,22 @@ class Problem:
     def ours(self, name: str) -> Loop:
         """A method of the table, in the engine."""
         base = table.base_of(name, None)
-        model, inner = self._new(base)
-        rule = table.rule_of(name, k=self.k)
-        row = table.method(name)
-        optimizer = table.build(inner, rule=rule, rho=row.default_rho, alpha=row.default_alpha)
         loss = Counted(len(self.batches[0][0]))
-        engine = Engine(model, optimizer, loss, precision=self.precision, m=self.m)
+        if self.backend is not None:
+            engine = self._on_backend(self.backend(name), loss)
+        else:
+            model, inner = self._new(base)
+            rule = table.rule_of(name, k=self.k)
+            row = table.method(name)
+            optimizer = table.build(inner, rule=rule, rho=row.default_rho, alpha=row.default_alpha)
+            engine = Engine(model, optimizer, loss, precision=self.precision, m=self.m)
         return Loop(name=name, base=base, step=lambda: engine.step(self.batches), counted=loss)
+
+    def _on_backend(self, settings: Settings, loss: Counted) -> Engine:
+        made = settings.backend_row.make(
+            settings, self._network(), lambda net: optimizer_of(settings, net), self.device
+        )
+        return Engine(made, loss=loss, m=settings.m if settings.rule.two_passes else None)
 
     def peer(self, name: str) -> Loop:
         """An optimizer of pytorch_optimizer, used as its documentation shows."""

@@ -50,7 +50,7 @@ def _parser() -> Parser:
     add("--gpu", help=f"kind of GPU: {', '.join(DEVICES)}; default h200")
     add("--network", help=f"network: {', '.join(NETWORKS)}; default infiniband-400")
     add("--machine", help="file of --calibrate, replaces --gpu and --network")
-    share = f"share of the GPU's peak FLOP/s that is reached; default {machines.MFU:g}"
+    share = "share of the GPU's peak FLOP/s that a pass reaches; default: by its activations, too"
     add("--mfu", type=float, help=share)
     add("--bandwidth", type=float, help="Gbit/s of payload between two nodes")
     add("--latency", type=float, help="microseconds per message between nodes")

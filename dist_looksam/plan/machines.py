@@ -21,7 +21,10 @@ GB = 1e9
 class Device:
     """A GPU or CPU, one per rank.
 
-    flops             precision -> floating point operations a second that training reaches.
+    flops             precision -> floating point operations a second that training reaches: of a
+                      whole pass, or of its products where activation_bandwidth is given.
+    activation_bandwidth  bytes a second at which a pass reads and writes activations; 0: that time
+                      is in flops.
     pass_seconds      overhead of a forward and backward beyond its operations: launches, Python.
     launch_seconds    of the host, per kernel launch; 0 where pass_seconds was measured.
     memory            bytes; None: not limited.
@@ -34,6 +37,7 @@ class Device:
     flops: dict[str, float]
     memory: float | None
     memory_bandwidth: float
+    activation_bandwidth: float = 0.0
     pass_seconds: float = 0.0
     launch_seconds: float = 0.0
     streams: bool = True
@@ -60,22 +64,25 @@ class Network:
     source: str
 
 
-MFU = 0.3  # one H100 reached 26 % (ViT-B/16, bf16, micro_batch 128: docs/planning.md)
-_BYTES = 0.7  # share of a data sheet's memory bandwidth that foreach kernels reach, assumed
-LAUNCH = 10e-6  # assumed, of a fast host; one was measured at 46e-6 (docs/planning.md)
-_SHEET = "NVIDIA's data sheet, dense; {:.0%} of its operations and {:.0%} of its bytes assumed"
+PRODUCTS = 0.56  # share of the peak that products and attention reached on an H200 (docs/gpu)
+_BYTES = 0.7  # share of a data sheet's memory bandwidth that kernels reach, assumed
+LAUNCH = 21e-6  # an H200's host (docs/gpu); an H100's had 46e-6 (docs/planning.md)
+_ASSUMED = "{:.0%} of its operations and {:.0%} of its bytes assumed"
 
 
 def _gpu(name: str, bf16: float, fp32: float, memory: float, bandwidth: float) -> Device:
     """From a data sheet: TFLOP/s of bf16 and fp32 (no TF32), GB, GB/s."""
-    flops = {"bf16": bf16 * 1e12 * MFU, "fp16": bf16 * 1e12 * MFU, "fp32": fp32 * 1e12 * MFU}
+    flops = {
+        name: t * 1e12 * PRODUCTS for name, t in (("bf16", bf16), ("fp16", bf16), ("fp32", fp32))
+    }
     return Device(
         name=name,
         flops=flops,
         memory=memory * GB,
         memory_bandwidth=bandwidth * GB * _BYTES,
+        activation_bandwidth=bandwidth * GB * _BYTES,
         launch_seconds=LAUNCH,
-        source=f"{name}: " + _SHEET.format(MFU, _BYTES),
+        source=f"{name}: NVIDIA's data sheet, dense; " + _ASSUMED.format(PRODUCTS, _BYTES),
     )
 
 
@@ -101,7 +108,7 @@ def dense_peak(card: str, precision: str) -> float | None:
     found = next((name for name in ("h200", "h100", "a100", "v100") if name in words), None)
     if found is None or (found != "a100" and any(w in words for w in ("pcie", "nvl"))):
         return None
-    return DEVICES[found].flops[precision] / MFU
+    return DEVICES[found].flops[precision] / PRODUCTS
 
 
 def _fabric(name: str, gbit: float, latency: float, what: str) -> Network:
@@ -203,7 +210,7 @@ def load(path: Path) -> Machine:
     return Machine(**made, images_per_second_per_core=rate)
 
 
-_MAY_BE_0 = ("latency", "inner_latency", "pass_seconds", "launch_seconds")
+_MAY_BE_0 = ("latency", "inner_latency", "pass_seconds", "launch_seconds", "activation_bandwidth")
 
 
 def _check_types(made: Device | Network, where: str) -> None:
@@ -232,10 +239,10 @@ def _positive(value: Any) -> bool:
 
 
 def at_share(device: Device, share: float) -> Device:
-    """A device of the table at another share of its peak."""
-    flops = {precision: rate / MFU * share for precision, rate in device.flops.items()}
-    source = device.source.replace(f"{MFU:.0%} of its operations", f"{share:.0%} of its operations")
-    return replace(device, flops=flops, source=source)
+    """A device of the table whose whole passes reach this share of its peak."""
+    flops = {precision: rate / PRODUCTS * share for precision, rate in device.flops.items()}
+    source = device.source.replace(f"{PRODUCTS:.0%}", f"{share:.0%}")
+    return replace(device, flops=flops, activation_bandwidth=0.0, source=source)
 
 
 def changed(

@@ -7,6 +7,7 @@ from .machines import Device, Machine
 from .network import Call, seconds
 from .run import PlannedRun
 from .sent import Sent, sent
+from .workload import BYTES
 
 # Tensors of a shard's size that are read or written, 4 bytes an entry, in addition to those of the
 # base's update: counted in the kernels of kernels/code.py (tests/gpu/test_kernel_counts.py).
@@ -14,9 +15,11 @@ _REUSE = 3  # sums of g and g_v; g_v in the base's step
 _AHEAD = 9  # sums of v and of g; a copy of w; eps; w back
 _LOOK = 15  # sums of w, g; copies of both; eps; w back; sums of g, g_s; g, g_v in the base's step
 
-
-# Kernels of a forward and backward, for each layer: vit_b16's 152 had 2,000 (docs/planning.md).
-KERNELS = 13
+# What the host does in a forward and backward for each layer, in launches of a kernel, by compile:
+# vit_b16's 151 had 2,000. A compiled block has fewer, and calls that take longer (docs/gpu).
+KERNELS = {"off": 13, "blocks": 10}
+# How often a pass reads or writes each byte that autograd keeps (docs/gpu: H200, ViT-B and ViT-S).
+TRAFFIC = {"off": 8.5, "blocks": 4.2}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,14 +68,18 @@ def step_time(run: PlannedRun, machine: Machine, *, kind: str) -> Time:
 def pass_time(run: PlannedRun, device: Device) -> float:
     """Seconds that the device computes for a forward and backward of one micro-batch; with
     checkpointed activations a second forward is part of backward."""
-    forwards = 4 if run.settings.checkpoint_activations else 3
+    s, forwards = run.settings, 4 if run.settings.checkpoint_activations else 3
     flops = forwards * run.work.flops * run.micro_batch
-    return device.pass_seconds + flops / device.flops[run.settings.precision]
+    seconds = device.pass_seconds + flops / device.flops[s.precision]
+    if device.activation_bandwidth:
+        once = run.work.activations(run.micro_batch, arithmetic=BYTES[s.precision], residual=4)
+        seconds += forwards / 3 * TRAFFIC[s.compile] * once / device.activation_bandwidth
+    return seconds
 
 
 def host_time(run: PlannedRun, device: Device) -> float:
     """Seconds that the host takes to launch its kernels: a lower limit of a pass."""
-    return KERNELS * run.work.layers * device.launch_seconds
+    return KERNELS[run.settings.compile] * run.work.layers * device.launch_seconds
 
 
 _FEW = Call(kind="all_reduce", elements=8, size=8)

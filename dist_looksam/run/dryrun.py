@@ -16,7 +16,7 @@ from ..data.extent import Extent
 from ..errors import ConfigError
 from ..optim.perturbed import ALL
 from ..plan import Plan, machine, plan
-from ..plan.machines import MFU, at_share
+from ..plan.machines import at_share
 from ..plan.reading import Reading, reading
 from ..settings import assemble, when
 from ..settings.config import Settings
@@ -25,7 +25,7 @@ from . import resume
 from .advice import without_effect
 
 GPU = "h200"
-LOW, SHARE, HIGH = 0.2, MFU, 0.4  # of the peak that ViT-B may reach; an H100: 0.2 to 0.26
+LOW, SHARE, HIGH = 0.2, 0.3, 0.4  # of the peak that ViT-B may reach; an H100: 0.2 to 0.26
 LEAST_RHO = {"model": 1.0, "layer": 0.005}  # at which bf16 weights of a ViT-S or B keep 90 %
 LARGE = 4096  # samples per step
 SMALL = 1e9  # operations an image; with fewer a GPU waits for kernel launches

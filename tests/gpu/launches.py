@@ -2,6 +2,7 @@
 
 import gzip
 import shutil
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -16,6 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 from trained import K
 
 MODEL, IMAGES, OPTIMIZER = "vit_b16", 128, "look_layer_sam"
+BANDWIDTH = Path(__file__).with_name("test_kernel_speed.py")
 MOST = 15 * 2**20  # bytes of a trace that is kept
 MODES = ("blocks", "off") if ON_GPU else ("blocks",)
 
@@ -149,7 +151,21 @@ def main() -> int:
             lines.write("profile", compile=mode, error=lines.reason(error))
     if found:
         draw(found)
-    return failed
+    return failed or (bandwidth() if ON_GPU else 0)
+
+
+def bandwidth() -> int:
+    """The optimizer's own kernels, with nothing beside them: lines of test_kernel_speed.py."""
+    if lines.left() < 20:
+        lines.write("profile", skipped="test_kernel_speed.py", why="no time was left")
+        return 0
+    torch.cuda.empty_cache()
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(BANDWIDTH)]
+    try:
+        return subprocess.run(command, timeout=lines.left() - 2, check=False).returncode
+    except subprocess.TimeoutExpired:
+        lines.write("profile", skipped="test_kernel_speed.py", why="cut off: no time was left")
+        return 0
 
 
 if __name__ == "__main__":

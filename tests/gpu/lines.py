@@ -6,18 +6,13 @@ import subprocess
 import sys
 import time
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
-DEVICE = torch.device("cpu" if os.environ.get("DEVICE") == "cpu" else "cuda:0")
 OUT = Path(os.environ.get("OUT", "build/gpu"))
 ROOT = Path(__file__).resolve().parents[2]
-ON_GPU = DEVICE.type == "cuda"
-if not ON_GPU:  # the same calls, without other threads' noise and minutes of a compiler
-    torch.set_num_threads(1)
-    torch.compiler.set_stance("force_eager")
+ON_GPU = os.environ.get("DEVICE") != "cpu"
 
 
 def left() -> float:
@@ -36,7 +31,11 @@ def write(part: str, **values: Any) -> None:
 @cache
 def where() -> dict[str, str]:
     """Card, torch and commit: what each number depends on."""
-    card = torch.cuda.get_device_name() if ON_GPU else "cpu"
+    card = "cpu"
+    if ON_GPU:
+        import torch  # a second, which a step without a GPU saves
+
+        card = torch.cuda.get_device_name()
     done = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=10"],
         cwd=ROOT,
@@ -45,7 +44,7 @@ def where() -> dict[str, str]:
         check=False,
     )
     commit = done.stdout.strip() or os.environ.get("COMMIT", "unknown")
-    return {"card": card, "torch": torch.__version__, "commit": commit}
+    return {"card": card, "torch": version("torch"), "commit": commit}
 
 
 def reason(error: BaseException) -> str:

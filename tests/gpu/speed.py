@@ -1,33 +1,14 @@
-"""Images a second, on one device. `speed.py` starts a process for each batch of rows; `speed.py
-NUMBER` is one.
+"""Images a second, on one device: starts a process of `speed_rows.py` for each list of groups."""
 
-A group of rows has the same model, micro-batch and compile mode. Its engines train in turn, a cycle
-of k steps each, so that a ratio is between neighbours in time. The first cycle of each, with
-compilation, is counted apart.
-"""
-
-import gc
-import os
-import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import lines
-import torch
-import trained
 from lines import ON_GPU
-from trained import K
-
-from dist_looksam.optim import table
-from dist_looksam.plan.machines import dense_peak
 
 BARE = "bare"  # torch's AdamW without this package's engine
 METHODS = ("adamw", "lamb", "look_sam", "look_layer_sam")
-TURNS = 4 if ON_GPU else 1
 B, S = "vit_b16", "vit_s16"
 ALL = [(BARE, "adamw"), *(("plain", o) for o in METHODS)]
 
@@ -50,161 +31,28 @@ PROCESSES: list[list[tuple[str, str, int, list[tuple[str, str]]]]] = [
         ("off", S, 128, ALL), ("off", B, 256, ALL), ("off", B, 512, ALL[:3]),
     ],
 ]  # fmt: skip
-BASES = {"lamb": "adamw", "look_sam": "adamw", "look_layer_sam": "lamb"}
-
-
-@dataclass
-class Row:
-    """One engine or loop of a group, and its times: seconds a step of each turn."""
-
-    backend: str
-    optimizer: str
-    step: Callable[[], Any]
-    first: float  # seconds of the first cycle, with compilation
-    held: int  # bytes that it holds between steps
-    times: list[float]
-    hosts: list[float]
-    peak: int = 0
-
-
-def synchronise() -> None:
-    if ON_GPU:
-        torch.cuda.synchronize()
-
-
-def allocated() -> int:
-    return torch.cuda.memory_allocated() if ON_GPU else 0
-
-
-def opened(backend: str, optimizer: str, mode: str, model: str, images: int, batch: Any) -> Row:
-    before = allocated()
-    if backend == BARE:
-        step = trained.bare_loop(model, images, mode, batch)
-    else:
-        trained.join(backend)
-        engine = trained.engine_of(backend, optimizer, model, images, mode)
-
-        def step() -> Any:
-            return engine.step([batch])
-
-    began = time.perf_counter()
-    for _ in range(K):
-        step()
-    synchronise()
-    first = time.perf_counter() - began
-    return Row(backend, optimizer, step, first, allocated() - before, [], [])
-
-
-def turn(row: Row) -> None:
-    """A cycle: its time, the host's part of it, and what it allocates."""
-    if ON_GPU:
-        torch.cuda.reset_peak_memory_stats()
-    others = allocated() - row.held
-    began = time.perf_counter()
-    for _ in range(K):
-        row.step()
-    asked = time.perf_counter()
-    synchronise()
-    row.times.append((time.perf_counter() - began) / K)
-    row.hosts.append((asked - began) / K)
-    if ON_GPU:
-        row.peak = max(row.peak, torch.cuda.max_memory_allocated() - others)
-
-
-def group(mode: str, model: str, images: int, wanted: list[tuple[str, str]]) -> None:
-    """Measure the rows of a group, and write them."""
-    images = images if ON_GPU else 4
-    batch, rows = trained.batch_of(images), []
-    named = {"model": model, "micro_batch": images, "compile": mode}
-    for backend, optimizer in wanted:
-        if lines.left() < 10:
-            break
-        try:
-            rows.append(opened(backend, optimizer, mode, model, images, batch))
-        except Exception as error:  # the other rows go on
-            why = {"backend": backend, "optimizer": optimizer, "error": lines.reason(error)}
-            lines.write("speed", **named, **why)
-    for number in range(TURNS):
-        for i in range(len(rows)):
-            turn(rows[(i + number) % len(rows)])  # so that none always follows the same one
-        if lines.left() < 8 and number:
-            break
-    for row in rows:
-        lines.write("speed", **named, **result(row, rows, model, images))
-
-
-def result(row: Row, rows: list[Row], model: str, images: int) -> dict[str, Any]:
-    seconds = statistics.median(row.times)
-    looks = row.backend != BARE and table.method(row.optimizer).ascent is not None
-    passes = 1 + 1 / K if looks else 1.0
-    peak = dense_peak(lines.where()["card"], "bf16")
-    flops = 3 * passes * images * trained.flops_of(model)
-    found: dict[str, Any] = {
-        "backend": row.backend,
-        "optimizer": row.optimizer,
-        "k": K,
-        "turns": len(row.times),
-        "ms": round(1e3 * seconds, 3),
-        "ms_least": round(1e3 * min(row.times), 3),
-        "ms_most": round(1e3 * max(row.times), 3),
-        "host_ms": round(1e3 * statistics.median(row.hosts), 3),
-        "images_per_s": round(images / seconds, 1),
-        "mfu": round(flops / seconds / peak, 4) if peak else None,
-        "peak_gib": round(row.peak / 2**30, 2) if ON_GPU else None,
-        "first_cycle_s": round(row.first, 2),
-    }
-    for name, backend, optimizer in (
-        ("to_base", row.backend, BASES.get(row.optimizer)),
-        ("to_plain", "plain", row.optimizer if row.backend not in ("plain", BARE) else None),
-        ("to_bare", BARE, row.optimizer if row.backend == "plain" else None),
-    ):
-        other = [r for r in rows if (r.backend, r.optimizer) == (backend, optimizer)]
-        if other:
-            ratios = [a / b for a, b in zip(row.times, other[0].times, strict=True)]
-            spread = (statistics.median(ratios), min(ratios), max(ratios))
-            found[name] = [round(ratio, 4) for ratio in spread]
-    return found
-
-
-def work(number: int) -> None:
-    """One list of PROCESSES."""
-    for of_group in PROCESSES[number] if ON_GPU else PROCESSES[number][:1]:
-        if lines.left() < 12:
-            lines.write("speed", skipped=[of_group[:3]], why="no time was left")
-            continue
-        torch._dynamo.reset()  # else a second size makes a graph for any size
-        try:
-            group(*of_group)
-        except Exception as error:
-            lines.write("speed", group=of_group[:3], error=lines.reason(error))
-        gc.collect()
-        if ON_GPU:
-            torch.cuda.empty_cache()
+ROWS = Path(__file__).with_name("speed_rows.py")
 
 
 def main() -> int:
     failed = 0
-    chosen = range(len(PROCESSES)) if ON_GPU else (0, 1)
-    for number in chosen:
+    chosen = [[n] for n in range(len(PROCESSES))] if ON_GPU else [[0, 1]]
+    for numbers in chosen:
         if lines.left() < 20:
-            names = [of_group[:3] for of_group in PROCESSES[number]]
+            names = [of_group[:3] for n in numbers for of_group in PROCESSES[n]]
             lines.write("speed", skipped=names, why="no time was left")
             continue
-        command = [sys.executable, __file__, str(number)]
+        command = [sys.executable, str(ROWS), *map(str, numbers)]
         try:
             done = subprocess.run(command, timeout=lines.left() - 2, check=False)
         except subprocess.TimeoutExpired:
-            lines.write("speed", process=number, why="cut off: no time was left")
+            lines.write("speed", process=numbers, why="cut off: no time was left")
             break
         if done.returncode:
             failed = 1
-            lines.write("speed", process=number, error=f"ended with {done.returncode}")
+            lines.write("speed", process=numbers, error=f"ended with {done.returncode}")
     return failed
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        work(int(sys.argv[1]))
-        sys.stdout.flush()
-        os._exit(0)  # a process group or a compiler's workers need no clearing up
     sys.exit(main())

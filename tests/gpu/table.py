@@ -82,6 +82,11 @@ def correct(found: list[Line]) -> str:
     return "\n\n".join([*counted, *(["\n".join(told)] if told else []), *unfinished])
 
 
+def optimizer(found: list[Line]) -> str:
+    heads = ["work", "ms", "host ms", "GB/s"]
+    return table(heads, [[x["work"], x["ms"], x["host_ms"], x["gb_per_s"]] for x in found])
+
+
 def section(path: Path) -> str:
     """Where it was measured, with which command, then its parts."""
     found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -90,7 +95,7 @@ def section(path: Path) -> str:
     told = [f"## {path.stem}: {on}", f"{run.get('date', '-')}: `{run.get('command', '-')}`"]
     for title, part, make in (
         ("Speed", "speed", speed), ("Profile", "profile", profile),
-        ("Correctness", "correct", correct),
+        ("Optimizer alone", "optimizer", optimizer), ("Correctness", "correct", correct),
     ):  # fmt: skip
         own = [x for x in found if x["part"] == part]
         told += [f"### {title}", make(own) if own else "Not yet run."]

@@ -52,7 +52,8 @@ class Operators(TorchDispatchMode):
 
 @pytest.fixture
 def launches(monkeypatch):
-    """[(kernel, entries in its tensors, arguments)] of all launches of kernels."""
+    """[(kernel, arguments)] of all launches of kernels. Without a GPU they are not run, which would
+    take minutes (tests/gpu/test_kernels.py runs them): all sums are 0."""
     code, found = kernels.fit([torch.ones(1, device=DEVICE)]).code, []
 
     class Launched:
@@ -63,7 +64,10 @@ def launches(monkeypatch):
             def call(*args, **how):
                 found.append((self.name, how))
                 with _disable_current_modes():
-                    return self.kernel[grid](*args, **how)
+                    if not INTERPRETED:
+                        self.kernel[grid](*args, **how)
+                    elif self.name == "add_blocks":
+                        args[2].zero_()  # its out
 
             return call
 

@@ -1,7 +1,10 @@
-"""Bandwidth of each kernel and time of a step, over ViT-B/16's layers: `pytest -s` prints them."""
+"""Bandwidth of each kernel and time of a step, over ViT-B/16's layers: `pytest -s` prints them, and
+all.sh writes lines of them."""
 
+import os
 import time
 
+import lines
 import pytest
 import torch
 
@@ -45,6 +48,9 @@ def report(name, times, bytes_moved):
     device, host = times
     rate = bytes_moved / device / 1e6
     print(f"{name:44} {device:7.3f} ms device {host:7.3f} ms host {rate:8.0f} GB/s")
+    if "PART_END" in os.environ:
+        found = {"ms": round(device, 4), "host_ms": round(host, 4), "gb_per_s": round(rate)}
+        lines.write("optimizer", work=name.strip(), **found)
 
 
 def test_bandwidth_of_each_kernel():
@@ -101,12 +107,11 @@ def test_time_of_a_step(base, method, on, monkeypatch):
         give()
         inner.step()
 
-    print(f"\nkernels {on}, {base}")
     moved = {"lamb": (25, 13, 10), "adamw": (21, 10, 7)}[base]
     for name, work, tensors_moved in zip(
         ("look", "step between looks", "base alone"), (look, other, bare), moved, strict=True
     ):
-        report(f"{base} {name}", milliseconds(work), tensors_moved * size)
+        report(f"kernels {on}: {base} {name}", milliseconds(work), tensors_moved * size)
 
 
 @pytest.mark.parametrize("block, warps", [(1024, 4), (2048, 4), (2048, 8), (4096, 8), (8192, 8)])

@@ -22,8 +22,11 @@ pytestmark = pytest.mark.skipif(
     not (torch.cuda.is_available() or INTERPRETED), reason="needs a GPU or TRITON_INTERPRET=1"
 )
 DEVICE = "cpu" if INTERPRETED else "cuda"
-SIZES = [(3, 5), (0,), (4097,), (33, 64), (7,), (2048,), (), (1,)]
-DECAYED = [0, 1, 2, 3]
+# Layers of part of a block of 2048, of none, of a whole one, of more, and of one number.
+SIZES = [(3, 5), (0,), (33, 64), (2048,), ()]
+SIZES += [] if INTERPRETED else [(4097,), (7,), (1,)]  # each block takes the interpreter its time
+DECAYED = [0, 1, 2]
+STEPS = 2 if INTERPRETED else 3
 
 
 @pytest.fixture(autouse=True)
@@ -108,7 +111,7 @@ def rounded(x, dtype):
 @pytest.mark.parametrize("power", [1.0, 0.0])
 def test_a_perturbation_is_that_of_torch_and_measures_itself(power, dtype):
     grads, weights, before = tensors(1), tensors(0), tensors(0)
-    grads[5][5:9] = 0.0
+    grads[3][5:9] = 0.0
     plan = ascent.Perturbation(size=0.1 * column(), grad_sq_norms=column().square(), power=power)
     sums = ascent.perturb_(weights, grads, plan, visible_dtype=dtype)
     eps = list(plan.eps(grads))
@@ -177,7 +180,7 @@ def split(params, like):
     return list(like)
 
 
-def stepped(name, flags, *, clip=None, finite=True, steps=3):
+def stepped(name, flags, *, clip=None, finite=True, steps=STEPS):
     """(weights and states, gradients of g_v, norms) after steps by parts, the kernels on or off."""
     params = [torch.nn.Parameter(w) for w in tensors(0)]
     base, gvs, norms = base_of(name, params), tensors(9), []
@@ -249,7 +252,7 @@ def test_a_step_of_lamb_itself_uses_the_kernels_and_found_inf(off):
 
 def test_layers_inside_one_flat_parameter_at_odd_offsets_step_as_layers(off):
     """As under ZeRO: an address is not always a multiple of 16 bytes, and the end is padding."""
-    lengths = [n for n in (15, 7, 2048, 4097, 1, 33)]
+    lengths = [15, 2049, 2048, 1]
     starts = list(itertools.accumulate([1, *lengths]))
 
     def pieces(param, like):
@@ -351,9 +354,9 @@ def test_a_write_by_a_kernel_is_seen_by_autograd():
 )
 def test_tensors_that_do_not_fit_are_left_to_torch(odd):
     xs = tensors(0)
-    others = [*xs[:3], odd(xs[3]), *xs[4:]]
+    others = [*xs[:2], odd(xs[2]), *xs[3:]]
     assert kernels.fit(xs) is not None
-    if not (INTERPRETED and others[3] is xs[3]):
+    if not (INTERPRETED and others[2] is xs[2]):
         assert kernels.fit(others) is None and kernels.fit(xs, others) is None
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from lines import DEVICE, ON_GPU
+from lines import ON_GPU
 from torch import Tensor, nn
 
 from dist_looksam import models
@@ -20,6 +20,10 @@ from dist_looksam.settings import assemble, config
 from dist_looksam.settings.config import Settings
 from dist_looksam.world import World
 
+DEVICE = torch.device("cuda:0" if ON_GPU else "cpu")
+if not ON_GPU:  # the same calls, without other threads' noise and minutes of a compiler
+    torch.set_num_threads(1)
+    torch.compiler.set_stance("force_eager")
 K = 5
 CLASSES = 1000 if ON_GPU else 10
 SHAPE = (3, 224, 224) if ON_GPU else (1, 8, 8)

@@ -1,6 +1,8 @@
 """Bench: what it counts is what was done, and its ratios are of cycles of the same turn."""
 
 import json
+import os
+import subprocess
 from functools import partial
 
 import pytest
@@ -81,6 +83,37 @@ def test_the_command_prints_a_table_and_writes_json(tmp_path, capsys):
     assert found["flags"]["batch_size"] == 8 and found["torch"] and found["threads"]
     assert [row["optimizer"] for row in found["costs"]] == ["adamw", "look_sam"]
     assert all(row["ratio_low"] <= row["ratio"] <= row["ratio_high"] for row in found["costs"])
+
+
+def test_backends_are_measured_under_a_launcher(tmp_path):
+    """Two ranks of ZeRO: rank 0 reports, images are those of both, the base is in the engine."""
+    flags = ["--model", "vit_8", "--batch_size", "16", "--repeats", "1", "--k", "2"]
+    flags += ["--backend", "zero", "--zero_stage", "2", "--device", "cpu", "--micro_batch", "4"]
+    argv = ["bench", *flags, "--optimizers", "look_layer_sam", "--out", str(tmp_path)]
+    start = ["torchrun", "--standalone", "--nproc_per_node", "2", "-m"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    done = subprocess.run(
+        [*start, "dist_looksam.cli.main", *argv], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("look_layer_sam") == 1
+    (row,) = json.loads((tmp_path / "bench.json").read_text())["costs"]
+    assert (row["base"], row["passes_per_step"]) == ("lamb", 1.5)
+    assert row["images_per_s"] == pytest.approx(16e3 / row["ms_per_step"], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "flags, sentence",
+    [
+        (["--zero_stage", "1"], "backend plain is of one rank, got zero_stage 1"),
+        (["--backend", "ddp", "--optimizers", "pytorch_optimizer.SAM"], "needs backend plain"),
+        (["--backend", "ddp", "--micro_batch", "3"], "micro_batch"),
+        (["--backend", "ddp", "--zero_stage", "1"], "zero_stage"),
+    ],
+)
+def test_what_a_backend_cannot_measure_is_a_sentence(flags, sentence, capsys):
+    assert cli.main(["bench", "--batch_size", "8", *flags]) == 2
+    assert sentence in capsys.readouterr().err
 
 
 def test_a_compiled_bench_has_one_graph_for_all_loops(monkeypatch):

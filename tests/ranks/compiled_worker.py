@@ -1,7 +1,7 @@
 """Ranks of the tests of --compile: runs of train.py in which torch.compile makes the same graphs
 and no C++ code; each writes counts.json of its graphs.
 
-python compiled_worker.py RANKS CASES.json
+python compiled_worker.py CASES.json   # {ranks: [flags]}, or [flags] where ranks are started
 """
 
 import json
@@ -30,6 +30,12 @@ def run(flags: list[str]) -> None:
 
 if __name__ == "__main__":
     compiled.compile_blocks.__kwdefaults__["backend"] = "aot_eager"
-    ranks, file = int(sys.argv[1]), Path(sys.argv[2])
+    file = Path(sys.argv[1])
     torch.set_num_threads(1)
-    forks.play(file.parent, ranks, run, json.loads(file.read_text()))
+    cases = json.loads(file.read_text())
+    if isinstance(cases, list):
+        for case in cases:
+            run(case)
+    else:
+        for ranks, of_ranks in cases.items():
+            forks.play(file.parent, int(ranks), run, of_ranks)

@@ -1,13 +1,17 @@
 """--compile blocks and --checkpoint_activations on every backend: one graph, no break, the weights
-of the run without them."""
+of the run without them, on any number of ranks; a resumed run ends in the same bits.
+
+With drop-path, several micro-batches a rank, looks, and an evaluation in the middle.
+"""
 
 import json
 import sys
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
-from launch import HERE
+from launch import HERE, horovodrun
 from launch import run as launched
 
 FLAGS = ["--data", "digits", "--steps", "7", "--batch_size", "24", "--micro_batch", "4", "--k", "3"]
@@ -20,6 +24,8 @@ BACKENDS = {
     "zero 2": ["--backend", "zero", "--zero_stage", "2"],
     "zero 3": ["--backend", "zero", "--zero_stage", "3"],
 }
+RESUMED = ("ddp", "fsdp2", "zero 2", "zero 3")
+OTHERS = {"1 rank": ("1", ["--backend", "plain"]), "3 ranks": ("3", ["--backend", "fsdp2"])}
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +34,13 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("compiled")
     cases = [[*FLAGS, *BACKENDS["ddp"], "--out", str(folder / "eager")]]
     cases += [
-        [*FLAGS, *flags, "--compile", "blocks", "--out", str(folder / name)]
+        [*FLAGS, *flags, *how, "--compile", "blocks", "--out", str(folder / f"{name}{word}")]
         for name, flags in BACKENDS.items()
+        for word, how in (
+            ("", ["--save_every", "4"]),
+            (" resumed", ["--resume", str(folder / name / "checkpoints/step-4")]),
+        )
+        if not word or name in RESUMED
     ]
     cases += [
         [*FLAGS, *flags, "--checkpoint_activations", "--out", str(folder / f"{name} kept")]
@@ -37,17 +48,48 @@ def runs(tmp_path_factory):
     ]
     both = ["--checkpoint_activations", "--compile", "blocks", "--out", str(folder / "both")]
     cases += [[*FLAGS, *BACKENDS["ddp"], *both]]
+    by_ranks = {"2": cases} | {
+        ranks: [[*FLAGS, *flags, "--compile", "blocks", "--out", str(folder / name)]]
+        for name, (ranks, flags) in OTHERS.items()
+    }
     file = folder / "cases.json"
-    file.write_text(json.dumps(cases))
-    launched([sys.executable, str(HERE / "compiled_worker.py"), "2", str(file)], 900, {})
+    file.write_text(json.dumps(by_ranks))
+    launched([sys.executable, str(HERE / "compiled_worker.py"), str(file)], 900, {})
     return folder
+
+
+def test_any_number_of_ranks_trains_to_the_same_weights_with_one_graph(runs):
+    for name in OTHERS:
+        one_graph(runs, name)
+        assert differs(runs, name) < 2e-5
+
+
+@pytest.mark.needs("horovod")
+def test_horovod_trains_to_the_same_weights_with_one_graph(runs):
+    flags = ["--compile", "blocks", "--backend", "horovod", "--device", "cpu"]
+    file = runs / "horovod.json"
+    file.write_text(json.dumps([[*FLAGS, *flags, "--out", str(runs / "horovod")]]))
+    horovodrun(2, "compiled_worker.py", file)
+    one_graph(runs, "horovod")
+    assert differs(runs, "horovod") < 2e-5
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_compiled_run_that_goes_on_in_mid_cycle_ends_in_the_same_bits(runs, name):
+    one_graph(runs, f"{name} resumed")
+    whole, resumed = (load_file(runs / n / "model.safetensors") for n in (name, f"{name} resumed"))
+    assert all(torch.equal(whole[n], resumed[n]) for n in whole)
+
+
+def one_graph(runs, name):
+    counts = json.loads((runs / name / "counts.json").read_text())
+    assert counts["stats"]["unique_graphs"] == 1, counts
+    assert not counts["recompiles"] and not counts["graph_break"], counts
 
 
 @pytest.mark.parametrize("name", BACKENDS)
 def test_all_blocks_share_one_graph_and_nothing_is_compiled_again(runs, name):
-    counts = json.loads((runs / name / "counts.json").read_text())
-    assert counts["stats"]["unique_graphs"] == 1, counts
-    assert not counts["recompiles"] and not counts["graph_break"], counts
+    one_graph(runs, name)
 
 
 def differs(runs, name) -> float:
