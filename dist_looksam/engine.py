@@ -108,9 +108,9 @@ class Engine:
             self.backend = _backend(model, optimizer, precision)
         else:
             self.backend = model
-        _check_m(m, ascent)
-        self.m = m
         self.optimizer = self.backend.optimizer
+        _check_m(m, ascent, self.optimizer.rule)
+        self.m = m
         self.optimizer.clip = clip
         self.module = self.backend.module
         if not self.backend.ranks_may_join:
@@ -222,13 +222,15 @@ class Engine:
         return torch.stack(losses).mean()
 
 
-def _check_m(m: Any, ascent: str) -> None:
+def _check_m(m: Any, ascent: str, rule: Rule) -> None:
     if m is None:
+        rule.check_m("ascent rank" * (ascent == "rank"))
         return
     if isinstance(m, bool) or not isinstance(m, int) or m < 1:
         raise ConfigError(f"m must be a whole number of samples >= 1, got {m!r}.")
     if ascent != "global":
         raise ConfigError(f"m and ascent rank must not both be given, got m {m}; leave one out.")
+    rule.check_m(f"m {m}")
 
 
 def _check_kinds(model: Any, loss: Any) -> None:

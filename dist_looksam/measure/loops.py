@@ -166,7 +166,8 @@ class Problem:
         row = table.method(name)
         optimizer = table.build(inner, rule=rule, rho=row.default_rho, alpha=row.default_alpha)
         loss = Counted(len(self.batches[0][0]))
-        engine = Engine(model, optimizer, loss, precision=self.precision, m=self.m)
+        m = self.m if rule.two_passes else None
+        engine = Engine(model, optimizer, loss, precision=self.precision, m=m)
         return Loop(name=name, base=base, step=lambda: engine.step(self.batches), counted=loss)
 
     def peer(self, name: str) -> Loop:

@@ -43,19 +43,19 @@ WRONG = {
     "stage of ddp": ({"backend": "ddp"}, "zero_stage is of the backends zero"),
     "rank ascent": (
         {"ascent": "rank", "zero_stage": 2},
-        "m must be 32768 on backend zero .*got 512 by ascent rank; use 32768, or backend ddp"),
+        "m must be 32768 on .* zero .*got 512 by ascent rank; use --group 32768, or backend ddp"),
     "horovod": ({"backend": "horovod", "zero_stage": 2}, "horovod shards at zero_stage 1 only"),
     "compression": ({"compression": "fp16"}, "compression fp16 is of backend horovod"),
     "fsdp2": ({"backend": "fsdp2"}, "zero_stage is of .* got backend fsdp2"),
     "rank ascent of fsdp2": (
         {"backend": "fsdp2", "zero_stage": None, "ascent": "rank"},
-        "m must be 32768 on backend fsdp2 .*got 512 by ascent rank; use 32768, or backend ddp"),
+        "m must be 32768 on .* fsdp2 .*got 512 by ascent rank; use --group 32768, or backend ddp"),
     "m": (
         {"backend": "ddp", "zero_stage": None, "precision": "bf16", "m": 300},
-        "got 300 with 1 x 64 micro-batches of 512; the nearest is 256, others need another"),
+        "got 300 with 1 x 64 micro-batches of 512; use --group 256, which is the nearest"),
     "m and ascent": (
         {"backend": "ddp", "zero_stage": None, "precision": "bf16", "m": 1024, "ascent": "rank"},
-        "m must be batch_size / ranks with ascent rank, which is 512, got 1024; leave one out"),
+        "m must be batch_size / ranks .* is 512, got 1024; leave out --ascent or --group"),
     "m of no sample": ({"m": 0}, "m must be >= 1 and finite, got 0"),
     "held out": ({"holdout": 1_281_167}, "holdout must be from 0 to 1281166.*got 1281167"),
     "two lengths": ({"steps": 5}, "either epochs or steps .*leave one out"),
