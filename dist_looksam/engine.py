@@ -144,7 +144,16 @@ class Engine:
         self.passes += passes
         replay.undo_buffers(unless=seen.finite)
         self.optimizer.mark_stepped()
-        return Report(number, self.backend.mean(loss), seen)
+        return Report(number, self._mean(loss), seen)
+
+    def _mean(self, loss: Tensor) -> Tensor:
+        """The mean loss over ranks; with it goes what decides the next looks, if anything."""
+        watched = self.optimizer.decider.watched()
+        if watched is None:
+            return self.backend.mean(loss)
+        both = self.backend.mean(torch.stack([loss.double(), watched.to(loss.device).double()]))
+        self.optimizer.decider.agree(both[1])
+        return both[0].to(loss.dtype)
 
     def _checked_loss(self, model: nn.Module, batch: Any) -> Tensor:
         value = self.loss(model, batch)

@@ -18,7 +18,11 @@ RULES = [
 ]
 NAMES = ("sam_k", "look_sam", "look_layer_sam")
 DDP = {2: [{"optimizer": o, "rule": r} for o in NAMES for r in RULES]}
+UNLIKE = [{"kind": "unlike", "optimizer": o, "rule": {"looks": "adaptive"}} for o in NAMES[:2]]
 ZERO = {2: [{**case, "stage": stage} for case in DDP[2] for stage in (1, 3)]}
+
+
+DDP[2] += UNLIKE
 
 
 @pytest.fixture(scope="session")
@@ -38,11 +42,21 @@ def check(case, got):
     assert task.worst(got["weights"], want) < task.tolerance(name, None)
 
 
-@pytest.mark.parametrize("ranks, number", cases.everywhere(DDP, DDP[2]))
+@pytest.mark.parametrize("ranks, number", cases.everywhere(DDP, DDP[2][: -len(UNLIKE)]))
 def test_ranks_of_ddp_look_where_the_reference_looks(ddp, ranks, number):
     got = ddp(ranks, number)
     check(DDP[ranks][number], got)
     assert got["same"]
+
+
+@pytest.mark.parametrize("ranks, number", cases.everywhere(DDP, UNLIKE))
+def test_ranks_that_round_differently_decide_alike_and_send_one_message_as_before(
+    ddp, ranks, number
+):
+    """Each rank of DDP computed ||g|| by itself; with devices of two kinds one could look alone,
+    and the others would have waited for ever."""
+    got = ddp(ranks, number)
+    assert got["same"] and got["looks"] > 3 and got["small"] == 1
 
 
 @pytest.mark.needs("deepspeed")
