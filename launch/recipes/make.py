@@ -173,10 +173,10 @@ def _ascent(model: Model, method: str) -> list[str]:
         "DDP keeps fp32 weights, but forward computes in 16 bits (README.md beside this file).",
         "train.py measures it on looks and warns; --precision fp32 loses nothing and is slow.",
         "",
-        f"m: {model.m} samples climb together, a GPU's share of a batch of {FIRST:,} here. Published",
-        "ViTs with SAM climb per device, 64 to 512 samples (docs/m.md). It needs a gradient of its",
-        "own on every GPU: DDP, or ZeRO 1 in fp32. FSDP2 and ZeRO 2 and 3 need --group of all GPUs'",
-        "micro-batches, ZeRO 1 in fp16 the whole batch.",
+        f"m: {model.m} samples climb together, a GPU's share of a batch of {FIRST:,} here.",
+        "Published ViTs with SAM climb per device, 64 to 512 samples (docs/m.md). It needs a",
+        "gradient of its own on every GPU: DDP, or ZeRO 1 in fp32. FSDP2 and ZeRO 2 and 3 need a",
+        "--group of all GPUs' micro-batches, ZeRO 1 in fp16 the whole batch.",
     ]
 
 
