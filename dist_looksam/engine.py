@@ -113,14 +113,14 @@ class Engine:
             self.backend = _backend(model, optimizer, precision)
         else:
             self.backend = model
-        _check_m(m, ascent)
         if ema is not None:
             check_number("ema", ema, 0.9998)
             if not 0 < ema < 1:
                 raise ConfigError(f"ema must be in (0, 1), got {ema}; usual is 0.9998.")
             self.backend.ema = Averages(ema)
-        self.m = m
         self.optimizer = self.backend.optimizer
+        _check_m(m, ascent, self.optimizer.rule)
+        self.m = m
         self.optimizer.clip = clip
         self.module = self.backend.module
         if not self.backend.ranks_may_join:
@@ -155,7 +155,16 @@ class Engine:
         self.backend.average_weights(number + 1)
         replay.undo_buffers(unless=seen.finite)
         self.optimizer.mark_stepped()
-        return Report(number, self.backend.mean(loss), seen)
+        return Report(number, self._mean(loss), seen)
+
+    def _mean(self, loss: Tensor) -> Tensor:
+        """The mean loss over ranks; with it goes what decides the next looks, if anything."""
+        watched = self.optimizer.decider.watched()
+        if watched is None:
+            return self.backend.mean(loss)
+        both = self.backend.mean(torch.stack([loss.double(), watched.to(loss.device).double()]))
+        self.optimizer.decider.agree(both[1])
+        return both[0].to(loss.dtype)
 
     def averaged(self) -> AbstractContextManager[None]:
         """Inside, the module's weights are their moving averages, on every rank: to evaluate, or to
@@ -247,13 +256,15 @@ class Engine:
         return torch.stack(losses).mean()
 
 
-def _check_m(m: Any, ascent: str) -> None:
+def _check_m(m: Any, ascent: str, rule: Rule) -> None:
     if m is None:
+        rule.check_m("ascent rank" * (ascent == "rank"))
         return
     if isinstance(m, bool) or not isinstance(m, int) or m < 1:
         raise ConfigError(f"m must be a whole number of samples >= 1, got {m!r}.")
     if ascent != "global":
         raise ConfigError(f"m and ascent rank must not both be given, got m {m}; leave one out.")
+    rule.check_m(f"m {m}")
 
 
 def _check_kinds(model: Any, loss: Any) -> None:

@@ -36,6 +36,7 @@ def groups(
     climbing: Sequence[int] | None = None,
     backend: str = "",
     why: str = "",
+    flag: str = "m=",
 ) -> Groups | None:
     """The groups of m samples; None where all samples climb together.
 
@@ -43,7 +44,8 @@ def groups(
         m: samples in a group; None for the whole batch.
         accumulation: micro-batches of each rank in a step.
         climbing: how many ranks in a row may share a group on this backend; None for all divisors.
-        backend, why: for the sentence: the backend's name; " by ..." where m is not as given.
+        backend, why, flag: for the sentence: the backend's name; " by ..." where m is not as given;
+            what to write before a number.
 
     Raises:
         ConfigError: groups would be of unequal size, or cut across ranks or micro-batches, or the
@@ -62,12 +64,12 @@ def groups(
     if found is None:
         raise ConfigError(
             f"m must divide a micro-batch, or be made of those of neighbouring ranks or of all "
-            f"ranks, got {m}{why} with {batches}; the nearest is {nearest}, others need another "
-            f"micro_batch."
+            f"ranks, got {m}{why} with {batches}; use {flag}{nearest}, which is the nearest, or "
+            f"another micro_batch."
         )
     raise ConfigError(
         f"m must be {'one of ' if len(fit) > 1 else ''}{', '.join(map(str, fit))} on backend "
-        f"{backend} with {batches}, got {m}{why}; use {nearest}, or backend ddp."
+        f"{backend} with {batches}, got {m}{why}; use {flag}{nearest}, or backend ddp."
     )
 
 

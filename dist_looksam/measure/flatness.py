@@ -166,7 +166,7 @@ class _Bench:
             if not samples:
                 raise ConfigError(
                     f"m must be at most the {min(flags.samples, len(data.train))} training images "
-                    f"that are measured, got {flags.m}; give a smaller --m or more --samples."
+                    f"that are measured, got {flags.m}; give a smaller --group or more --samples."
                 )
             split = [(data.train, samples), (data.test, min(flags.test_samples, len(data.test)))]
             where: dict[str, Any] = {

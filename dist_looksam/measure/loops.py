@@ -190,7 +190,8 @@ class Problem:
             rule = table.rule_of(name, k=self.k)
             row = table.method(name)
             optimizer = table.build(inner, rule=rule, rho=row.default_rho, alpha=row.default_alpha)
-            engine = Engine(model, optimizer, loss, precision=self.precision, m=self.m)
+            m = self.m if rule.two_passes else None
+            engine = Engine(model, optimizer, loss, precision=self.precision, m=m)
         return Loop(name=name, base=base, step=lambda: engine.step(self.batches), counted=loss)
 
     def _on_backend(self, settings: Settings, loss: Counted) -> Engine:

@@ -144,6 +144,15 @@ class Rule:
         """Which layers share a number in the decomposition and the reuse."""
         return per_layer if self.decompose == "layer" else per_model
 
+    def check_m(self, got: str) -> None:
+        """ConfigError where samples cannot climb apart; `got`: what asks for it, "" for nothing."""
+        if self.along_momentum and got:
+            raise ConfigError(
+                f"m must be the whole batch with an ascent along the momentum (msam), which is the "
+                f"same for all samples, got {got}; leave it out, or take another method, such as "
+                f"sam."
+            )
+
     def in_window(self, step: int) -> bool:
         """True if this step, counted from 0, may look or reuse g_v."""
         end = self.look_until

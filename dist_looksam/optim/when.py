@@ -1,7 +1,7 @@
 """When to look, inside a window of steps: at every k-th step, or where the gradient is large.
 
 A decider is asked once or more in each step, before the first pass, and gets the statistics of the
-step at its end. All it knows is the same on all ranks, so all ranks decide alike.
+step at its end. All that it decides from is the same on all ranks, so all ranks decide alike.
 """
 
 import math
@@ -9,6 +9,7 @@ from collections import deque
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from .later import Later
 from .seen import Seen
@@ -28,6 +29,12 @@ class Decider(Protocol):
     def record(self, step: int, seen: Seen) -> None:
         """The statistics of a step that has ended; no read from a GPU."""
 
+    def watched(self) -> Tensor | None:
+        """After `record`: a number of that step, 0-dim, that decides later looks; None: none."""
+
+    def agree(self, number: Tensor) -> None:
+        """In place of `watched()`: a number with the same bits on all ranks. No read from a GPU."""
+
     def state(self) -> dict[str, Any]:
         """Numbers to continue from, for a checkpoint; may read from the device."""
 
@@ -45,6 +52,12 @@ class Periodic:
         return (step - self.first) % self.k == 0
 
     def record(self, step: int, seen: Seen) -> None:
+        pass
+
+    def watched(self) -> Tensor | None:
+        return None
+
+    def agree(self, number: Tensor) -> None:
         pass
 
     def state(self) -> dict[str, Any]:
@@ -67,6 +80,10 @@ class Adaptive:
     step t + 1. A decision about t + 1 must stand before its first pass (where groups of samples
     climb apart) and would wait for the device to run dry; one about t + 2 finds the number there.
     Steps that were skipped, in whichever pass, count in no mean.
+
+    Ranks may have computed ||g_t|| by themselves, each from the same gradient. On devices of two
+    kinds its last bit could differ, and one rank would look alone. So `Engine` gives all of them
+    the mean, which it sends with the mean loss.
     """
 
     _mean: float | None
@@ -76,6 +93,7 @@ class Adaptive:
     _step: int  # the newest that was asked about, and the answer
     _due: bool
     _pending: deque[tuple[int, Later]]  # steps and their ||g||, not yet in the mean
+    _watched: Tensor | None = None  # the newest of these
 
     def __init__(self, *, k: int, first: int) -> None:
         self.k, self.first = k, first
@@ -102,10 +120,18 @@ class Adaptive:
         return difference / math.sqrt(self._variance) if self._variance > 0 else 0.0
 
     def record(self, step: int, seen: Seen) -> None:
-        self._pending.append((step, _norm(seen)))
+        self._watched = _norm(seen)
+        self._pending.append((step, Later(self._watched)))
         if step >= self.first:
             self._steps += 1
             self._looks += seen.look
+
+    def watched(self) -> Tensor | None:
+        return self._watched
+
+    def agree(self, number: Tensor) -> None:
+        step, _ = self._pending.pop()
+        self._pending.append((step, Later(number)))
 
     def state(self) -> dict[str, Any]:
         pending = [[step, float(norm.read())] for step, norm in self._pending]
@@ -130,12 +156,12 @@ class Adaptive:
         )
 
 
-def _norm(seen: Seen) -> Later:
+def _norm(seen: Seen) -> Tensor:
     """||g|| of a step, NaN if the step was skipped."""
     norm, finite = seen.grad_norm, seen.finite
     if finite.device == norm.device:
-        return Later(torch.where(finite, norm, torch.nan))
-    return Later(norm if bool(finite) else torch.tensor(torch.nan))  # on the host, as under ZeRO
+        return torch.where(finite, norm, torch.nan)
+    return norm if bool(finite) else torch.full_like(norm, torch.nan)  # on the host, as under ZeRO
 
 
 DECIDERS: dict[str, type[Decider]] = {"periodic": Periodic, "adaptive": Adaptive}

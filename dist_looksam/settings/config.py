@@ -283,16 +283,15 @@ class Settings:
         """micro_batch, and of a method with ascent m, which ascent rank stands for.
 
         Raises:
-            ConfigError: micro-batches do not make up m, or the backend cannot climb so.
+            ConfigError: micro-batches do not make up m, or backend or method cannot climb so.
         """
-        m, ascent = (self.m, self.ascent) if self.rule.two_passes else (None, "global")
+        m, ascent = (self.m, self.ascent) if self.rule.ascent else (None, "global")
         if ascent == "rank" and self.batch_size % ranks == 0:
             m = self.batch_size // ranks
             if self.m not in (None, m):
-                raise ConfigError(
-                    f"m must be batch_size / ranks with ascent rank, which is {m}, got {self.m}; "
-                    f"leave one out."
-                )
+                wrong = f"m must be batch_size / ranks with ascent rank, which is {m}, got {self.m}"
+                raise ConfigError(f"{wrong}; leave out --ascent or --group.")
+        self.rule.check_m("" if m in (None, self.batch_size) else f"m {m}")
         climbing = self.backend_row.climbing_ranks(self, ranks)
         size = micro_batch(
             self.batch_size, ranks=ranks, asked=self.micro_batch, m=m, climbing=climbing
@@ -311,6 +310,7 @@ class Settings:
             climbing=self.backend_row.climbing_ranks(self, ranks),
             backend=self.backend,
             why=why,
+            flag="--group ",  # which launchers leave to train.py
         )
 
     def resolved(self, *, ranks: int, launcher: str, samples: int) -> "Settings":

@@ -165,5 +165,6 @@ def _train(argv: list[str], slots: LocalSlots) -> int:
         return train.main(argv)
     os.environ["OMP_NUM_THREADS"] = threads or str(share)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
-    command += [str(slots.ranks), "-m", "dist_looksam.cli.main", "train", *argv]
+    command += [str(slots.ranks), "-m", "--"]  # what follows is the module's, also --m
+    command += ["dist_looksam.cli.main", "train", *argv]
     os.execv(sys.executable, command)

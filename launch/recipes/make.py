@@ -25,6 +25,7 @@ SOURCES = {
     "gsam": "big_vision, configs/proj/gsam/vit_i1k_gsam_no_aug.py: read; falls linearly",
     "look": "Liu et al., arXiv:2203.02714: LookSAM, Look-LayerSAM; second-hand",
     "vit": "Dosovitskiy et al., arXiv:2010.11929: ViT-B/16 from scratch on ImageNet",
+    "m": "Foret et al., arXiv:2010.01412, section 4.1: SAM gains more as m falls",
     "lamb": "You et al., arXiv:1904.00962: lr as the square root of the batch",
 }
 
@@ -38,6 +39,7 @@ class Model:
     most: int  # samples per forward
     norm: float  # ||w|| of its initial weights, seed 0; a test measures it
     rho: float  # of model scope: [chen]
+    m: int  # samples that climb together: a GPU's at batch 4,096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +52,8 @@ class Base:
 
 
 MODELS = {
-    "vit_s16": Model(title="ViT-S/16", nodes=2, most=1024, norm=207.8, rho=0.1),
-    "vit_b16": Model(title="ViT-B/16", nodes=8, most=512, norm=293.5, rho=0.2),
+    "vit_s16": Model(title="ViT-S/16", nodes=2, most=1024, norm=207.8, rho=0.1, m=256),
+    "vit_b16": Model(title="ViT-B/16", nodes=8, most=512, norm=293.5, rho=0.2, m=64),
 }
 BASES = {
     "adamw": Base(lr=0.003, weight_decay=0.3, source="[chen] [gsam]"),
@@ -86,7 +88,7 @@ def _rho(model: Model, method: str) -> Line:
 def _sharpness(model: Model, method: str) -> list[Line]:
     if "sam" not in method:
         return []
-    lines = [_rho(model, method)]
+    lines = [_rho(model, method), ("m", model.m, "[m], see above; the same at every batch: tune")]
     if "look" in method:
         lines += [
             ("k", K, "[look]"),
@@ -125,11 +127,17 @@ def lines_of(model: str, method: str, batch: int) -> list[Line]:
         ("clip", CLIP, "[chen] [gsam] [look]"),
         *_sharpness(of, method),
         ("precision", "fp16" if half else "bf16", "see above" if half else ""),
-        ("backend", "zero", ""),
-        ("zero_stage", 1, "sends gradients once a step, however many micro-batches"),
+        *_backend(method),
         ("save_every", SAVE_EVERY // times, "about every 6 epochs"),
         ("keep", KEEP, "checkpoints; 0 keeps all"),
     ]
+
+
+def _backend(method: str) -> list[Line]:
+    if "sam" in method:
+        return [("backend", "ddp", "ZeRO in 16 bits cannot let so few samples climb: see above")]
+    stage = ("zero_stage", 1, "sends gradients once a step, however many micro-batches")
+    return [("backend", "zero", ""), stage]
 
 
 def outcome_of(lines: list[Line]) -> dryrun.Outcome:
@@ -155,15 +163,20 @@ def _commands(name: str, nodes: int) -> list[str]:
     ]
 
 
-def _precision(model: Model, method: str) -> list[str]:
+def _ascent(model: Model, method: str) -> list[str]:
     if "sam" not in method:
         return []
     scope = "layer" if "layer" in method else "model"
     return [
         "",
         f"fp16, not bf16, which rounds most of a perturbation of this rho ({scope} scope) away.",
-        "ZeRO keeps fp32 masters, but forward sees 16 bits (README.md beside this file).",
+        "DDP keeps fp32 weights, but forward computes in 16 bits (README.md beside this file).",
         "train.py measures it on looks and warns; --precision fp32 loses nothing and is slow.",
+        "",
+        f"m: {model.m} samples climb together, a GPU's share of a batch of {FIRST:,} here.",
+        "Published ViTs with SAM climb per device, 64 to 512 samples (docs/m.md). It needs a",
+        "gradient of its own on every GPU: DDP, or ZeRO 1 in fp32. FSDP2 and ZeRO 2 and 3 need a",
+        "--group of all GPUs' micro-batches, ZeRO 1 in fp16 the whole batch.",
     ]
 
 
@@ -184,7 +197,7 @@ def _header(
         "and not measured:",
         dryrun.cost(outcome) + ",",
         f"if each of {model.nodes} nodes reads and decodes {per_node:,.0f} images/s.",
-        *_precision(model, method),
+        *_ascent(model, method),
         "",
         "Sources (second-hand: its tables were not seen):",
         *(f"  [{s}] {SOURCES[s]}" for s in used),

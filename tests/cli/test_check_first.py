@@ -13,6 +13,10 @@ WRONG = {
     "model": (["--model", "vit_x"], "model must be one of auto"),
     "patch": (["--model", "vit_s16", "--image_size", "225"], "16x16 patches, got 225x225"),
     "m": (["--m", "5", "--micro_batch", "8", "--batch_size", "64"], "m must divide a micro-batch"),
+    "m of msam": (
+        ["--optimizer", "msam", "--m", "64"],
+        "must be the whole batch with an ascent along",
+    ),
     "fp16": (["--zero_stage", "0", "--precision", "fp16"], "fp16 needs ZeRO stage 1, 2 or 3"),
     "batch": (["--batch_size", "9", "--micro_batch", "2"], "got 9; use 8 or 10"),
     "pairs": (["--batch_size", "9", "--augment", "mixup"], "micro_batch must be even"),

@@ -175,9 +175,9 @@ def test_a_resume_between_looks_goes_on_to_the_bit():
 
 
 @pytest.mark.parametrize("m, says", [
-    (5, "got 5 with 6 x 1 micro-batches of 2; the nearest is [46], others need another"),
-    (24, "got 24 with .*; the nearest is 12,"),
-    (8, "got 8 with .*; the nearest is 6,"),
+    (5, "got 5 with 6 x 1 micro-batches of 2; use m=[46], which is the nearest, or another"),
+    (24, "got 24 with .*; use m=12,"),
+    (8, "got 8 with .*; use m=6,"),
 ])  # fmt: skip
 def test_an_m_that_micro_batches_do_not_make_up_is_one_sentence(m, says):
     engine = small.engine(small.net(), "look_sam", m=m)
@@ -196,6 +196,15 @@ def test_an_m_that_is_no_number_of_samples_is_refused_at_construction(how, says)
         small.engine(small.net(), "look_sam", **how)
 
 
+@pytest.mark.parametrize(
+    "how, got", [({"m": 4}, "got m 4"), ({"ascent": "rank"}, "got ascent rank")]
+)
+def test_msam_has_no_groups(how, got):
+    """m was taken and did nothing: msam climbs along the base's momentum, the same for all."""
+    with pytest.raises(ConfigError, match=f"m must be the whole batch.* {got}; leave it out"):
+        small.engine(small.net(), "msam", **how)
+
+
 def test_micro_batches_of_unknown_size_cannot_be_counted():
     model = small.net()
     engine = small.engine(
@@ -207,10 +216,10 @@ def test_micro_batches_of_unknown_size_cannot_be_counted():
 
 @pytest.mark.parametrize("climbing, m, says", [
     ([4], 8, "m must be one of 32, 64, 96, 192 on backend zero with 6 x 4 micro-batches of 8, got "
-        "8 by hand; use 32, or backend ddp"),
-    ([4], 4, "got 4 by hand; use 32, or backend ddp"),
-    ([2, 4], 8, "m must be one of 16, 32, 64, 96, 192 .* got 8 by hand; use 16, or backend ddp"),
-    ([4], 24, "got 24 by hand with .*; the nearest is 32,"),
+        "8 by hand; use m=32, or backend ddp"),
+    ([4], 4, "got 4 by hand; use m=32, or backend ddp"),
+    ([2, 4], 8, "m must be one of 16, 32, 64, 96, 192 .* got 8 by hand; use m=16, or backend ddp"),
+    ([4], 24, "got 24 by hand with .*; use m=32,"),
 ])  # fmt: skip
 def test_what_a_backend_cannot_do_names_the_nearest_and_the_backend_that_can(climbing, m, says):
     how = {"micro_batch": 8, "accumulation": 6, "ranks": 4, "climbing": climbing}

@@ -38,7 +38,9 @@ def test_an_m_that_cannot_be_names_the_nearest_that_can(
     if nearest == m:
         assert of(m, micro_batch, accumulation, ranks) is None
         return
-    with pytest.raises(ConfigError, match=rf"got {m} with .*; the nearest is {nearest},"):
+    with pytest.raises(
+        ConfigError, match=rf"got {m} with .*; use m={nearest}, which is the nearest"
+    ):
         of(m, micro_batch, accumulation, ranks)
 
 

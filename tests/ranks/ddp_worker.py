@@ -4,6 +4,7 @@ python ddp_worker.py RANKS FOLDER     the cases: FOLDER/cases.json
 """
 
 import random
+from dataclasses import replace
 
 import cases
 import numpy as np
@@ -135,7 +136,27 @@ def draws(case: dict) -> dict:
     return {"seen": seen, "want": want}
 
 
+def unlike(case: dict) -> dict:
+    """Adaptive looks where the last rank computes each norm with another rounding, as devices of
+    another kind may: whether the ranks' decisions stayed the same, and the number of looks."""
+    engine, looks = engine_of(case), 0
+    record = engine.optimizer.decider.record
+    if dist.get_rank() == dist.get_world_size() - 1:
+        engine.optimizer.decider.record = lambda step, seen: record(
+            step, replace(seen, grad_norm=seen.grad_norm * (1 + 1e-3 * (step % 3)))
+        )
+    for step in range(task.STEPS):
+        with counted() as traffic:
+            looks += engine.step(own_part(case, step)).look
+        decided = engine.backend.gather(engine.optimizer.counters()["looks"])
+        if any(other != decided[0] for other in decided):  # else one would wait for the other
+            return {"same": False, "looks": looks}
+    small = sum(times for (_, size), times in traffic.calls.items() if size < 10)
+    return {"same": True, "looks": looks, "small": small}
+
+
 KINDS = {"compare": compare, "count": count, "overflow": overflow, "draws": draws}
+KINDS |= {"unlike": unlike}
 
 
 if __name__ == "__main__":

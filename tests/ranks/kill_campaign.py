@@ -41,7 +41,15 @@ CASES = [
     *(("zero", 3, f"--optimizer look_sam --base adamw --zero_stage {s}") for s in (2, 3)),
     *(("fsdp2", 3, f"--optimizer {n}") for n in ("look_sam", "look_layer_sam")),
     *(("zero", 2, f"--optimizer look_layer_sam --micro_batch 6 --m {m} --zero_stage {s}{p}")
-      for s, m, p in ((0, 6, ""), (1, 6, " --precision fp16"), (2, 12, ""), (3, 12, ""))),
+      for s, m, p in ((0, 6, ""), (1, 6, ""), (2, 12, " --precision fp16"), (3, 12, ""))),
+    # --k 3: among 24 samples a step many groups and looks.
+    *((where, ranks, f"--optimizer {o} --k 3 --micro_batch {24 // ranks // 2} {how}{more}")
+      for where, ranks, group, more in (("ddp", 2, 6, ""), ("ddp", 3, 4, ""), ("fsdp2", 2, 12, ""),
+                                        ("fsdp2", 4, 6, " --shard_ranks 2"))
+      for o, how in (("look_layer_sam", f"--group {group}"), ("gsam", f"--group {group}"),
+                     ("look_sam", "--looks adaptive --look_from 4"), ("msam", "--perturb norms"),
+                     ("look_sam", "--rho_schedule linear --rho_end 2 --look_until 0.8"),
+                     ("look_sam", f"--perturb norms --looks adaptive --group {group}"))),
 ]  # fmt: skip
 SHORT = [
     ("ddp", 2, "--optimizer look_layer_sam"),

@@ -11,9 +11,21 @@ HERE = Path(__file__).parent
 
 def play_train(folder: Path, ranks: int, cases: list[list[str]], timeout: int) -> None:
     """train.py's runs with these flags, one after another, on so many ranks."""
-    file = folder / f"cases-{ranks}.json"
+    play_trains(folder, {ranks: cases}, timeout)
+
+
+def play_trains(folder: Path, cases: dict[int, list[list[str]]], timeout: int) -> None:
+    """The same on each number of ranks in turn, in the order of the dictionary: one start."""
+    file = folder / f"cases-{'-'.join(map(str, cases))}.json"
+    file.write_text(json.dumps(list(cases.items())))
+    run([sys.executable, str(HERE / "train_worker.py"), str(file)], timeout, {})
+
+
+def play_train_by_horovod(folder: Path, ranks: int, cases: list[list[str]]) -> None:
+    """The same under horovodrun; flags name the backend."""
+    file = folder / f"cases-horovod-{ranks}.json"
     file.write_text(json.dumps(cases))
-    run([sys.executable, str(HERE / "train_worker.py"), str(ranks), str(file)], timeout, {})
+    horovodrun(ranks, "horovod_train_worker.py", file)
 
 
 LO = "--network-interfaces lo"

@@ -59,20 +59,17 @@ def unused(case: dict) -> dict:
 
 def refused(case: dict) -> str:
     try:
-        engine = zero_worker.open_engine({**case, "ascent": "rank"})
+        ascent = "global" if "m" in case else "rank"
+        engine = zero_worker.open_engine({**case, "ascent": ascent})
         engine.step(task.part(0, dist.get_rank(), dist.get_world_size(), 1))
     except ConfigError as error:
         return str(error)
     return ""
 
 
-def close(case: dict) -> dict:
-    return zero_worker.run({**case, "ascent": "rank"})
-
-
 if __name__ == "__main__":
     forks.load_deepspeed()
-    play = {"unused": unused, "refused": refused, "close": close}
+    play = {"unused": unused, "refused": refused}
     cases.play(
         cases.of_all_ranks(lambda case: play[case["kind"]](case)), timeout=timedelta(seconds=60)
     )

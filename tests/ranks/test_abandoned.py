@@ -35,7 +35,7 @@ GROUPED = [
     {"backend": b, "m": m, "place": "backward", "pass": p, "micro": n, **how}
     for b, m, how in (
         (0, 6, {}), (1, 6, {}), (2, 12, {}), (3, 12, {}), (1, 12, {"zero": OFFLOAD}),
-        (1, 6, {"precision": "bf16"}), (1, 6, {"zero": OVERLAP}),
+        (1, 6, {"zero": OVERLAP}),
     )
     for p in (1, 2)
     for n in (0, 1)

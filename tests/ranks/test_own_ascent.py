@@ -2,7 +2,6 @@
 
 import cases
 import pytest
-import task
 import torch
 
 pytestmark = pytest.mark.needs("deepspeed")
@@ -12,16 +11,16 @@ REFUSED = [
     {"kind": "refused", "optimizer": "look_sam", "stage": s, "zero": zero}
     for s, zero in ((2, {}), (3, {}), (1, OFFLOAD), (2, OFFLOAD), (3, OFFLOAD))
 ]
+IN_HALVES = [
+    {"kind": "refused", "optimizer": "look_sam", "stage": 1, "precision": p, **how}
+    for p, how in (("bf16", {"ascent": "rank"}), ("fp16", {"m": 12}), ("bf16", {"m": 4}))
+]
 UNUSED = [
     {"kind": "unused", "optimizer": o, "stage": s}
     for o in ("look_sam", "layer_sam")
     for s in ("ddp", 0)  # from stage 1 on, DeepSpeed itself asks for the same layers on all ranks
 ]
-CLOSE = [
-    {"kind": "close", "optimizer": "look_sam", "base": "sgd", "stage": 1, "accumulation": 1, **p}
-    for p in ({"precision": "bf16"}, {"precision": "fp16"})
-]
-CASES = {2: REFUSED + UNUSED + CLOSE}
+CASES = {2: REFUSED + UNUSED + IN_HALVES}
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +48,8 @@ def test_a_layer_that_one_rank_did_not_use_has_a_gradient_of_zero_there(result, 
             assert torch.equal(rank["got"][name], ends[0]["got"][name])
 
 
-@pytest.mark.parametrize("ranks, number", cases.everywhere(CASES, CLOSE))
-def test_in_16_bits_stage_1_perturbs_along_each_ranks_own_gradient(result, ranks, number):
-    """In bf16 DeepSpeed keeps each gradient flat, and adding it to the layer died in torch. Other
-    gradients' ascent ends .016 away."""
-    want = task.truth("look_sam", "sgd", m=task.BATCH // 2)
-    for rank in result(ranks, number)[:1]:
-        assert task.worst(rank["weights"], want) < 4e-3
+@pytest.mark.parametrize("ranks, number", cases.everywhere(CASES, IN_HALVES))
+def test_groups_of_a_users_engine_at_stage_1_in_16_bits_are_refused(result, ranks, number):
+    """train.py refused them; Engine added eps to weights in 16 bits, which rounded it away."""
+    for sentence in result(ranks, number):
+        assert "m must be 24 on backend zero with 1 x 2 micro-batches of 12, got " in sentence

@@ -38,11 +38,11 @@ FOUR = [
     *(c for s in (2, 3) for c in of(s, (2, 12), optimizers=BOTH)),
 ]
 COARSE = [  # 16 bits: near the truth
-    *of(1, (2, 6), (2, 12), optimizers=("look_sam",), base="sgd", precision="bf16"),
-    *of(1, (2, 6), (2, 12), optimizers=("look_sam",), base="sgd", precision="fp16"),
-    *(c for s in (2, 3) for p in ("bf16", "fp16")
-      for c in of(s, (2, 12), optimizers=("look_sam",), base="sgd", precision=p)),
-]  # fmt: skip
+    c
+    for s in (2, 3)
+    for p in ("bf16", "fp16")
+    for c in of(s, (2, 12), optimizers=("look_sam",), base="sgd", precision=p)
+]
 CASES = {1: ONE, 2: TWO + COARSE, 4: FOUR}
 COARSE_LIMIT = 1e-2  # weights of 8 (bf16) or 11 bits, and what a look makes of that
 

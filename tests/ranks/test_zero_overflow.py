@@ -21,15 +21,14 @@ CASES = [
     for zero in ({"offload_optimizer": {"device": "cpu"}},)
 ]
 FIRST = {"optimizer": "look_sam", "stage": 2, "precision": "fp16", "bad_pass": 2, "bad_step": 0}
-OWN = {"optimizer": "look_sam", "stage": 1, "precision": "fp16", "bad_pass": 1, "zero": {}}
+OWN = {"optimizer": "look_sam", "stage": 1, "precision": "fp32", "bad_pass": 1, "zero": {}}
 CASES += [FIRST, {**OWN, "ascent": "rank"}]
 # Two groups, so that the calls are: first pass, second, first of the second group, second of it.
 CASES += [
     {"optimizer": "look_sam", "stage": s, "precision": p, "m": m, "bad_call": n, "zero": {}}
-    for s, p, m in ((0, "fp32", 6), (1, "fp16", 6), (2, "fp16", 12), (3, "fp16", 12))
+    for s, p, m in ((0, "fp32", 6), (1, "fp32", 6), (2, "fp16", 12), (3, "fp16", 12))
     for n in (1, 2, 3, 4)
 ]
-CASES += [{**CASES[-3], "stage": 1, "precision": "bf16", "m": 6}]
 CASES += [
     {"optimizer": "look_sam", "stage": s, "precision": "fp16", "m": 12, "bad_call": n,
      "zero": {"offload_optimizer": {"device": "cpu"}}}
@@ -47,7 +46,7 @@ CASES += [
 ] + [
     {"optimizer": "look_sam", "stage": s, "precision": "bf16", "m": m, "bad_call": bad,
      "config": UNCHECKED}
-    for s, m in ((1, 6), (2, 12), (3, 12))
+    for s, m in ((2, 12), (3, 12))
     for bad in (2, 3)
 ]  # fmt: skip
 

@@ -1,6 +1,6 @@
 """Ranks of the tests of train.py: they run the program once for every line of flags.
 
-python train_worker.py RANKS CASES.json
+python train_worker.py CASES.json     [[ranks, [flags, flags, ...]], ...]
 """
 
 import json
@@ -20,6 +20,8 @@ def run(flags: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    ranks, file = int(sys.argv[1]), Path(sys.argv[2])
+    file = Path(sys.argv[1])
     torch.set_num_threads(1)
-    forks.play(file.parent, ranks, run, json.loads(file.read_text()))
+    sys.modules["altair"] = None  # as where it is not installed: no picture, half of a short run
+    for ranks, cases in json.loads(file.read_text()):
+        forks.play(file.parent, ranks, run, cases)

@@ -43,19 +43,19 @@ WRONG = {
     "stage of ddp": ({"backend": "ddp"}, "zero_stage is of the backends zero"),
     "rank ascent": (
         {"ascent": "rank", "zero_stage": 2},
-        "m must be 32768 on backend zero .*got 512 by ascent rank; use 32768, or backend ddp"),
+        "m must be 32768 on .* zero .*got 512 by ascent rank; use --group 32768, or backend ddp"),
     "horovod": ({"backend": "horovod", "zero_stage": 2}, "horovod shards at zero_stage 1 only"),
     "compression": ({"compression": "fp16"}, "compression fp16 is of backend horovod"),
     "fsdp2": ({"backend": "fsdp2"}, "zero_stage is of .* got backend fsdp2"),
     "rank ascent of fsdp2": (
         {"backend": "fsdp2", "zero_stage": None, "ascent": "rank"},
-        "m must be 32768 on backend fsdp2 .*got 512 by ascent rank; use 32768, or backend ddp"),
+        "m must be 32768 on .* fsdp2 .*got 512 by ascent rank; use --group 32768, or backend ddp"),
     "m": (
         {"backend": "ddp", "zero_stage": None, "precision": "bf16", "m": 300},
-        "got 300 with 1 x 64 micro-batches of 512; the nearest is 256, others need another"),
+        "got 300 with 1 x 64 micro-batches of 512; use --group 256, which is the nearest"),
     "m and ascent": (
         {"backend": "ddp", "zero_stage": None, "precision": "bf16", "m": 1024, "ascent": "rank"},
-        "m must be batch_size / ranks with ascent rank, which is 512, got 1024; leave one out"),
+        "m must be batch_size / ranks .* is 512, got 1024; leave out --ascent or --group"),
     "m of no sample": ({"m": 0}, "m must be >= 1 and finite, got 0"),
     "held out": ({"holdout": 1_281_167}, "holdout must be from 0 to 1281166.*got 1281167"),
     "two lengths": ({"steps": 5}, "either epochs or steps .*leave one out"),
@@ -67,8 +67,9 @@ WRONG = {
 
 
 def changed(tmp_path: Path, **changes: object) -> Path:
-    """A copy of the recipe with other settings; None drops a line."""
-    values = yaml.safe_load(RECIPE.read_text()) | changes
+    """A copy of the recipe on ZeRO, with other settings; None drops a line."""
+    zero = {"backend": "zero", "zero_stage": 1, "m": None}
+    values = yaml.safe_load(RECIPE.read_text()) | zero | changes
     path = tmp_path / "changed.yaml"
     path.write_text(yaml.safe_dump({k: v for k, v in values.items() if v is not None}))
     return path
@@ -115,7 +116,8 @@ def test_a_good_recipe_is_a_short_summary(tmp_path, capfd):
         "weight decay 0.1, clip 1.0",
         "14,075, 2,346 of them for looks",
         "2,346, every 5 steps from step 0 to step 11,725",
-        "zero stage 1, fp16",
+        "m           64: 512 groups",
+        "ddp, fp16",
         "GB of an H200's 141",
         "64 H200 at 30% (20%-40%) of their peak",
         f"anew in {out}",
@@ -135,7 +137,8 @@ def test_ranks_are_those_of_the_flag_then_of_the_file_then_those_started(tmp_pat
 
 def test_a_machine_without_deepspeed_can_check_a_recipe_for_it(monkeypatch, capfd):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert main(["--config", str(RECIPE), "--dry_run"]) == 0
+    zero = ["--backend", "zero", "--group", "32768"]
+    assert main(["--config", str(RECIPE), *zero, "--dry_run"]) == 0
     assert (
         "note: here, backend zero needs deepspeed, which is not installed" in capfd.readouterr().out
     )
@@ -205,7 +208,7 @@ def test_what_is_seldom_meant_is_a_note(changes, says, tmp_path):
 
 def test_a_flag_wins_over_what_the_file_says_against_it(tmp_path):
     """--steps on a recipe of epochs was refused, as if both had been asked for."""
-    recipe = ["--config", str(RECIPE)]
+    recipe = ["--config", str(changed(tmp_path))]
     assert config.parse([*recipe, "--steps", "5"]).epochs is None
     assert config.parse([*recipe, "--backend=ddp"]).zero_stage is None
     assert config.parse([*recipe, "--backend", "horovod"]).zero_stage == 1

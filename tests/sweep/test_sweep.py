@@ -166,14 +166,16 @@ def test_a_point_that_fails_is_named_and_the_others_are_run(tmp_path):
 
 
 def test_points_of_two_ranks_train_on_two_ranks(tmp_path):
-    one = {"methods": {"adamw": {}}, "batch_size": [32], "seeds": [0], "tune": None}
+    """torchrun took the point's --m for a short form of its own --master_port, and every point with
+    an m failed."""
+    one = {"methods": {"sam": {"m": 16}}, "batch_size": [32], "seeds": [0], "tune": None}
     env = {**os.environ, "GLOO_SOCKET_IFNAME": "lo"}
     told = subprocess.run(
         command(written(tmp_path, **one), "--out", str(tmp_path / "out"), "--ranks", "2"),
         capture_output=True, text=True, timeout=600, env=env,
     )  # fmt: skip
     assert told.returncode == 0, told.stdout + told.stderr
-    summary = json.loads((tmp_path / "out/final/adamw-b32-s0/summary.json").read_text())
+    summary = json.loads((tmp_path / "out/final/sam-b32-s0/summary.json").read_text())
     assert summary["world_size"] == 2
 
 

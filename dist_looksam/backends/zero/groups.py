@@ -1,10 +1,10 @@
 """Looks with several groups of samples under ZeRO: each group is perturbed, and restored, in turn.
 
 At stages 0 and 1 every rank has its own gradient whole, and any groups that micro-batches make up
-can climb. At stages 2 and 3, and with offload, DeepSpeed reduces gradients in every backward, so
-that all ranks share a group; its perturbation is one more step of DeepSpeed's, which it does not
-count. The sums of g and g_s are shards there. After the last group DeepSpeed gets the mean g_s as
-the gradients of its ordinary step.
+can climb, if forward's weights are fp32. At stages 2 and 3, and with offload, DeepSpeed reduces
+gradients in every backward, so that all ranks share a group; its perturbation is one more step of
+DeepSpeed's, which it does not count. The sums of g and g_s are shards there. After the last group
+DeepSpeed gets the mean g_s as the gradients of its ordinary step.
 """
 
 from collections.abc import Callable
@@ -23,6 +23,7 @@ class ZeroGroups(ZeroState, WholeGroups):
 
     whole_gradients: bool
     masters: list[Tensor]
+    stage: int
     _failed: bool  # a first pass was not finite
     _means: list[Tensor]  # the gradients that DeepSpeed steps with, of groups
 
@@ -33,9 +34,12 @@ class ZeroGroups(ZeroState, WholeGroups):
         raise NotImplementedError
 
     def climbing_ranks(self) -> list[int]:
-        """See `Backend.climbing_ranks`."""
+        """See `Backend.climbing_ranks`. None at stage 1 in 16 bits: eps would be added to weights
+        in 16 bits there, which round most of it away."""
         if not self.whole_gradients:
             return [self.size]
+        if self.stage == 1 and self.optimizer.visible_dtype is not None:
+            return []
         return [n for n in range(1, self.size + 1) if self.size % n == 0]
 
     def averages(self, groups: Groups) -> bool:
@@ -79,12 +83,7 @@ class ZeroGroups(ZeroState, WholeGroups):
 
     def own_layers(self) -> tuple[list[Tensor], list[Tensor]]:
         """See `WholeGroups.own_layers`."""
-        layers, own = self.layout.visible()
-        scale = self.layout.scale()
-        grads = [g.float().view_as(p) for p, g in zip(layers, own, strict=True)]
-        if scale != 1.0:
-            grads = [g / scale for g in grads]
-        return layers, grads
+        return self.layout.visible()
 
     def clear_own(self) -> None:
         """See `WholeGroups.clear_own`."""

@@ -130,16 +130,11 @@ class Layout:
         return _walk(fragments, flat)
 
     def visible(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Stages 0 and 1, before a boundary: the layers that forward sees, this rank's gradients.
-
-        Both in the order of the flats' pieces; gradients scaled by the loss scale.
-        """
+        """Stages 0 and 1 in fp32, before a boundary: the layers that forward sees, this rank's
+        gradients. Both in the order of the flats' pieces."""
         if self.stage == 0:
             params = [f.master for f in self.flats]
             return params, [_or_zero(f.master.grad, f.master) for f in self.flats]
-        if self.sharded_bf16:
-            layers = [p for group in self.zero.bf16_groups for p in group]
-            return layers, [g for group in self.zero.fp32_groups_gradients for g in group]
         layers = [p for group in self.zero.bit16_groups for p in group]
         return layers, [_or_zero(self.zero.get_gradient_for_reduction(p), p) for p in layers]
 
@@ -158,10 +153,6 @@ class Layout:
         for number, (flat, mean) in enumerate(zip(self.flats, means, strict=True)):
             if self.stage == 0:
                 flat.master.grad = mean
-            elif self.sharded_bf16:
-                self.zero.fp32_groups_gradient_flat_partition[number].copy_(mean)
-                flags = self.zero.fp32_groups_has_gradients[number]
-                flags[:] = [True] * len(flags)  # without, they count in no norm of DeepSpeed's
             elif self.offloads:
                 assert flat.master.grad is not None  # DeepSpeed's buffer on the host
                 flat.master.grad.copy_(mean)

@@ -70,7 +70,7 @@ class Zero(Layout):
             return super().groups(run)
         sums = 1 + (groups.rounds > 1)  # of g, and of g_s
         held = (run.weight_bytes + 4 * sums) * run.work.parameters - 8 * run.shard
-        counted = run.accumulation > 1 and groups.micro_batches == 1 and not _buffers(run)
+        counted = run.accumulation > 1 and groups.micro_batches == 1
         return held - (4 * run.work.parameters if counted else 0)
 
     def in_step(self, run: PlannedRun) -> int:
@@ -78,7 +78,7 @@ class Zero(Layout):
         usual = self._in_step(run)
         if run.groups is None or _stage(run) > 1:
             return usual
-        sums = 12 * run.work.parameters + _buffers(run) - 8 * run.shard
+        sums = 12 * run.work.parameters - 8 * run.shard
         return max(usual, sums - 4 * run.shard * (run.base.temporaries - 1))
 
     def publishes(self, run: PlannedRun) -> int:
