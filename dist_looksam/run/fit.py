@@ -128,7 +128,8 @@ class Fit:
             ):
                 self.log, self.progress = log, progress
                 self.advice = Advice(progress.note)
-                self.notes += [*without_effect(self.settings), *self.unused.notes()]
+                self.notes += [*without_effect(self.settings), *self.data.notes()]
+                self.notes += self.unused.notes()
                 for note in [*self.notes, self._greeting()]:
                     progress.note(note)
                 done = self.start
