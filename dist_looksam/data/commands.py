@@ -1,4 +1,4 @@
-"""dist-looksam data pack|index|check."""
+"""dist-looksam data pack|index|check|bench."""
 
 import argparse
 import io
@@ -13,23 +13,25 @@ from PIL import Image
 
 from ..cli.arguments import Parser
 from ..errors import ConfigError
+from . import bench
 from .augment import Augment
 from .pack import Packing, pack
 from .pictures import Pictures
 from .sets import data_set
 from .shards import SPLITS, write_index
 
-NAMES = "pack|index|check"
+NAMES = "pack|index|check|bench"
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one of the three. Raises ConfigError, RunError."""
+    """Run one of them. Raises ConfigError, RunError."""
     parser = Parser(prog="dist-looksam data", description="Images in folders and in tar shards.")
     commands = parser.add_subparsers(dest="command", required=True, metavar=NAMES)
     texts = {
         "pack": "pack a folder of images, or tar shards, into tar shards",
         "index": "index tar shards, which training and check need",
         "check": "decode every picture whole and list the damaged ones",
+        "bench": "measure how many training images a core reads and decodes",
     }
     for name, text in texts.items():
         command = commands.add_parser(name, help=text, description=text)
@@ -41,7 +43,11 @@ def main(argv: Sequence[str]) -> int:
             add("--shuffle", default="none", help="seed of the order of training images, or none")
             add("--max_side", type=int, help="reduce to a shorter side of so many pixels at most")
             add("--shard_mb", type=int, default=256, help="size of a shard; default 256")
+        if name == "bench":
+            bench.add_flags(command.add_argument)
     flags = parser.parse_args(argv)
+    if flags.command == "bench":
+        return bench.main(flags, _open(flags.source)[0])
     return {"pack": _pack, "index": _index, "check": _check}[flags.command](flags)
 
 

@@ -19,19 +19,20 @@
 enum { NOT_BASELINE = 1, NOT_WHOLE, MAY_BE_TURNED, TOO_LARGE, OTHER_COLOURS, DAMAGED, NO_MEMORY };
 
 #define BITS 22                          /* of a weight behind the point */
+#define HALF (1 << (BITS - 1))
+#define LOW_BITS 11
 #define MOST_BYTES ((size_t)64 << 20)    /* of a decoded region */
 #define MOST_TAPS 1024
+#define SLACK (4 * MOST_TAPS + 64) /* bytes that the resize may read behind the region, times 0 */
 #define BORDER 4 /* columns on both sides, whose colours may lack a neighbour */
 
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
-#define FAST __attribute__((target_clones("avx2", "default")))
+#if defined(__x86_64__) && defined(__GNUC__)
+#include <immintrin.h>
+#define AVX2 __attribute__((target("avx2")))
+#define HAS_AVX2 __builtin_cpu_supports("avx2")
 #else
-#define FAST
+#define HAS_AVX2 0
 #endif
-typedef int32_t Eight __attribute__((vector_size(32)));
-typedef int32_t Four __attribute__((vector_size(16)));
-typedef uint8_t EightBytes __attribute__((vector_size(8)));
-typedef uint8_t FourBytes __attribute__((vector_size(4)));
 
 static unsigned two(const uint8_t *p) { return (unsigned)p[0] << 8 | p[1]; }
 
@@ -158,7 +159,7 @@ static int decode(Decoded *d, const uint8_t *data, size_t n, int eighths, int x0
     d->left = x0 - (int)first;
     d->stride = 4 * (size_t)info->output_width;
     if (d->stride * (size_t)(y1 - y0) > MOST_BYTES) return TOO_LARGE;
-    d->pixels = malloc(d->stride * (size_t)(y1 - y0) + 32); /* the resize reads 8 bytes more */
+    d->pixels = malloc(d->stride * (size_t)(y1 - y0) + SLACK);
     if (!d->pixels) return NO_MEMORY;
     if (y0 && jpeg_skip_scanlines(info, (JDIMENSION)y0) != (JDIMENSION)y0) return DAMAGED;
     for (y = 0; y < y1 - y0; y++) {
@@ -172,6 +173,8 @@ typedef struct {
     int *first, *taps; /* of each output pixel: the first input pixel, and how many */
     int32_t *weights;  /* `most` of each output pixel */
     int most;
+    int16_t *halves; /* the weights' upper and lower bits: see `halve` */
+    int fours;       /* groups of four weights that every output pixel has in `halves` */
 } Filter;
 
 /* Weights of the triangle filter from [low, high) of `in` pixels to `out`, as Pillow makes them. */
@@ -208,57 +211,121 @@ static int filter_of(Filter *f, int in, float low, float high, int out) {
     return 0;
 }
 
-/* One row: `side` RGBX pixels, each of neighbouring RGBX pixels; two taps at a time. */
-static inline __attribute__((always_inline)) void across(const uint8_t *in, const Filter *f,
-                                                         const Eight *pairs, int side,
-                                                         uint8_t *out) {
-    int o, j, half = f->most / 2;
+/* Weights as products of 16 bits need them: w = upper << LOW_BITS | lower. For each output pixel and
+   each four of its taps 16 upper halves, then 16 lower ones: those of taps 0 1 0 1 0 1 0 1, then 2 3
+   2 3 2 3 2 3. Weights behind the last tap are 0. */
+static int halve(Filter *f, int out) {
+    int o, four, lane, widest = 1;
+    for (o = 0; o < out; o++)
+        if (f->taps[o] > widest) widest = f->taps[o];
+    f->fours = (widest + 3) / 4;
+    f->halves = malloc(64 * (size_t)out * (size_t)f->fours);
+    if (!f->halves) return NO_MEMORY;
+    for (o = 0; o < out; o++)
+        for (four = 0; four < f->fours; four++)
+            for (lane = 0; lane < 16; lane++) {
+                int tap = 4 * four + lane / 8 * 2 + lane % 2;
+                int16_t *to = f->halves + 32 * ((size_t)o * (size_t)f->fours + (size_t)four) + lane;
+                int32_t w = tap < f->most ? f->weights[(size_t)o * (size_t)f->most + (size_t)tap] : 0;
+                to[0] = (int16_t)(w >> LOW_BITS);
+                to[16] = (int16_t)(w & ((1 << LOW_BITS) - 1));
+            }
+    return 0;
+}
+
+/* One row: `side` RGBX pixels, each of neighbouring RGBX pixels. */
+static void across(const uint8_t *in, const Filter *f, int side, uint8_t *out) {
+    int o, j, k;
     for (o = 0; o < side; o++) {
         const uint8_t *p = in + 4 * (size_t)f->first[o];
-        const Eight *w = pairs + (size_t)o * (size_t)half;
-        Eight sum = {0};
-        Four parts[2];
-        FourBytes bytes;
-        for (j = 0; j < (f->taps[o] + 1) / 2; j++) {
-            EightBytes two_pixels;
-            memcpy(&two_pixels, p + 8 * (size_t)j, 8);
-            sum += __builtin_convertvector(two_pixels, Eight) * w[j];
-        }
-        memcpy(parts, &sum, sizeof parts);
-        bytes = __builtin_convertvector((parts[0] + parts[1] + (1 << (BITS - 1))) >> BITS, FourBytes);
-        memcpy(out + 4 * (size_t)o, &bytes, 4);
+        const int32_t *w = f->weights + (size_t)o * (size_t)f->most;
+        int32_t sum[4] = {HALF, HALF, HALF, HALF};
+        for (j = 0; j < f->taps[o]; j++)
+            for (k = 0; k < 4; k++) sum[k] += p[4 * j + k] * w[j];
+        for (k = 0; k < 4; k++) out[4 * o + k] = (uint8_t)(sum[k] >> BITS);
     }
 }
 
-/* One row of `bytes` bytes, of `taps` rows under one another. */
-static inline __attribute__((always_inline)) void down(const uint8_t *in, size_t stride,
-                                                       const int32_t *w, int taps, size_t bytes,
-                                                       uint8_t *out) {
+/* One row of `bytes` bytes, a multiple of 8, of `taps` rows under one another. */
+static void down(const uint8_t *in, size_t stride, const int32_t *w, int taps, size_t bytes,
+                 uint8_t *out) {
+    size_t x;
+    int j;
+    for (x = 0; x < bytes; x++) {
+        int32_t sum = HALF;
+        for (j = 0; j < taps; j++) sum += in[(size_t)j * stride + x] * w[j];
+        out[x] = (uint8_t)(sum >> BITS);
+    }
+}
+
+/* The same with AVX2, 8 levels at a time; two neighbouring pixels are 8 levels. */
+#ifdef AVX2
+AVX2 static void across_avx2(const uint8_t *in, const Filter *f, int side, uint8_t *out) {
+    /* Of 4 pixels RGBX to 16 bits: R0 R1 G0 G1 B0 B1 X0 X1, and the same of pixels 2 and 3. */
+    const __m256i pairs = _mm256_setr_epi8(
+        0, -1, 4, -1, 1, -1, 5, -1, 2, -1, 6, -1, 3, -1, 7, -1,
+        8, -1, 12, -1, 9, -1, 13, -1, 10, -1, 14, -1, 11, -1, 15, -1);
+    const __m128i half = _mm_set1_epi32(HALF);
+    int o, j;
+    for (o = 0; o < side; o++) {
+        const uint8_t *p = in + 4 * (size_t)f->first[o];
+        const int16_t *w = f->halves + 32 * (size_t)o * (size_t)f->fours;
+        __m256i high = _mm256_setzero_si256(), low = high;
+        __m128i one;
+        int32_t pixel;
+        for (j = 0; j < f->fours; j++) {
+            __m128i four = _mm_loadu_si128((const __m128i *)(p + 16 * j));
+            __m256i levels = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(four), pairs);
+            __m256i upper = _mm256_loadu_si256((const __m256i *)(w + 32 * j));
+            __m256i lower = _mm256_loadu_si256((const __m256i *)(w + 32 * j + 16));
+            high = _mm256_add_epi32(high, _mm256_madd_epi16(levels, upper));
+            low = _mm256_add_epi32(low, _mm256_madd_epi16(levels, lower));
+        }
+        low = _mm256_add_epi32(_mm256_slli_epi32(high, LOW_BITS), low);
+        one = _mm_add_epi32(_mm256_castsi256_si128(low), _mm256_extracti128_si256(low, 1));
+        one = _mm_srli_epi32(_mm_add_epi32(one, half), BITS);
+        one = _mm_packus_epi32(one, one);
+        pixel = _mm_cvtsi128_si32(_mm_packus_epi16(one, one));
+        memcpy(out + 4 * o, &pixel, 4);
+    }
+}
+
+AVX2 static void down_avx2(const uint8_t *in, size_t stride, const int32_t *w, int taps,
+                           size_t bytes, uint8_t *out) {
     size_t x;
     int j;
     for (x = 0; x < bytes; x += 8) {
-        Eight sum = {0};
-        EightBytes levels;
+        __m256i sum = _mm256_set1_epi32(HALF);
+        __m128i levels;
         for (j = 0; j < taps; j++) {
-            memcpy(&levels, in + (size_t)j * stride + x, 8);
-            sum += __builtin_convertvector(levels, Eight) * w[j];
+            levels = _mm_loadl_epi64((const __m128i *)(in + (size_t)j * stride + x));
+            sum = _mm256_add_epi32(
+                sum, _mm256_mullo_epi32(_mm256_cvtepu8_epi32(levels), _mm256_set1_epi32(w[j])));
         }
-        levels = __builtin_convertvector((sum + (1 << (BITS - 1))) >> BITS, EightBytes);
-        memcpy(out + x, &levels, 8);
+        sum = _mm256_srli_epi32(sum, BITS);
+        levels = _mm_packus_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
+        _mm_storel_epi64((__m128i *)(out + x), _mm_packus_epi16(levels, levels));
     }
 }
+#else
+#define across_avx2 across
+#define down_avx2 down
+#endif
 
-FAST static void resize(const uint8_t *pixels, size_t stride, int rows, const Filter *fx,
-                        const Filter *fy, const Eight *pairs, uint8_t *between, size_t wide,
-                        int side, int mirror, uint8_t *out) {
+static void resize(const uint8_t *pixels, size_t stride, int rows, const Filter *fx,
+                   const Filter *fy, uint8_t *between, size_t wide, int side, int mirror,
+                   uint8_t *out) {
     int y, x;
     uint8_t *line = between + (size_t)rows * wide;
+    const int fast = HAS_AVX2;
     for (y = 0; y < rows; y++)
-        across(pixels + (size_t)y * stride, fx, pairs, side, between + (size_t)y * wide);
+        (fast ? across_avx2 : across)(pixels + (size_t)y * stride, fx, side,
+                                      between + (size_t)y * wide);
     for (y = 0; y < side; y++) {
         uint8_t *to = out + 3 * (size_t)y * (size_t)side;
-        down(between + (size_t)fy->first[y] * wide, wide,
-             fy->weights + (size_t)y * (size_t)fy->most, fy->taps[y], wide, line);
+        (fast ? down_avx2 : down)(between + (size_t)fy->first[y] * wide, wide,
+                                  fy->weights + (size_t)y * (size_t)fy->most, fy->taps[y], wide,
+                                  line);
         for (x = 0; x < side; x++) {
             const uint8_t *p = line + 4 * (size_t)(mirror ? side - 1 - x : x);
             to[3 * x] = p[0], to[3 * x + 1] = p[1], to[3 * x + 2] = p[2];
@@ -270,22 +337,16 @@ FAST static void resize(const uint8_t *pixels, size_t stride, int rows, const Fi
 static int resized(const Decoded *d, int columns, int rows, const float *box, int side, int mirror,
                    uint8_t *out) {
     Filter fx = {0}, fy = {0};
-    size_t wide = (4 * (size_t)side + 7) / 8 * 8, i;
-    uint8_t *between = NULL;
-    Eight *pairs = NULL;
-    int why = filter_of(&fx, columns, box[0], box[2], side), lane;
+    size_t wide = (4 * (size_t)side + 7) / 8 * 8;
+    uint8_t *between = calloc((size_t)rows + 1, wide);
+    int why = between ? filter_of(&fx, columns, box[0], box[2], side) : NO_MEMORY;
     if (!why) why = filter_of(&fy, rows, box[1], box[3], side);
-    if (!why) {
-        size_t half = (size_t)side * (size_t)fx.most / 2;
-        between = calloc((size_t)rows + 1, wide);
-        if (!between || posix_memalign((void **)&pairs, 32, half * sizeof(Eight))) why = NO_MEMORY;
-        for (i = 0; !why && i < half; i++)
-            for (lane = 0; lane < 8; lane++) pairs[i][lane] = fx.weights[2 * i + (size_t)lane / 4];
-    }
+    if (!why && HAS_AVX2) why = halve(&fx, side);
     if (!why)
-        resize(d->pixels + 4 * (size_t)d->left, d->stride, rows, &fx, &fy, pairs, between, wide, side,
-               mirror, out);
-    free(fx.first), free(fx.weights), free(fy.first), free(fy.weights), free(between), free(pairs);
+        resize(d->pixels + 4 * (size_t)d->left, d->stride, rows, &fx, &fy, between, wide, side, mirror,
+               out);
+    free(fx.first), free(fx.weights), free(fy.first), free(fy.weights), free(between);
+    free(fx.halves);
     return why;
 }
 

@@ -60,6 +60,7 @@ class Pictures:
         self.passed_over = passed_over
         self.unreadable: dict[str, str] = {}
         self.decoder = library()
+        self.in_c = True  # False: the Python route, with the same pixels
         self._lock = Lock()
 
     def path(self, index: int) -> str:
@@ -117,7 +118,7 @@ class Pictures:
 
     def _read(self, out: np.ndarray, index: int, change: "Change") -> bool:
         try:
-            change.write(out, self.encoded(index))
+            change.write(out, self.encoded(index), in_c=self.in_c)
             return True
         except Exception as error:  # decoders raise nearly anything for a damaged file
             path = self.path(index)
@@ -142,9 +143,9 @@ class Change:
     def region(self, width: int, height: int) -> Box:
         return centre(width, height) if self.crop is None else random(width, height, self.crop)
 
-    def write(self, out: np.ndarray, data: bytes) -> None:
+    def write(self, out: np.ndarray, data: bytes, *, in_c: bool) -> None:
         """Writes the picture of these bytes to `out`, uint8 [side, side, 3]."""
-        square_into(out, data, self.region, mirror=self.flip)
+        square_into(out, data, self.region, mirror=self.flip, in_c=in_c)
         if self.operations:
             fill = tuple(round(255 * level) for level in IMAGENET_MEAN)
             picture = Image.fromarray(out)
