@@ -74,8 +74,7 @@ static int whole(const uint8_t *data, size_t n, size_t i) {
     return 0;
 }
 
-/* Width and height of a picture that `looksam_square` may decode. Returns 0, or why not. */
-int looksam_size(const uint8_t *data, size_t n, int *width, int *height) {
+static int size_of(const uint8_t *data, size_t n, int *width, int *height) {
     size_t i = 2, length;
     int kind, sized = 0;
     if (n < 4 || data[0] != 0xFF || data[1] != 0xD8) return NOT_BASELINE;
@@ -98,6 +97,12 @@ int looksam_size(const uint8_t *data, size_t n, int *width, int *height) {
         i += 2 + length;
     }
     return DAMAGED;
+}
+
+/* width << 16 | height of a picture that `looksam_square` may decode; else below 0, why not. */
+int64_t looksam_size(const uint8_t *data, size_t n) {
+    int width = 0, height = 0, why = size_of(data, n, &width, &height);
+    return why ? -why : (int64_t)width << 16 | height;
 }
 
 typedef struct {
@@ -233,17 +238,19 @@ static int halve(Filter *f, int out) {
     return 0;
 }
 
-/* One row: `side` RGBX pixels, each of neighbouring RGBX pixels. */
-static void across(const uint8_t *in, const Filter *f, int side, uint8_t *out) {
-    int o, j, k;
-    for (o = 0; o < side; o++) {
-        const uint8_t *p = in + 4 * (size_t)f->first[o];
-        const int32_t *w = f->weights + (size_t)o * (size_t)f->most;
-        int32_t sum[4] = {HALF, HALF, HALF, HALF};
-        for (j = 0; j < f->taps[o]; j++)
-            for (k = 0; k < 4; k++) sum[k] += p[4 * j + k] * w[j];
-        for (k = 0; k < 4; k++) out[4 * o + k] = (uint8_t)(sum[k] >> BITS);
-    }
+/* Each row of RGBX pixels to one of `side` pixels, `wide` bytes. */
+static void across(const uint8_t *in, size_t stride, int rows, const Filter *f, int side,
+                   uint8_t *out, size_t wide) {
+    int y, o, j, k;
+    for (y = 0; y < rows; y++, in += stride, out += wide)
+        for (o = 0; o < side; o++) {
+            const uint8_t *p = in + 4 * (size_t)f->first[o];
+            const int32_t *w = f->weights + (size_t)o * (size_t)f->most;
+            int32_t sum[4] = {HALF, HALF, HALF, HALF};
+            for (j = 0; j < f->taps[o]; j++)
+                for (k = 0; k < 4; k++) sum[k] += p[4 * j + k] * w[j];
+            for (k = 0; k < 4; k++) out[4 * o + k] = (uint8_t)(sum[k] >> BITS);
+        }
 }
 
 /* One row of `bytes` bytes, a multiple of 8, of `taps` rows under one another. */
@@ -258,35 +265,63 @@ static void down(const uint8_t *in, size_t stride, const int32_t *w, int taps, s
     }
 }
 
-/* The same with AVX2, 8 levels at a time; two neighbouring pixels are 8 levels. */
+/* The same with AVX2. */
 #ifdef AVX2
-AVX2 static void across_avx2(const uint8_t *in, const Filter *f, int side, uint8_t *out) {
+AVX2 static inline __attribute__((always_inline)) void two_rows(const uint8_t *in, size_t stride,
+                                                                const Filter *f, int fours,
+                                                                int side, uint8_t *out,
+                                                                size_t wide) {
     /* Of 4 pixels RGBX to 16 bits: R0 R1 G0 G1 B0 B1 X0 X1, and the same of pixels 2 and 3. */
     const __m256i pairs = _mm256_setr_epi8(
         0, -1, 4, -1, 1, -1, 5, -1, 2, -1, 6, -1, 3, -1, 7, -1,
         8, -1, 12, -1, 9, -1, 13, -1, 10, -1, 14, -1, 11, -1, 15, -1);
-    const __m128i half = _mm_set1_epi32(HALF);
-    int o, j;
+    const __m256i half = _mm256_set1_epi32(HALF);
+    const int16_t *w = f->halves;
+    int o, j, row, pixel;
     for (o = 0; o < side; o++) {
         const uint8_t *p = in + 4 * (size_t)f->first[o];
-        const int16_t *w = f->halves + 32 * (size_t)o * (size_t)f->fours;
-        __m256i high = _mm256_setzero_si256(), low = high;
-        __m128i one;
-        int32_t pixel;
-        for (j = 0; j < f->fours; j++) {
-            __m128i four = _mm_loadu_si128((const __m128i *)(p + 16 * j));
-            __m256i levels = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(four), pairs);
-            __m256i upper = _mm256_loadu_si256((const __m256i *)(w + 32 * j));
-            __m256i lower = _mm256_loadu_si256((const __m256i *)(w + 32 * j + 16));
-            high = _mm256_add_epi32(high, _mm256_madd_epi16(levels, upper));
-            low = _mm256_add_epi32(low, _mm256_madd_epi16(levels, lower));
+        __m256i high[2], low[2], both;
+        high[0] = high[1] = low[0] = low[1] = _mm256_setzero_si256();
+        for (j = 0; j < fours; j++, p += 16, w += 32) {
+            __m256i upper = _mm256_loadu_si256((const __m256i *)w);
+            __m256i lower = _mm256_loadu_si256((const __m256i *)(w + 16));
+            for (row = 0; row < 2; row++) {
+                __m128i four = _mm_loadu_si128((const __m128i *)(p + (size_t)row * stride));
+                __m256i levels = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(four), pairs);
+                high[row] = _mm256_add_epi32(high[row], _mm256_madd_epi16(levels, upper));
+                low[row] = _mm256_add_epi32(low[row], _mm256_madd_epi16(levels, lower));
+            }
         }
-        low = _mm256_add_epi32(_mm256_slli_epi32(high, LOW_BITS), low);
-        one = _mm_add_epi32(_mm256_castsi256_si128(low), _mm256_extracti128_si256(low, 1));
-        one = _mm_srli_epi32(_mm_add_epi32(one, half), BITS);
-        one = _mm_packus_epi32(one, one);
-        pixel = _mm_cvtsi128_si32(_mm_packus_epi16(one, one));
+        for (row = 0; row < 2; row++)
+            low[row] = _mm256_add_epi32(low[row], _mm256_slli_epi32(high[row], LOW_BITS));
+        both = _mm256_add_epi32(_mm256_permute2x128_si256(low[0], low[1], 0x20),
+                                _mm256_permute2x128_si256(low[0], low[1], 0x31));
+        both = _mm256_srli_epi32(_mm256_add_epi32(both, half), BITS);
+        both = _mm256_packus_epi32(both, both);
+        both = _mm256_packus_epi16(both, both);
+        pixel = _mm_cvtsi128_si32(_mm256_castsi256_si128(both));
         memcpy(out + 4 * o, &pixel, 4);
+        pixel = _mm_cvtsi128_si32(_mm256_extracti128_si256(both, 1));
+        memcpy(out + wide + 4 * o, &pixel, 4);
+    }
+}
+
+/* All rows, two at a time; the last of an odd number is done with the row before it. */
+AVX2 static void across_avx2(const uint8_t *in, size_t stride, int rows, const Filter *f, int side,
+                             uint8_t *out, size_t wide) {
+    int y;
+    if (rows == 1) {
+        two_rows(in, 0, f, f->fours, side, out, 0);
+        return;
+    }
+    for (y = 0; y < rows; y += 2) {
+        int from = y + 2 > rows ? rows - 2 : y;
+        const uint8_t *p = in + (size_t)from * stride;
+        uint8_t *to = out + (size_t)from * wide;
+        if (f->fours == 1)
+            two_rows(p, stride, f, 1, side, to, wide);
+        else
+            two_rows(p, stride, f, f->fours, side, to, wide);
     }
 }
 
@@ -318,9 +353,7 @@ static void resize(const uint8_t *pixels, size_t stride, int rows, const Filter 
     int y, x;
     uint8_t *line = between + (size_t)rows * wide;
     const int fast = HAS_AVX2;
-    for (y = 0; y < rows; y++)
-        (fast ? across_avx2 : across)(pixels + (size_t)y * stride, fx, side,
-                                      between + (size_t)y * wide);
+    (fast ? across_avx2 : across)(pixels, stride, rows, fx, side, between, wide);
     for (y = 0; y < side; y++) {
         uint8_t *to = out + 3 * (size_t)y * (size_t)side;
         (fast ? down_avx2 : down)(between + (size_t)fy->first[y] * wide, wide,
@@ -338,7 +371,7 @@ static int resized(const Decoded *d, int columns, int rows, const float *box, in
                    uint8_t *out) {
     Filter fx = {0}, fy = {0};
     size_t wide = (4 * (size_t)side + 7) / 8 * 8;
-    uint8_t *between = calloc((size_t)rows + 1, wide);
+    uint8_t *between = malloc(((size_t)rows + 1) * wide);
     int why = between ? filter_of(&fx, columns, box[0], box[2], side) : NO_MEMORY;
     if (!why) why = filter_of(&fy, rows, box[1], box[3], side);
     if (!why && HAS_AVX2) why = halve(&fx, side);

@@ -35,7 +35,8 @@ def built() -> ctypes.CDLL | None:
         except OSError:  # libjpeg is not on this machine
             continue
         number, real = ctypes.c_int, ctypes.c_float
-        library.looksam_size.argtypes = [ctypes.c_char_p, ctypes.c_size_t, *2 * [ctypes.c_void_p]]
+        library.looksam_size.argtypes = [ctypes.c_char_p, ctypes.c_size_t]
+        library.looksam_size.restype = ctypes.c_int64
         library.looksam_square.argtypes = [ctypes.c_char_p, ctypes.c_size_t]
         library.looksam_square.argtypes += [*5 * [number], *4 * [real], number, number]
         library.looksam_square.argtypes += [ctypes.c_void_p]
@@ -49,9 +50,8 @@ def allowed() -> bool:
 
 def size(library: ctypes.CDLL, data: bytes) -> tuple[int, int] | None:
     """Width and height of a picture that `square` may decode, else None."""
-    found = (ctypes.c_int * 2)()
-    at = ctypes.addressof(found)
-    return None if library.looksam_size(data, len(data), at, at + 4) else (found[0], found[1])
+    both = library.looksam_size(data, len(data))
+    return None if both < 0 else (both >> 16, both & 0xFFFF)
 
 
 def square(

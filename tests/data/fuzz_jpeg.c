@@ -56,11 +56,13 @@ int main(int count, char **arguments) { /* SECONDS SEED FILE... */
     long calls = 0, pictures = 0, refused[8] = {0};
     state = (uint64_t)atoll(arguments[2]);
     while (time(NULL) < end) {
-        int width = 0, height = 0, tries;
+        int width, height, why, tries;
+        int64_t size;
         size_t n;
         uint8_t *file = read_file(arguments[3 + draw((uint64_t)count - 3)], &n);
         uint8_t *data = changed(file, &n);
-        int why = looksam_size(data, n, &width, &height);
+        size = looksam_size(data, n);
+        why = size < 0, width = (int)(size >> 16), height = (int)(size & 0xFFFF);
         for (tries = 0; tries < 3 && (!why || !tries); tries++) {
             static const int scales[] = {1, 2, 3, 4, 8};
             int eighths = scales[draw(5)], side = 1 + (int)draw(draw(4) ? 64 : 300), result;

@@ -30,7 +30,7 @@ def picture(random: np.random.Generator, photographs: list[np.ndarray]) -> Image
     image = photograph.resize((width, height), Image.Resampling.BICUBIC, box=box)
     levels = np.asarray(image, np.float32)[:, :: random.choice([1, -1])]
     levels = levels * random.uniform(0.7, 1.2, 3) + random.uniform(-20, 20, 3)
-    grain = random.normal(0, random.uniform(2, 9), (height, width, 1))
+    grain = random.normal(0, random.uniform(2, 7.5), (height, width, 1))
     return Image.fromarray((levels + grain).clip(0, 255).astype(np.uint8))
 
 
