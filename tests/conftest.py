@@ -34,6 +34,12 @@ def _cuda() -> bool:
     return torch.cuda.is_available()
 
 
+def _jpeg_in_c() -> bool:
+    from dist_looksam.data import jpeg
+
+    return jpeg.built() is not None
+
+
 def _slurm() -> bool:
     programs = ("slurmctld", "slurmd", "munged", "sbatch", "pdsh", "ip", "nsenter", "mpirun")
     if os.geteuid() != 0 or not all(map(shutil.which, programs)):
@@ -44,6 +50,7 @@ def _slurm() -> bool:
 NEEDS = {
     "deepspeed": lambda: _module("deepspeed"),
     "horovod": _horovod,
+    "jpeg_in_c": _jpeg_in_c,
     "mpi": lambda: shutil.which("mpirun") is not None and _module("mpi4py"),
     "root": lambda: os.geteuid() == 0,
     "slurm": _slurm,  # cluster/testbed/ can be started: root, its programs, namespaces

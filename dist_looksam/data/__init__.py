@@ -36,6 +36,14 @@ class Data:
         """Channels, height, width."""
         return self.train.shape
 
+    def decoding(self) -> list[str]:
+        """A sentence for the log on how JPEG files are decoded; none for data without files."""
+        if not self.train.decoder:
+            return []
+        from .decode import route  # imports the decoders, which other data sets do not need
+
+        return [route()[1]]
+
 
 def load(
     name: str,

@@ -1,4 +1,4 @@
-"""dist-looksam data pack|index|check|stage."""
+"""dist-looksam data pack|index|check|stage|bench."""
 
 import argparse
 import io
@@ -15,6 +15,7 @@ from PIL import Image
 
 from ..cli.arguments import Parser
 from ..errors import ConfigError
+from . import bench
 from .augment import Augment
 from .index import SPLITS
 from .pack import Packing, pack
@@ -22,7 +23,7 @@ from .pictures import Pictures
 from .sets import SETS, DataSet, data_set
 from .stage import progress
 
-NAMES = "pack|index|check|stage"
+NAMES = "pack|index|check|stage|bench"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -34,6 +35,7 @@ def main(argv: Sequence[str]) -> int:
         "index": "index tar shards or Parquet files, which training needs",
         "check": "decode every picture whole and list the damaged ones",
         "stage": "copy indexed shards to a disk of this node, once for all its processes",
+        "bench": "measure how many training images a core reads and decodes",
     }
     for name, text in texts.items():
         command = commands.add_parser(name, help=text, description=text)
@@ -48,7 +50,11 @@ def main(argv: Sequence[str]) -> int:
             add("--shuffle", default="none", help="seed of the order of training images, or none")
             add("--max_side", type=int, help="reduce to a shorter side of so many pixels at most")
             add("--shard_mb", type=int, default=256, help="size of a shard; default 256")
+        if name == "bench":
+            bench.add_flags(command.add_argument)
     flags = parser.parse_args(argv)
+    if flags.command == "bench":
+        return bench.main(flags, _open(flags.source)[0])
     run = {"pack": _pack, "index": _index, "check": _check, "stage": _stage}
     return run[flags.command](flags)
 

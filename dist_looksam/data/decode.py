@@ -1,18 +1,27 @@
 """Decodes a region of an image file to a square image."""
 
-from collections.abc import Callable
+import ctypes
+import re
+from collections.abc import Callable, Iterator
+from functools import lru_cache
 from io import BytesIO
-from math import ceil
+from itertools import product
+from math import ceil, floor
+from threading import local
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from . import jpeg
+
 try:
     import simplejpeg
-except ImportError:  # PIL decodes JPEGs too: a third slower, the same within a few levels
+except ImportError:  # PIL decodes JPEGs too: slower, and not at 3/8
     simplejpeg = None
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels of the whole picture
+Choose = Callable[[int, int], Box]  # from the width and height of the upright picture
 _ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -23,15 +32,53 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_MOST_KEPT = 2**24  # bytes of a decoded picture whose memory a thread keeps for the next one
+_KEPT = local()
+_PROBE = (9.0, 7.0, 83.0, 71.0)  # region of the pictures that `route` compares
+_MARK = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # what ends the coded pixels of a JPEG
 
 
-def square(data: bytes, choose: Callable[[int, int], Box], side: int) -> Image.Image:
+def library() -> str:
+    """The library whose pixels JPEGs have. The C route has the same pixels to the bit."""
+    return "PIL" if simplejpeg is None else "simplejpeg"
+
+
+def square_into(
+    out: np.ndarray, data: bytes, choose: Choose, *, mirror: bool = False, in_c: bool = True
+) -> None:
+    """Writes what `square` returns to `out`, uint8 [side, side, 3] without gaps; `mirror`: left and
+    right exchanged. Baseline JPEGs by the C route where it is built."""
+    compiled = route()[0] if in_c else None
+    if compiled is None or not _in_c(compiled, out, data, choose, mirror):
+        picture = square(data, choose, len(out))
+        if mirror:  # NumPy would take 250 us for it
+            picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        out[:] = np.asarray(picture)
+
+
+def _in_c(
+    compiled: ctypes.CDLL, out: np.ndarray, data: bytes, choose: Choose, mirror: bool
+) -> bool:
+    """As `square_into`; False, and `out` is undefined, if the C route does not do this picture."""
+    size, side = jpeg.size(compiled, data), len(out)
+    if size is None:
+        return False
+    box = choose(*size)
+    eighths = _eighths(size, _least(size, box, side))
+    decoded = -(-size[0] * eighths // 8), -(-size[1] * eighths // 8)
+    region = jpeg.Region(eighths, *_region(box, size, decoded, side))
+    at = ctypes.addressof(ctypes.c_char.from_buffer(out.data))  # out.ctypes.data takes 6 us
+    return jpeg.square(compiled, data, region, side, mirror, at)
+
+
+def square(data: bytes, choose: Choose, side: int) -> Image.Image:
     """The region `choose(width, height)` of an encoded picture as RGB of side x side pixels.
 
     Turns pictures upright as their EXIF says, before `choose` sees their size. A JPEG is decoded at
-    a half, quarter or eighth where that is still no smaller than `side`. Grey, palette, CMYK and
-    16-bit pictures become RGB, transparency is dropped; of several frames the first is read. Raises
-    what the decoder raises if the bytes are damaged, as in a truncated file, or of another depth.
+    1/8, 2/8, 3/8 (not by PIL) or 4/8 where that is still no smaller than `side`. Grey, palette,
+    CMYK and 16-bit pictures become RGB, transparency is dropped; of several frames the first is
+    read. Raises what the decoder raises if the bytes are damaged, as in a truncated file, or of
+    another depth. This is the Python route.
     """
     if simplejpeg is not None and data[:2] == b"\xff\xd8":
         try:
@@ -42,50 +89,146 @@ def square(data: bytes, choose: Callable[[int, int], Box], side: int) -> Image.I
             return picture
     with Image.open(BytesIO(data)) as image:
         turn = _turn(image)
-        box, least = _plan(image.width, image.height, turn, choose, side)
-        whole = image.size
-        image.draft(None, least)
-        return _cut(rgb(image), whole, turn, box, side)
+        size = _turned(image.size, turn)
+        box = choose(*size)
+        image.draft(None, _turned(_least(size, box, side), turn))
+        return _cut(rgb(image), turn, box, size, side)
 
 
-def _fast_jpeg(data: bytes, choose: Callable[[int, int], Box], side: int) -> Image.Image | None:
+def _fast_jpeg(data: bytes, choose: Choose, side: int) -> Image.Image | None:
     """As `square`; None for the colour spaces that only PIL converts well."""
     height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
     if colours not in ("YCbCr", "Gray", "RGB"):
         return None
-    turn = None
-    if b"Exif\0\0" in data[:65536]:
-        with Image.open(BytesIO(data)) as image:
-            turn = _turn(image)
-    box, (least_width, least_height) = _plan(width, height, turn, choose, side)
-    pixels = simplejpeg.decode_jpeg(
-        data, min_width=least_width, min_height=least_height, min_factor=2
-    )
-    return _cut(Image.fromarray(pixels), (width, height), turn, box, side)
+    turn, scan = None, 0
+    for kind, scan in _segments(data):
+        if kind == 0xE1 and data[scan : scan + 6] == b"Exif\0\0":
+            with Image.open(BytesIO(data)) as image:
+                turn = _turn(image)
+    size = _turned((width, height), turn)
+    box = choose(*size)
+    least = _turned(_least(size, box, side), turn)
+    how: dict[str, Any] = {"min_width": least[0], "min_height": least[1], "min_factor": 2}
+    if width * height * 3 <= _MOST_KEPT:
+        how["buffer"] = _buffer(width * height * 3)
+    try:
+        pixels = simplejpeg.decode_jpeg(data, **how)
+    except ValueError:
+        # Damage within the only scan leaves pixels; the C route may not even see it.
+        end = _MARK.search(data, scan)
+        if end is None or end[0] != b"\xff\xd9":
+            raise
+        pixels = simplejpeg.decode_jpeg(data, **how, strict=False)
+    if turn is not None:
+        return _cut(Image.fromarray(pixels), turn, box, size, side)
+    (left, top, right, bottom), inside = _region(box, size, pixels.shape[1::-1], side)
+    return _resized(Image.fromarray(pixels[top:bottom, left:right]), inside, side)
+
+
+def _buffer(size: int) -> np.ndarray:
+    """This thread's memory for a decoded picture; new memory costs a page fault every 4 KB."""
+    kept = getattr(_KEPT, "buffer", None)
+    if kept is None or len(kept) < size:
+        kept = _KEPT.buffer = np.empty(size, np.uint8)
+    return kept
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """(kind, first byte) of the segments before the coded pixels; last, (0xDA, their first)."""
+    at = 2
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        kind, length = data[at + 1], data[at + 2] << 8 | data[at + 3]
+        if kind == 0xDA:
+            yield kind, at + 2 + length
+            return
+        yield kind, at + 4
+        at += 2 + length
+
+
+@lru_cache(maxsize=1)
+def route() -> tuple[ctypes.CDLL | None, str]:
+    """The compiled library if it is to be used, and a sentence for the log.
+
+    It is used only if it gives the pixels of the Python route, of small pictures that this makes.
+    """
+    python = f"JPEG files are decoded by {library()}, with the same pixels as in C but slower"
+    if not jpeg.allowed():
+        return None, f"{python}: {jpeg.SWITCH}=python"
+    if (compiled := jpeg.built()) is None:
+        return None, f"{python}: the C extension of the package is not built, see docs/data.md"
+    for data, side in product(_samples(), (32, 64)):  # at a half, and whole
+        out = np.empty((side, side, 3), np.uint8)
+        done = _in_c(compiled, out, data, lambda *_: _PROBE, False)
+        if not done or not np.array_equal(out, np.asarray(square(data, lambda *_: _PROBE, side))):
+            return None, f"{python}: the libjpeg of this machine gives other pixels"
+    return compiled, f"JPEG files are decoded in C, with the pixels of {library()}"
+
+
+def _samples() -> Iterator[bytes]:
+    """Small noisy JPEGs, 96 x 80: 4:4:4, 4:2:2, 4:2:0 and grey."""
+    levels = np.random.Generator(np.random.Philox(0)).integers(0, 256, (80, 96, 3)).astype(np.uint8)
+    for image, sampling in [(levels, 0), (levels, 1), (levels, 2), (levels[..., 0], 0)]:
+        file = BytesIO()
+        Image.fromarray(image).save(file, "JPEG", quality=90, subsampling=sampling)
+        yield file.getvalue()
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
     return _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
 
 
-def _swaps(turn: Image.Transpose | None) -> bool:
-    return turn in (_UPRIGHT[5], _UPRIGHT[6], _UPRIGHT[7], _UPRIGHT[8])
+def _turned(size: tuple[int, int], turn: Image.Transpose | None) -> tuple[int, int]:
+    """Width and height after `turn`; also those before it."""
+    swaps = turn in (_UPRIGHT[5], _UPRIGHT[6], _UPRIGHT[7], _UPRIGHT[8])
+    return size[::-1] if swaps else size
 
 
-def _plan(
-    width: int,
-    height: int,
-    turn: Image.Transpose | None,
-    choose: Callable[[int, int], Box],
-    side: int,
-) -> tuple[Box, tuple[int, int]]:
-    """The region of the upright picture, and the minimum size to decode the stored one at."""
-    if _swaps(turn):
-        width, height = height, width
-    box = choose(width, height)
+def _least(size: tuple[int, int], box: Box, side: int) -> tuple[int, int]:
+    """The minimum size of the decoded picture, so that `box` has `side` pixels or more."""
     left, top, right, bottom = box
-    least = ceil(width * side / (right - left)), ceil(height * side / (bottom - top))
-    return box, (least[::-1] if _swaps(turn) else least)
+    return ceil(size[0] * side / (right - left)), ceil(size[1] * side / (bottom - top))
+
+
+def _eighths(size: tuple[int, int], least: tuple[int, int]) -> int:
+    """The scale at which the Python route decodes a JPEG, in eighths."""
+    (width, height), (w, h) = size, least
+    if simplejpeg is None:  # as Image.draft
+        return next((m for m in (1, 2, 4) if min(width // w, height // h) * m >= 8), 8)
+    scales = (m for m in (1, 2, 3, 4) if -(-width * m // 8) >= w and -(-height * m // 8) >= h)
+    return next(scales, 8)
+
+
+def _region(
+    box: Box, size: tuple[int, int], decoded: tuple[int, int], side: int
+) -> tuple[tuple[int, int, int, int], Box]:
+    """The window of a decoded picture that `box`, in pixels of `size`, is resized from, with what
+    the filter reads around it; and the box within the window."""
+    left, right = _reach(box[0], box[2], size[0], decoded[0], side)
+    top, bottom = _reach(box[1], box[3], size[1], decoded[1], side)
+    window = left[0], top[0], right[0], bottom[0]
+    return window, (left[1], top[1], right[1], bottom[1])
+
+
+def _reach(
+    low: float, high: float, whole: int, decoded: int, side: int
+) -> tuple[tuple[int, float], tuple[int, float]]:
+    """Of one direction: (first pixel of the window, of the box in it), and both ends."""
+    scale = decoded / whole
+    low, high = low * scale, min(high * scale, float(decoded))
+    margin = max(1.0, (high - low) / side) + 1
+    first, last = max(0, floor(low - margin)), min(decoded, ceil(high + margin))
+    return (first, low - first), (last, high - first)
+
+
+def _resized(window: Image.Image, box: Box, side: int) -> Image.Image:
+    """First each row, then each column, because Pillow 13 and later choose the order by the sizes.
+
+    So the pixels do not depend on the release of Pillow, and those of the C route can be equal.
+    """
+    left, top, right, bottom = box
+    height = window.height
+    rows = window.resize((side, height), Image.Resampling.BILINEAR, box=(left, 0, right, height))
+    return rows.resize((side, side), Image.Resampling.BILINEAR, box=(0, top, side, bottom))
 
 
 def rgb(image: Image.Image) -> Image.Image:
@@ -104,22 +247,10 @@ def rgb(image: Image.Image) -> Image.Image:
 
 
 def _cut(
-    image: Image.Image,
-    whole: tuple[int, int],
-    turn: Image.Transpose | None,
-    box: Box,
-    side: int,
+    image: Image.Image, turn: Image.Transpose | None, box: Box, size: tuple[int, int], side: int
 ) -> Image.Image:
-    """Turns a decoded picture upright and resizes `box`, which is in pixels of the whole size."""
+    """Turns a decoded picture upright and resizes `box`, in pixels of the upright `size`."""
     if turn is not None:
         image = image.transpose(turn)
-    width, height = whole[::-1] if _swaps(turn) else whole
-    x, y = image.width / width, image.height / height
-    left, top, right, bottom = box
-    scaled = (
-        left * x,
-        top * y,
-        min(right * x, float(image.width)),
-        min(bottom * y, float(image.height)),
-    )
-    return image.resize((side, side), Image.Resampling.BILINEAR, box=scaled)
+    window, inside = _region(box, size, image.size, side)
+    return _resized(image.crop(window), inside, side)

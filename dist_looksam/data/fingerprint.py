@@ -14,7 +14,9 @@ def fingerprint(data: Data) -> dict[str, Any]:
     From the names of image files and the sizes of about 1,000 per split; else from all pixels.
     """
     classes = hashlib.sha256(repr(data.train.class_names).encode()).hexdigest()
+    decoder = data.train.decoder
     return {
+        **({"library that decodes JPEG files": decoder} if decoder else {}),
         "number of training images": len(data.train),
         "number of test images": len(data.test),
         "number of classes": data.num_classes,

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from bisect import bisect_right
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -34,10 +35,11 @@ class Folder(Pictures):
         self.root = root
         self._files = files
         self._starts = (counts.cumsum(0) - counts).tolist()
+        self._folders = [os.fsencode(os.path.join(root, name, "")) for name in class_names]
 
     def path(self, index: int) -> str:
         """The file of a sample."""
-        label = int(self.labels[index])
+        label = bisect_right(self._starts, index) - 1  # faster than to read one item of a tensor
         name = os.fsdecode(bytes(self._files[label][index - self._starts[label]]))
         return os.path.join(self.root, self.class_names[label], name)
 
@@ -58,8 +60,17 @@ class Folder(Pictures):
             return -1  # `fetch` reports it
 
     def encoded(self, index: int) -> bytes:
-        with open(self.path(index), "rb") as file:
-            return file.read()
+        label = bisect_right(self._starts, index) - 1
+        name = bytes(self._files[label][index - self._starts[label]])
+        file = os.open(self._folders[label] + name, os.O_RDONLY)  # open() takes 25 us longer
+        try:
+            size = os.fstat(file).st_size
+            parts = [os.read(file, size)]
+            while parts[-1] and sum(map(len, parts)) < size:  # a network disk may give less at once
+                parts.append(os.read(file, size))
+            return parts[0] if len(parts) == 1 else b"".join(parts)
+        finally:
+            os.close(file)
 
 
 def folder(

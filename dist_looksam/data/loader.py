@@ -2,11 +2,12 @@
 
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from itertools import chain
 from math import ceil
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,14 +40,18 @@ class _Job:
             (len(keys), height, width, channels), dtype=torch.uint8, pin_memory=fetcher.pin
         )
         self.images = buffer.permute(0, 3, 1, 2)
+        self.pixels = buffer.numpy()
         self.labels = torch.empty(len(keys), dtype=torch.int64)
+        self.changes = fetcher.changes(keys)
         for start in range(0, len(keys), _CHUNK):
             self.futures.append(fetcher.pool.submit(self._fill, slice(start, start + _CHUNK)))
 
     def _fill(self, part: slice) -> None:
-        images, labels = self.fetcher.fetch(self.indices[part], self.keys[part])
+        changes, out = self.changes[part], self.pixels[part]
+        _, labels = self.fetcher.fetch(
+            self.indices[part], self.keys[part], changes=changes, out=out
+        )
         # NumPy copies in this thread; torch would start more threads in each.
-        np.copyto(self.images.numpy()[part], images.numpy())
         np.copyto(self.labels.numpy()[part], labels.numpy())
 
     def result(self) -> tuple[Tensor, Tensor]:
@@ -68,7 +73,7 @@ class _Fetcher:
     def __init__(
         self, source: Source, *, train: bool, workers: int | None, pin: bool | None
     ) -> None:
-        self.source = source
+        self.source: Any = source
         self.train = train
         self.pin = torch.cuda.is_available() if pin is None else pin
         if workers is None:
@@ -77,12 +82,16 @@ class _Fetcher:
         self._failed = 0  # unreadable samples in a row, in evaluation
         self.pool = ThreadPoolExecutor(workers, thread_name_prefix="data") if threaded else None
 
-    def fetch(self, indices: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+    def changes(self, keys: Tensor) -> Sequence[Any]:
+        """Drawn once for a micro-batch, because a draw takes as long for 8 samples as for 256."""
+        return self.source.changes(keys, self.train)
+
+    def fetch(self, indices: Tensor, keys: Tensor, **how: Any) -> tuple[Tensor, Tensor]:
         """As Source.fetch; in training the next readable sample replaces an unreadable one.
 
         RunError if 100 samples in a row are unreadable.
         """
-        images, labels = self.source.fetch(indices, keys, self.train)
+        images, labels = self.source.fetch(indices, keys, self.train, **how)
         bad = labels == UNREADABLE
         if not self.train:
             self._failed = self._failed + len(labels) if bad.all() else 0

@@ -12,7 +12,7 @@ from PIL import Image, UnidentifiedImageError, features
 from torch import Tensor
 
 from .augment import Augment, flips
-from .decode import Box, square
+from .decode import Box, library, square_into
 from .draws import CROP, uniform
 from .randaugment import randaugment, randaugment_draws
 from .source import UNREADABLE
@@ -59,6 +59,8 @@ class Pictures:
         self.on_corrupt = on_corrupt
         self.passed_over = passed_over
         self.unreadable: dict[str, str] = {}
+        self.decoder = library()
+        self.in_c = True  # False: the Python route, with the same pixels
         self._lock = Lock()
 
     def path(self, index: int) -> str:
@@ -72,24 +74,37 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def fetch(self, indices: Tensor, keys: Tensor, train: bool) -> tuple[Tensor, Tensor]:
-        channels, side, _ = self.shape
-        images = np.empty((len(indices), side, side, channels), dtype=np.uint8)
-        labels = self.labels[indices]
-        for i, (index, change) in enumerate(zip(indices.tolist(), self._changes(keys, train))):
-            picture = self._read(index, change.region)
-            if picture is None:
-                labels[i] = UNREADABLE
-            else:
-                images[i] = np.asarray(change.finish(picture))
-        return torch.from_numpy(images).permute(0, 3, 1, 2), labels
+    def fetch(
+        self,
+        indices: Tensor,
+        keys: Tensor,
+        train: bool,
+        *,
+        changes: Sequence["Change"] | None = None,
+        out: np.ndarray | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """See source.Source.fetch.
 
-    def _changes(self, keys: Tensor, train: bool) -> list["_Change"]:
+        changes  those of `keys`, where they were drawn before: see `changes`
+        out      uint8 [n, side, side, 3] without gaps: the memory of the returned images
+        """
+        channels, side, _ = self.shape
+        if out is None:
+            out = np.empty((len(indices), side, side, channels), dtype=np.uint8)
+        labels = self.labels[indices]
+        changes = self.changes(keys, train) if changes is None else changes
+        for i, (index, change) in enumerate(zip(indices.tolist(), changes)):
+            if not self._read(out[i], index, change):
+                labels[i] = UNREADABLE
+        return torch.from_numpy(out).permute(0, 3, 1, 2), labels
+
+    def changes(self, keys: Tensor, train: bool) -> list["Change"]:
+        """The transformations of the samples `keys`, int64 [n]; drawn faster for many at once."""
         if not train:
-            return [_Change() for _ in keys]
+            return [Change()] * len(keys)
         augment = self.augment
         crops: list[list[float] | None] = [None] * len(keys)
-        flipped: list[bool | None] = [None] * len(keys)
+        flipped: list[bool] = [False] * len(keys)
         operations: list[list[float] | None] = [None] * len(keys)
         if augment.crop:
             draws = uniform(self.seed, keys[:, None], CROP + torch.arange(2 * _TRIES + 2))
@@ -99,11 +114,12 @@ class Pictures:
         if augment.ops:
             operations = list(randaugment_draws(self.seed, keys, augment.ops))
         rows = zip(crops, flipped, operations)
-        return [_Change(*row, magnitude=augment.magnitude) for row in rows]
+        return [Change(*row, magnitude=augment.magnitude) for row in rows]
 
-    def _read(self, index: int, region: Callable[[int, int], Box]) -> Image.Image | None:
+    def _read(self, out: np.ndarray, index: int, change: "Change") -> bool:
         try:
-            return square(self.encoded(index), region, self.shape[1])
+            change.write(out, self.encoded(index), in_c=self.in_c)
+            return True
         except Exception as error:  # decoders raise nearly anything for a damaged file
             path = self.path(index)
             why = "no image" if isinstance(error, UnidentifiedImageError) else repr(error)
@@ -112,28 +128,29 @@ class Pictures:
                 self.unreadable[path] = why
             if not known:
                 self.on_corrupt(f"cannot read {path} ({why}).")
-            return None
+            return False
 
 
 @dataclass
-class _Change:
+class Change:
     """The transformation of one picture, by its draws; without draws, that of evaluation."""
 
     crop: list[float] | None = None
-    flip: bool | None = None
+    flip: bool = False
     operations: list[float] | None = None
     magnitude: float = 0.0
 
     def region(self, width: int, height: int) -> Box:
         return centre(width, height) if self.crop is None else random(width, height, self.crop)
 
-    def finish(self, picture: Image.Image) -> Image.Image:
-        if self.flip:
-            picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    def write(self, out: np.ndarray, data: bytes, *, in_c: bool) -> None:
+        """Writes the picture of these bytes to `out`, uint8 [side, side, 3]."""
+        square_into(out, data, self.region, mirror=self.flip, in_c=in_c)
         if self.operations:
             fill = tuple(round(255 * level) for level in IMAGENET_MEAN)
+            picture = Image.fromarray(out)
             picture = randaugment(picture, self.operations, magnitude=self.magnitude, fill=fill)
-        return picture
+            out[:] = np.asarray(picture)
 
 
 def centre(width: int, height: int) -> Box:

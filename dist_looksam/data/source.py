@@ -19,6 +19,7 @@ class Source(Protocol):
     labels: Tensor  # int64 [len]
     augment: Augment
     parallel: bool  # whether fetch gains from threads
+    decoder: str  # the library whose pixels JPEG files have; "" without files
     passed_over: dict[str, tuple[int, str]]  # reason: (number of unused files and folders, one)
     unreadable: dict[str, str]  # name of a sample that could not be read so far: reason
 
@@ -33,4 +34,6 @@ class Source(Protocol):
         keys, int64 [n], are the samples' global numbers; with train=True the augmentation of a
         sample depends on the seed and its key alone. Safe to call from several threads. A sample
         that cannot be read has the label UNREADABLE and an undefined image; `unreadable` names it.
+        If `parallel`, there is changes(keys, train), and fetch takes `changes` and `out`: see
+        pictures.Pictures.
         """

@@ -4,6 +4,8 @@ Settings are chosen on held-out images instead of the test set.
 """
 
 import hashlib
+from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -17,14 +19,14 @@ class Subset:
     """The samples `indices`, int64 [n], of a source; itself a source.Source."""
 
     def __init__(self, source: Source, indices: Tensor) -> None:
-        self.source = source
+        self.source: Any = source
         self.indices = indices
         self.class_names = source.class_names
         self.shape = source.shape
         self.mean, self.std = source.mean, source.std
         self.labels = source.labels[indices]
         self.augment: Augment = source.augment
-        self.parallel = source.parallel
+        self.parallel, self.decoder = source.parallel, source.decoder
         self.passed_over, self.unreadable = source.passed_over, source.unreadable  # of all samples
 
     def __len__(self) -> int:
@@ -34,8 +36,13 @@ class Subset:
         text = f"{self.source.digest()} {self.indices.tolist()}"
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def fetch(self, indices: Tensor, keys: Tensor, train: bool) -> tuple[Tensor, Tensor]:
-        return self.source.fetch(self.indices[indices], keys, train)
+    def fetch(
+        self, indices: Tensor, keys: Tensor, train: bool, **how: Any
+    ) -> tuple[Tensor, Tensor]:
+        return self.source.fetch(self.indices[indices], keys, train, **how)
+
+    def changes(self, keys: Tensor, train: bool) -> Sequence[Any]:
+        return self.source.changes(keys, train)
 
 
 def left(samples: int, holdout: int, train_images: int | None = None) -> int:

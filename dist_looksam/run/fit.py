@@ -131,7 +131,8 @@ class Fit:
             ):
                 self.log, self.progress = log, progress
                 self.advice = Advice(progress.note)
-                self.notes += [*without_effect(self.settings), *self.unused.notes()]
+                self.notes += [*without_effect(self.settings), *self.data.decoding()]
+                self.notes += self.unused.notes()
                 for note in [*self.notes, self._greeting()]:
                     progress.note(note)
                 done = self.start

@@ -15,7 +15,11 @@ ROOT = Path(__file__).parents[2]
 def project(tmp_path):
     (tmp_path / "cluster").mkdir()
     shutil.copy(ROOT / "cluster" / "setup.sh", tmp_path / "cluster")
-    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    for path in (ROOT / "pyproject.toml", ROOT / "setup.py"):
+        shutil.copy(path, tmp_path)
+    (tmp_path / "dist_looksam" / "data").mkdir(parents=True)
+    for path in (ROOT / "dist_looksam" / "data").glob("*.c"):
+        shutil.copy(path, tmp_path / "dist_looksam" / "data")
     return tmp_path
 
 

@@ -91,13 +91,17 @@ def test_scaled_decoding_gives_the_same_region_never_from_fewer_pixels(
     lying = picture(3, 640, 480)
     data = encoded(lying, "JPEG", quality=95, exif=oriented(lying, orientation))
     seen = []
-    cut = decode._cut
-    monkeypatch.setattr(decode, "_cut", lambda i, *rest: seen.append(i.size) or cut(i, *rest))
+    cut = decode._region
+    monkeypatch.setattr(
+        decode,
+        "_region",
+        lambda b, size, decoded, s: seen.append(decoded) or cut(b, size, decoded, s),
+    )
     got = square(data, lambda *_: box, side)
     upright = ImageOps.exif_transpose(Image.open(BytesIO(data)))
     expected = upright.resize((side, side), Image.Resampling.BILINEAR, box=box)
     assert error(got, expected) < 2
-    scale = seen[-1][0] / 640
+    scale = max(seen[-1]) / 640
     left, top, right, bottom = box
     shorter = min(right - left, bottom - top)
     assert shorter * scale >= side or scale == 1

@@ -20,9 +20,9 @@ def clone(tmp_path) -> Path:
     """A folder dist_looksam with what a build reads."""
     folder = tmp_path / "dist_looksam"
     folder.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE", "train.py"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE", "train.py"):
         shutil.copy(ROOT / name, folder)
-    ignored = shutil.ignore_patterns("__pycache__")
+    ignored = shutil.ignore_patterns("__pycache__", "*.so")
     shutil.copytree(ROOT / "dist_looksam", folder / "dist_looksam", ignore=ignored)
     return folder
 
@@ -64,7 +64,7 @@ def test_a_script_beside_a_clone_imports_the_installed_package(clone, tmp_path, 
 def test_ruff_does_not_check_what_a_build_leaves(clone, needs):
     """`pip wheel .` leaves build/, and the checks of the next commit failed in it."""
     build(clone, "wheel")
-    assert (clone / "build" / "lib").is_dir()
+    assert any((clone / "build").glob("lib*"))
     needs("ruff")
     checked = subprocess.run(["ruff", "check", "--no-cache", "."], cwd=clone, capture_output=True)
     assert checked.returncode == 0, checked.stdout

@@ -1,0 +1,405 @@
+/* A region of a JPEG, decoded and resized in one call: see jpeg.py, which loads this by ctypes.
+
+   Decodes baseline JPEGs by libjpeg-turbo, only the rows and columns of the region, and resizes as
+   Pillow does (triangle filter; weights in fixed point with 22 bits; first rows, then columns, with
+   8 bits between), so that the pixels are those of the Python route to the bit. Everything else is
+   refused: a function then returns a number above 0, and the Python route decodes the picture. */
+#include <setjmp.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <jpeglib.h>
+
+#if !defined(LIBJPEG_TURBO_VERSION_NUMBER) || LIBJPEG_TURBO_VERSION_NUMBER < 2000000
+#error "libjpeg-turbo 2.0 or later is needed"
+#endif
+
+enum { NOT_BASELINE = 1, NOT_WHOLE, MAY_BE_TURNED, TOO_LARGE, OTHER_COLOURS, DAMAGED, NO_MEMORY };
+
+#define BITS 22                          /* of a weight behind the point */
+#define HALF (1 << (BITS - 1))
+#define LOW_BITS 11
+#define MOST_BYTES ((size_t)64 << 20)    /* of a decoded region */
+#define MOST_TAPS 1024
+#define SLACK (4 * MOST_TAPS + 64) /* bytes that the resize may read behind the region, times 0 */
+#define BORDER 4 /* columns on both sides, whose colours may lack a neighbour */
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#include <immintrin.h>
+#define AVX2 __attribute__((target("avx2")))
+#define HAS_AVX2 __builtin_cpu_supports("avx2")
+#else
+#define HAS_AVX2 0
+#endif
+
+static unsigned two(const uint8_t *p) { return (unsigned)p[0] << 8 | p[1]; }
+
+/* Whether an Exif segment of n bytes says plainly that the picture is upright. */
+static int upright(const uint8_t *p, size_t n) {
+    size_t i, at, entries;
+    int little;
+    if (n < 16) return 0;
+    p += 6, n -= 6; /* "Exif\0\0" */
+    little = !memcmp(p, "II*\0", 4);
+    if (!little && memcmp(p, "MM\0*", 4)) return 0;
+#define SHORT(q) (little ? (unsigned)((q)[1] << 8 | (q)[0]) : two(q))
+#define LONG(q) (little ? SHORT(q) | SHORT((q) + 2) << 16 : SHORT(q) << 16 | SHORT((q) + 2))
+    at = LONG(p + 4);
+    if (at > n || n - at < 2) return 0;
+    entries = SHORT(p + at);
+    if ((n - at - 2) / 12 < entries) return 0;
+    for (i = 0; i < entries; i++) {
+        const uint8_t *entry = p + at + 2 + 12 * i;
+        if (SHORT(entry) == 0x0112)
+            return SHORT(entry + 2) == 3 && LONG(entry + 4) == 1 && SHORT(entry + 8) == 1;
+    }
+    return 0;
+#undef SHORT
+#undef LONG
+}
+
+/* Whether the data of the only scan, from byte i on, go on to the mark of the end. */
+static int whole(const uint8_t *data, size_t n, size_t i) {
+    while (i + 1 < n) {
+        const uint8_t *mark = memchr(data + i, 0xFF, n - 1 - i);
+        if (!mark) return 0;
+        i = (size_t)(mark - data) + 1;
+        if (data[i] == 0xD9) return 1;
+        if (data[i] == 0xFF) continue;
+        if (data[i] && (data[i] < 0xD0 || data[i] > 0xD7)) return 0;
+        i++;
+    }
+    return 0;
+}
+
+static int size_of(const uint8_t *data, size_t n, int *width, int *height) {
+    size_t i = 2, length;
+    int kind, sized = 0;
+    if (n < 4 || data[0] != 0xFF || data[1] != 0xD8) return NOT_BASELINE;
+    while (i + 4 <= n) {
+        if (data[i] != 0xFF) return DAMAGED;
+        kind = data[i + 1];
+        length = two(data + i + 2);
+        if (length < 2 || length > n - i - 2) return DAMAGED;
+        if (kind == 0xDA) return !sized ? DAMAGED : whole(data, n, i + 2 + length) ? 0 : NOT_WHOLE;
+        if (kind == 0xC0) {
+            if (sized++ || length < 8 || data[i + 4] != 8) return NOT_BASELINE;
+            *height = (int)two(data + i + 5);
+            *width = (int)two(data + i + 7);
+            if (!*height || !*width) return NOT_BASELINE;
+        } else if (kind == 0xE1 && length >= 8 && !memcmp(data + i + 4, "Exif\0\0", 6)) {
+            if (!upright(data + i + 4, length - 2)) return MAY_BE_TURNED;
+        } else if (kind != 0xC4 && kind != 0xDB && kind != 0xDD && kind != 0xFE && kind >> 4 != 0xE) {
+            return NOT_BASELINE;
+        }
+        i += 2 + length;
+    }
+    return DAMAGED;
+}
+
+/* width << 16 | height of a picture that `looksam_square` may decode; else below 0, why not. */
+int64_t looksam_size(const uint8_t *data, size_t n) {
+    int width = 0, height = 0, why = size_of(data, n, &width, &height);
+    return why ? -why : (int64_t)width << 16 | height;
+}
+
+typedef struct {
+    struct jpeg_error_mgr base;
+    jmp_buf back;
+} Errors;
+
+static void give_up(j_common_ptr info) { longjmp(((Errors *)info->err)->back, 1); }
+static void on_message(j_common_ptr info, int level) {
+    if (level < 0) give_up(info); /* libjpeg would go on with grey */
+}
+
+static int plain_colours(const struct jpeg_decompress_struct *info) {
+    const jpeg_component_info *c = info->comp_info;
+    int i;
+    if (info->num_components == 1) /* grey: the factors have no effect */
+        return info->jpeg_color_space == JCS_GRAYSCALE && c->h_samp_factor <= 2 &&
+               c->v_samp_factor <= 2;
+    if (info->num_components != 3 || info->jpeg_color_space != JCS_YCbCr) return 0;
+    for (i = 1; i < 3; i++)
+        if (c[i].h_samp_factor != 1 || c[i].v_samp_factor != 1) return 0;
+    return c->h_samp_factor <= 2 && c->v_samp_factor <= c->h_samp_factor; /* 4:4:4, 4:2:2, 4:2:0 */
+}
+
+typedef struct {
+    struct jpeg_decompress_struct info;
+    Errors errors;
+    uint8_t *pixels; /* RGBX, `rows` rows of `stride` bytes */
+    size_t stride;
+    int left; /* the column of the region within a row */
+} Decoded;
+
+/* The columns [x0, x1) and rows [y0, y1) of the picture decoded at eighths/8 of its size. */
+static int decode(Decoded *d, const uint8_t *data, size_t n, int eighths, int x0, int y0, int x1,
+                  int y1) {
+    struct jpeg_decompress_struct *info = &d->info;
+    JDIMENSION first, columns;
+    int y;
+    info->err = jpeg_std_error(&d->errors.base);
+    d->errors.base.error_exit = give_up;
+    d->errors.base.emit_message = on_message;
+    if (setjmp(d->errors.back)) return DAMAGED;
+    jpeg_create_decompress(info);
+    jpeg_mem_src(info, data, (unsigned long)n);
+    jpeg_read_header(info, TRUE);
+    if (!plain_colours(info) || jpeg_has_multiple_scans(info) || info->data_precision != 8)
+        return OTHER_COLOURS;
+    info->scale_num = (unsigned)eighths;
+    info->scale_denom = 8;
+    info->out_color_space = JCS_EXT_RGBX;
+    info->dct_method = JDCT_ISLOW;
+    info->do_fancy_upsampling = TRUE;
+    jpeg_start_decompress(info);
+    if (x1 > (int)info->output_width || y1 > (int)info->output_height) return DAMAGED;
+    first = (JDIMENSION)(x0 > BORDER ? x0 - BORDER : 0);
+    columns = (JDIMENSION)(x1 + BORDER) - first;
+    if (columns > info->output_width - first) columns = info->output_width - first;
+    if (columns < info->output_width) jpeg_crop_scanline(info, &first, &columns);
+    d->left = x0 - (int)first;
+    d->stride = 4 * (size_t)info->output_width;
+    if (d->stride * (size_t)(y1 - y0) > MOST_BYTES) return TOO_LARGE;
+    d->pixels = malloc(d->stride * (size_t)(y1 - y0) + SLACK);
+    if (!d->pixels) return NO_MEMORY;
+    if (y0 && jpeg_skip_scanlines(info, (JDIMENSION)y0) != (JDIMENSION)y0) return DAMAGED;
+    for (y = 0; y < y1 - y0; y++) {
+        JSAMPROW row = d->pixels + (size_t)y * d->stride;
+        if (jpeg_read_scanlines(info, &row, 1) != 1) return DAMAGED;
+    }
+    return 0;
+}
+
+typedef struct {
+    int *first, *taps; /* of each output pixel: the first input pixel, and how many */
+    int32_t *weights;  /* `most` of each output pixel */
+    int most;
+    int16_t *halves; /* the weights' upper and lower bits: see `halve` */
+    int fours;       /* groups of four weights that every output pixel has in `halves` */
+} Filter;
+
+/* Weights of the triangle filter from [low, high) of `in` pixels to `out`, as Pillow makes them. */
+static int filter_of(Filter *f, int in, float low, float high, int out) {
+    double scale = (double)(high - low) / out, wide = scale < 1 ? 1 : scale, *w;
+    int o, i;
+    f->most = 2 * ((int)wide + 1) + 2;
+    if (f->most > MOST_TAPS) return TOO_LARGE;
+    f->first = malloc(2 * (size_t)out * sizeof(int));
+    f->weights = calloc((size_t)out * (size_t)f->most, sizeof(int32_t));
+    w = malloc((size_t)f->most * sizeof(double));
+    if (!f->first || !f->weights || !w) return free(w), NO_MEMORY;
+    f->taps = f->first + out;
+    for (o = 0; o < out; o++) {
+        double centre = low + (o + 0.5) * scale, sum = 0, inverse = 1.0 / wide;
+        int from = (int)(centre - wide + 0.5), to = (int)(centre + wide + 0.5);
+        if (from < 0) from = 0;
+        if (to > in) to = in;
+        if (to - from < 1 || to - from > f->most) return free(w), TOO_LARGE;
+        for (i = 0; i < to - from; i++) {
+            double x = (i + from - centre + 0.5) * inverse;
+            if (x < 0) x = -x;
+            w[i] = x < 1 ? 1 - x : 0;
+            sum += w[i];
+        }
+        for (i = 0; i < to - from; i++) {
+            if (sum != 0) w[i] /= sum;
+            f->weights[(size_t)o * (size_t)f->most + (size_t)i] = (int32_t)(0.5 + w[i] * (1 << BITS));
+        }
+        f->first[o] = from;
+        f->taps[o] = to - from;
+    }
+    free(w);
+    return 0;
+}
+
+/* Weights as products of 16 bits need them: w = upper << LOW_BITS | lower. For each output pixel and
+   each four of its taps 16 upper halves, then 16 lower ones: those of taps 0 1 0 1 0 1 0 1, then 2 3
+   2 3 2 3 2 3. Weights behind the last tap are 0. */
+static int halve(Filter *f, int out) {
+    int o, four, lane, widest = 1;
+    for (o = 0; o < out; o++)
+        if (f->taps[o] > widest) widest = f->taps[o];
+    f->fours = (widest + 3) / 4;
+    f->halves = malloc(64 * (size_t)out * (size_t)f->fours);
+    if (!f->halves) return NO_MEMORY;
+    for (o = 0; o < out; o++)
+        for (four = 0; four < f->fours; four++)
+            for (lane = 0; lane < 16; lane++) {
+                int tap = 4 * four + lane / 8 * 2 + lane % 2;
+                int16_t *to = f->halves + 32 * ((size_t)o * (size_t)f->fours + (size_t)four) + lane;
+                int32_t w = tap < f->most ? f->weights[(size_t)o * (size_t)f->most + (size_t)tap] : 0;
+                to[0] = (int16_t)(w >> LOW_BITS);
+                to[16] = (int16_t)(w & ((1 << LOW_BITS) - 1));
+            }
+    return 0;
+}
+
+/* Each row of RGBX pixels to one of `side` pixels, `wide` bytes. */
+static void across(const uint8_t *in, size_t stride, int rows, const Filter *f, int side,
+                   uint8_t *out, size_t wide) {
+    int y, o, j, k;
+    for (y = 0; y < rows; y++, in += stride, out += wide)
+        for (o = 0; o < side; o++) {
+            const uint8_t *p = in + 4 * (size_t)f->first[o];
+            const int32_t *w = f->weights + (size_t)o * (size_t)f->most;
+            int32_t sum[4] = {HALF, HALF, HALF, HALF};
+            for (j = 0; j < f->taps[o]; j++)
+                for (k = 0; k < 4; k++) sum[k] += p[4 * j + k] * w[j];
+            for (k = 0; k < 4; k++) out[4 * o + k] = (uint8_t)(sum[k] >> BITS);
+        }
+}
+
+/* One row of `bytes` bytes, a multiple of 8, of `taps` rows under one another. */
+static void down(const uint8_t *in, size_t stride, const int32_t *w, int taps, size_t bytes,
+                 uint8_t *out) {
+    size_t x;
+    int j;
+    for (x = 0; x < bytes; x++) {
+        int32_t sum = HALF;
+        for (j = 0; j < taps; j++) sum += in[(size_t)j * stride + x] * w[j];
+        out[x] = (uint8_t)(sum >> BITS);
+    }
+}
+
+/* The same with AVX2. */
+#ifdef AVX2
+AVX2 static inline __attribute__((always_inline)) void two_rows(const uint8_t *in, size_t stride,
+                                                                const Filter *f, int fours,
+                                                                int side, uint8_t *out,
+                                                                size_t wide) {
+    /* Of 4 pixels RGBX to 16 bits: R0 R1 G0 G1 B0 B1 X0 X1, and the same of pixels 2 and 3. */
+    const __m256i pairs = _mm256_setr_epi8(
+        0, -1, 4, -1, 1, -1, 5, -1, 2, -1, 6, -1, 3, -1, 7, -1,
+        8, -1, 12, -1, 9, -1, 13, -1, 10, -1, 14, -1, 11, -1, 15, -1);
+    const __m256i half = _mm256_set1_epi32(HALF);
+    const int16_t *w = f->halves;
+    int o, j, row, pixel;
+    for (o = 0; o < side; o++) {
+        const uint8_t *p = in + 4 * (size_t)f->first[o];
+        __m256i high[2], low[2], both;
+        high[0] = high[1] = low[0] = low[1] = _mm256_setzero_si256();
+        for (j = 0; j < fours; j++, p += 16, w += 32) {
+            __m256i upper = _mm256_loadu_si256((const __m256i *)w);
+            __m256i lower = _mm256_loadu_si256((const __m256i *)(w + 16));
+            for (row = 0; row < 2; row++) {
+                __m128i four = _mm_loadu_si128((const __m128i *)(p + (size_t)row * stride));
+                __m256i levels = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(four), pairs);
+                high[row] = _mm256_add_epi32(high[row], _mm256_madd_epi16(levels, upper));
+                low[row] = _mm256_add_epi32(low[row], _mm256_madd_epi16(levels, lower));
+            }
+        }
+        for (row = 0; row < 2; row++)
+            low[row] = _mm256_add_epi32(low[row], _mm256_slli_epi32(high[row], LOW_BITS));
+        both = _mm256_add_epi32(_mm256_permute2x128_si256(low[0], low[1], 0x20),
+                                _mm256_permute2x128_si256(low[0], low[1], 0x31));
+        both = _mm256_srli_epi32(_mm256_add_epi32(both, half), BITS);
+        both = _mm256_packus_epi32(both, both);
+        both = _mm256_packus_epi16(both, both);
+        pixel = _mm_cvtsi128_si32(_mm256_castsi256_si128(both));
+        memcpy(out + 4 * o, &pixel, 4);
+        pixel = _mm_cvtsi128_si32(_mm256_extracti128_si256(both, 1));
+        memcpy(out + wide + 4 * o, &pixel, 4);
+    }
+}
+
+/* All rows, two at a time; the last of an odd number is done with the row before it. */
+AVX2 static void across_avx2(const uint8_t *in, size_t stride, int rows, const Filter *f, int side,
+                             uint8_t *out, size_t wide) {
+    int y;
+    if (rows == 1) {
+        two_rows(in, 0, f, f->fours, side, out, 0);
+        return;
+    }
+    for (y = 0; y < rows; y += 2) {
+        int from = y + 2 > rows ? rows - 2 : y;
+        const uint8_t *p = in + (size_t)from * stride;
+        uint8_t *to = out + (size_t)from * wide;
+        if (f->fours == 1)
+            two_rows(p, stride, f, 1, side, to, wide);
+        else
+            two_rows(p, stride, f, f->fours, side, to, wide);
+    }
+}
+
+AVX2 static void down_avx2(const uint8_t *in, size_t stride, const int32_t *w, int taps,
+                           size_t bytes, uint8_t *out) {
+    size_t x;
+    int j;
+    for (x = 0; x < bytes; x += 8) {
+        __m256i sum = _mm256_set1_epi32(HALF);
+        __m128i levels;
+        for (j = 0; j < taps; j++) {
+            levels = _mm_loadl_epi64((const __m128i *)(in + (size_t)j * stride + x));
+            sum = _mm256_add_epi32(
+                sum, _mm256_mullo_epi32(_mm256_cvtepu8_epi32(levels), _mm256_set1_epi32(w[j])));
+        }
+        sum = _mm256_srli_epi32(sum, BITS);
+        levels = _mm_packus_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
+        _mm_storel_epi64((__m128i *)(out + x), _mm_packus_epi16(levels, levels));
+    }
+}
+#else
+#define across_avx2 across
+#define down_avx2 down
+#endif
+
+static void resize(const uint8_t *pixels, size_t stride, int rows, const Filter *fx,
+                   const Filter *fy, uint8_t *between, size_t wide, int side, int mirror,
+                   uint8_t *out) {
+    int y, x;
+    uint8_t *line = between + (size_t)rows * wide;
+    const int fast = HAS_AVX2;
+    (fast ? across_avx2 : across)(pixels, stride, rows, fx, side, between, wide);
+    for (y = 0; y < side; y++) {
+        uint8_t *to = out + 3 * (size_t)y * (size_t)side;
+        (fast ? down_avx2 : down)(between + (size_t)fy->first[y] * wide, wide,
+                                  fy->weights + (size_t)y * (size_t)fy->most, fy->taps[y], wide,
+                                  line);
+        for (x = 0; x < side; x++) {
+            const uint8_t *p = line + 4 * (size_t)(mirror ? side - 1 - x : x);
+            to[3 * x] = p[0], to[3 * x + 1] = p[1], to[3 * x + 2] = p[2];
+        }
+    }
+}
+
+/* `resize` and its memory. box: left, top, right, bottom within the region. */
+static int resized(const Decoded *d, int columns, int rows, const float *box, int side, int mirror,
+                   uint8_t *out) {
+    Filter fx = {0}, fy = {0};
+    size_t wide = (4 * (size_t)side + 7) / 8 * 8;
+    uint8_t *between = malloc(((size_t)rows + 1) * wide);
+    int why = between ? filter_of(&fx, columns, box[0], box[2], side) : NO_MEMORY;
+    if (!why) why = filter_of(&fy, rows, box[1], box[3], side);
+    if (!why && HAS_AVX2) why = halve(&fx, side);
+    if (!why)
+        resize(d->pixels + 4 * (size_t)d->left, d->stride, rows, &fx, &fy, between, wide, side, mirror,
+               out);
+    free(fx.first), free(fx.weights), free(fy.first), free(fy.weights), free(between);
+    free(fx.halves);
+    return why;
+}
+
+/* out: side x side x 3 bytes, the box of the region of the picture at eighths/8 of its size;
+   region: columns and rows [x0, y0, x1, y1); box: left, top, right, bottom within the region.
+   Returns 0, or why not; `out` is then undefined. */
+int looksam_square(const uint8_t *data, size_t n, int eighths, int x0, int y0, int x1, int y1,
+                   float left, float top, float right, float bottom, int side, int mirror,
+                   uint8_t *out) {
+    Decoded d;
+    const float box[4] = {left, top, right, bottom};
+    int why;
+    if (eighths < 1 || eighths > 8 || x0 < 0 || y0 < 0 || x1 <= x0 || y1 <= y0 || side < 1 ||
+        side > 8192 || !(0 <= left && left < right && right <= x1 - x0) ||
+        !(0 <= top && top < bottom && bottom <= y1 - y0))
+        return TOO_LARGE;
+    memset(&d, 0, sizeof d);
+    why = decode(&d, data, n, eighths, x0, y0, x1, y1);
+    if (!why) why = resized(&d, x1 - x0, y1 - y0, box, side, mirror, out);
+    jpeg_destroy_decompress(&d.info); /* does nothing if it was not created */
+    free(d.pixels);
+    return why;
+}

@@ -1,0 +1,55 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from dist_looksam.cli.main import main
+from dist_looksam.data import jpeg
+
+
+def test_bench_measures_both_routes_and_says_what_a_node_needs(tree: Path, needs, capfd):
+    needs("jpeg_in_c", "simplejpeg")
+    flags = ["data", "bench", str(tree), "--image_size", "32", "--images", "64"]
+    assert main([*flags, "--images_per_s", "1e6", "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert list(found["routes"]) == ["C", "Python"]
+    for speed in found["routes"].values():
+        assert 0 < speed["least"] <= speed["images_per_s"] <= speed["most"]
+        assert speed["mb_per_s"] > 0
+    rate = found["routes"]["C"]["images_per_s"]
+    assert found["node"]["cores"] == -(-(10**6) // rate)
+    assert main(flags) == 0
+    assert "images/s a core" in capfd.readouterr().out
+
+
+def test_bench_measures_the_python_route_alone_where_there_is_no_other(
+    tree: Path, monkeypatch, capfd
+):
+    from dist_looksam.data import decode
+
+    monkeypatch.setenv(jpeg.SWITCH, "python")
+    decode.route.cache_clear()
+    try:
+        assert (
+            main(["data", "bench", str(tree), "--image_size", "32", "--images", "64", "--json"])
+            == 0
+        )
+    finally:
+        monkeypatch.undo()
+        decode.route.cache_clear()
+    assert list(json.loads(capfd.readouterr().out)["routes"]) == ["Python"]
+
+
+@pytest.mark.parametrize(
+    "flags", [["--images", "0"], ["--images_per_s", "-1"], ["--image_size", "0"]]
+)
+def test_a_wrong_number_is_one_sentence(tree: Path, flags: list[str], capfd):
+    assert main(["data", "bench", str(tree), *flags]) == 2
+    assert flags[0].strip("-") in capfd.readouterr().err
+
+
+def test_damaged_files_alone_are_one_sentence(tree: Path, capfd):
+    for path in (tree / "train").rglob("*.jpg"):
+        path.write_bytes(b"no image")
+    assert main(["data", "bench", str(tree)]) == 1
+    assert "no image can be read" in capfd.readouterr().err
