@@ -13,6 +13,7 @@ class Embedded:
     """A split that is held in memory as one tensor. Attributes and methods: see source.Source."""
 
     parallel = False
+    crop = 1.0
 
     def __init__(
         self,

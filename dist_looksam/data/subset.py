@@ -24,6 +24,7 @@ class Subset:
         self.mean, self.std = source.mean, source.std
         self.labels = source.labels[indices]
         self.augment: Augment = source.augment
+        self.crop = source.crop
         self.parallel = source.parallel
         self.passed_over, self.unreadable = source.passed_over, source.unreadable  # of all samples
 

@@ -1,7 +1,6 @@
 """The training loop of one rank."""
 
 import math
-import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -11,15 +10,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from .. import checkpoint, files, models
 from ..data import Data, EvalLoader
+from ..data.card import card, metadata
 from ..data.fingerprint import fingerprint
 from ..data.source import UNREADABLE
 from ..engine import Report
 from ..errors import ConfigError, RunError
+from ..maths import scores
 from ..maths.schedule import factor
 from ..optim.later import Later
 from ..record import rundir, trackers
@@ -297,11 +297,11 @@ class Fit:
     def _evaluate(self, done: int) -> None:
         model = self.engine.module
         model.eval()
-        sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+        sums = torch.zeros(4, dtype=torch.float64, device=self.device)
         with self.log.paused():
             for batch in self.test:
                 sums += self._score(batch)
-            right, loss, count = (self.backend.mean(sums) * self.backend.size).tolist()
+            right, _, loss, count = (self.backend.mean(sums) * self.backend.size).tolist()
         model.train()
         if not count:
             self._note_unreadable()
@@ -312,11 +312,8 @@ class Fit:
 
     def _score(self, batch: Any) -> Tensor:
         batch = batch.to(self.device)
-        logits = self.backend.evaluate(lambda m: models.call(m, batch.images, None)).float()
-        loss = torch.nn.functional.cross_entropy(logits, batch.labels, reduction="sum")
-        right = (logits.argmax(-1) == batch.labels).sum()
-        count = (batch.labels != UNREADABLE).sum()  # cross_entropy leaves these out, too
-        return torch.stack([right.double(), loss.double(), count.double()])
+        logits = self.backend.evaluate(lambda m: models.call(m, batch.images, None))
+        return scores.sums(logits, batch.labels, ignore=UNREADABLE)
 
     def _save(self, done: int) -> None:
         with self.log.paused():
@@ -327,6 +324,7 @@ class Fit:
                 "evaluated": self.evaluated,
                 "probed_looks": 0 if self.probe is None else self.probe.looks,
                 "data": fingerprint(self.data),
+                "card": asdict(card(self.data)),
             }
             self.writer.save(done, extra)
             self.saved = done
@@ -356,8 +354,9 @@ class Fit:
         }
         if self.first:
             assert weights is not None
-            _write_weights(weights, self.out / rundir.WEIGHTS)
-            shutil.copymode(self.out / rundir.CONFIG, self.out / rundir.WEIGHTS)  # else 0600
+            model = models.resolve(self.settings.model, self.data.shape)
+            about = {"model": model, "step": str(done), **metadata(card(self.data))}
+            _write_weights(weights, self.out / rundir.WEIGHTS, about)
             drawn = self._draw()
             files.replace_json(self.out / rundir.SUMMARY, {**summary, **self.made_with})
             self.progress.note(f"top1 {self.top1:.2%}; {drawn}")
@@ -379,10 +378,10 @@ class Fit:
             return f"curves.png was not drawn: {error}"
 
 
-def _write_weights(weights: dict[str, Tensor], path: Path) -> None:
+def _write_weights(weights: dict[str, Tensor], path: Path, about: dict[str, str]) -> None:
     try:
-        save_file(weights, path)
-    except Exception as error:  # the library raises its own for a full disk
+        checkpoint.write_tensors(path, weights, about)
+    except OSError as error:
         raise RunError(
             f"{path} was not written: {error}; the newest checkpoint is whole, `dist-looksam "
             f"checkpoint export` makes the same file of it."
