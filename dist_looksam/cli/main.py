@@ -32,6 +32,7 @@ COMMANDS = {
     "sweep": Command("sweep.commands", "run every method, batch size and seed of a file"),
     "cost": Command("measure.cost", "measure a step's communication and a rank's memory"),
     "eval": Command("measure.evaluation", "score trained weights: top1, top5, loss, calibration"),
+    "predict": Command("measure.prediction", "print the classes of pictures with probabilities"),
     "flatness": Command("measure.flatness", "measure how flat the minima of trained runs are"),
     "plan": Command("plan.commands", "estimate memory, communication and time of a run"),
     "jobs": Command("record.jobs", "list the runs of a folder and the jobs of SLURM", "show_jobs"),

@@ -124,8 +124,9 @@ def open_(path: Path, *, step: int | None, ema: bool = False, **given: Any) -> T
     Raises:
         ConfigError: it is no run directory, or has no such weights.
     """
+    known = _config(path)
     file = _weights(path, step, rundir.WEIGHTS_EMA if ema else rundir.WEIGHTS)
-    return _trained(path, _config(path), file, given, step=step)
+    return _trained(path, known, file, given, step=step)
 
 
 def open_weights(path: Path, **given: Any) -> Trained:

@@ -106,9 +106,8 @@ def evaluate(
     progress = Progress(len(loader), shown=shown, file=sys.stderr, unit="batch", facts=())
     sums, bins = torch.zeros(4, dtype=torch.float64), torch.zeros(3, scores.BINS).double()
     pairs = [torch.zeros(0, dtype=torch.int64)]  # true class x number of classes + answer
-    dtype = PRECISION_DTYPES[trained.config["precision"]]
     try:
-        with progress, torch.autocast(device.type, dtype, enabled=dtype is not None):
+        with progress, arithmetic(trained, device):
             for number, batch in enumerate(loader, start=1):
                 batch = batch.to(device)
                 logits, labels = models.call(model, batch.images, None), batch.labels
@@ -124,6 +123,12 @@ def evaluate(
     all_sums, all_bins = (torch.stack([part[i] for part in parts]).sum(0) for i in (0, 1))
     found = _numbers(data, all_sums, all_bins, torch.cat([part[2] for part in parts]))
     return {**_facts(trained), **found, "ranks": world.size, "device": device.type, **made_with()}
+
+
+def arithmetic(trained: Trained, device: torch.device) -> torch.autocast:
+    """Inside, forward computes in the precision of the run."""
+    dtype = PRECISION_DTYPES[trained.config["precision"]]
+    return torch.autocast(device.type, dtype, enabled=dtype is not None)
 
 
 def _facts(trained: Trained) -> dict[str, Any]:
