@@ -23,7 +23,7 @@ class Command:
 COMMANDS = {
     "train": Command("run.train", "train a model; the same as train.py"),
     "recipes": Command("run.recipes", "list or check the recipes for ImageNet at batches 4k-64k"),
-    "curves": Command("report.commands", "draw curves.png of a run", "draw_curves"),
+    "curves": Command("report.commands", "draw the curves of a run, or of several", "draw_curves"),
     "probe": Command("report.commands", "draw probe.jsonl of a run", "draw_probe"),
     "report": Command("report.commands", "compare many runs in tables and charts", "draw_report"),
     "data": Command("data.commands", "pack images into tar shards, index and check them"),

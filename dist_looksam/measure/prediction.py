@@ -75,7 +75,7 @@ def pixels(path: Path, known: Card) -> Tensor:
             f"IMAGE must be a picture, got {path}, which cannot be read ({error.strerror})."
         ) from None
     try:
-        picture = square(encoded, lambda *size: centre(*size, known.crop), height)
+        picture = square(encoded, lambda width, height: centre(width, height, known.crop), height)
     except Exception as error:  # decoders raise nearly anything for a damaged file
         foreign = isinstance(error, UnidentifiedImageError)
         why = "no image" if foreign else " ".join(str(error).split()) or repr(error)

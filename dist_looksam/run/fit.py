@@ -359,7 +359,7 @@ class Fit:
             _write_weights(weights, self.out / rundir.WEIGHTS, about)
             drawn = self._draw()
             files.replace_json(self.out / rundir.SUMMARY, {**summary, **self.made_with})
-            self.progress.note(f"top1 {self.top1:.2%}; {drawn}")
+            self.progress.note(f"top1 {self.top1:.4f}; {drawn}")
         return summary
 
     def _mfu(self, images_per_s: float | None, done: int) -> float | None:

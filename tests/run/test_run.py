@@ -218,6 +218,24 @@ def test_a_finished_run_resumed_trains_nothing_and_says_the_same(run, tmp_path):
     )
 
 
+def test_a_run_resumed_by_its_name_and_lengthened_says_where_its_schedule_is(run, tmp_path, capsys):
+    """lr jumped from the end of a cosine to that of the longer run without a word."""
+    longer = [*TINY, "--steps", "22", "--out", str(tmp_path / "longer")]
+    assert main([*longer, "--resume", str(run)]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    rows = [r for r in lines(tmp_path / "longer" / "metrics.jsonl") if "lr" in r]
+    before = next(r for r in lines(run / "metrics.jsonl") if r["step"] == 19)
+    peak = yaml.safe_load((run / "config.yaml").read_text())["lr"]
+    share = rows[0]["lr"] / peak
+    assert rows[0]["step"] == 20 and rows[0]["lr"] > 2 * before["lr"]
+    assert (
+        f"the schedule is that of 22 steps: lr goes on at {share:.1%} of its peak at step 20, "
+        f"where that of 20 steps has 0.0%"
+    ) in told
+    assert main([*TINY, "--out", str(tmp_path / "x"), "--resume", str(tmp_path)]) == 2
+    assert "or a run that has one, got" in capsys.readouterr().err
+
+
 def test_a_fresh_run_keeps_the_older_one(tmp_path):
     out = tmp_path / "run"
     short = ["--data", "digits", "--steps", "1", "--optimizer", "sgd", "--out", str(out)]
