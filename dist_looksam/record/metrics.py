@@ -124,10 +124,11 @@ class MetricsLog:
         self._ends.append((self._mark(), images))
         self._hold(row)
 
-    def evaluation(self, step: int, *, top1: Value, loss: Value) -> None:
-        """Record accuracy (a fraction) and mean loss on the evaluation images at `step` steps."""
+    def evaluation(self, step: int, *, top1: Value, loss: Value, **more: Value) -> None:
+        """Record accuracy (a fraction) and mean loss on the evaluation images at `step` steps; and
+        `more`: eval_top5."""
         self.evaluated = step
-        self._hold({"step": step, "eval_top1": top1, "eval_loss": loss})
+        self._hold({"step": step, "eval_top1": top1, "eval_loss": loss, **more})
 
     def _hold(self, row: dict[str, Value]) -> None:
         if self.path is None:

@@ -73,6 +73,7 @@ class Fit:
         self.start, self.saved = 0, 0
         self.untimed = 0  # steps of this start that are in no time
         self.top1: float | None = None
+        self.top5: float | None = None
         self.evaluated: int | None = None  # steps done at the newest evaluation; on every rank
         self._shared: tuple[int | None, Later] | None = None
         self.caught: list[signal.Signals] = []  # by any rank
@@ -101,6 +102,7 @@ class Fit:
         checkpoint.take(self.engine, reader, settings=False)
         self.start = self.saved = reader.step
         self.top1, self.evaluated = reader.extra.get("top1"), reader.extra.get("evaluated")
+        self.top5 = reader.extra.get("top5")  # None in older checkpoints
         if self.probe is not None:
             self.probe.looks = int(reader.extra.get("probed_looks", 0))
 
@@ -148,7 +150,7 @@ class Fit:
 
     def _end(self, done: int) -> dict[str, Any]:
         """Evaluate and write the results; then RunError if nothing was learnt."""
-        if self.evaluated != done or self.top1 is None:
+        if self.evaluated != done or self.top5 is None:
             self._evaluate(done)
         self.writer.wait()
         summary = self._finish(done)
@@ -301,13 +303,13 @@ class Fit:
         with self.log.paused():
             for batch in self.test:
                 sums += self._score(batch)
-            right, _, loss, count = (self.backend.mean(sums) * self.backend.size).tolist()
+            right, right5, loss, count = (self.backend.mean(sums) * self.backend.size).tolist()
         model.train()
         if not count:
             self._note_unreadable()
             raise RunError("no test image can be read: log.txt names some; repair or remove them.")
-        self.top1, self.evaluated = right / count, done
-        self.log.evaluation(done, top1=self.top1, loss=loss / count)
+        self.top1, self.top5, self.evaluated = right / count, right5 / count, done
+        self.log.evaluation(done, top1=self.top1, loss=loss / count, eval_top5=self.top5)
         self.progress.evaluation(done, top1=self.top1, loss=loss / count)
 
     def _score(self, batch: Any) -> Tensor:
@@ -321,6 +323,7 @@ class Fit:
             extra = {
                 "settings": resume.saved_settings(self.settings, self.data),
                 "top1": self.top1,
+                "top5": self.top5,
                 "evaluated": self.evaluated,
                 "probed_looks": 0 if self.probe is None else self.probe.looks,
                 "data": fingerprint(self.data),
@@ -340,6 +343,7 @@ class Fit:
         rate = round(trained / seconds, 3) if seconds else None
         summary = {
             "top1": self.top1,
+            "top5": self.top5,
             "steps": done,
             "seconds": round(seconds, 3),
             "images_per_s": rate,

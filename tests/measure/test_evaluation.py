@@ -84,6 +84,8 @@ def test_one_and_three_ranks_print_the_runs_own_top1_to_the_last_image(run, caps
     found = scored(capsys, run)
     line = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
     assert found["top1"] == summary(run)["top1"] and found["images"] == 360
+    assert found["top5"] == summary(run)["top5"] < 1
+    assert found["top5"] == pytest.approx(line["eval_top5"])
     assert found["loss"] == pytest.approx(line["eval_loss"], rel=1e-6)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=3", "--standalone"]
     command += ["-m", "dist_looksam.cli.main", "eval", str(run), "--device", "cpu", "--json"]

@@ -29,8 +29,8 @@ TINY = ["--data", "digits", "--optimizer", "look_sam", "--k", "5", "--batch_size
         "--micro_batch", "32", "--steps", str(STEPS), "--drop_path", "0.2", "--augment", "crop",
         "--eval_every", "8", "--save_every", "7", "--probe_every", "1"]  # fmt: skip
 SUMMARY = {
-    "top1", "steps", "seconds", "images_per_s", "forward_backward_passes", "world_size", "backend",
-    "optimizer", "batch_size", "version", "commit", "mfu", "peak_memory",
+    "top1", "top5", "steps", "seconds", "images_per_s", "forward_backward_passes", "world_size",
+    "backend", "optimizer", "batch_size", "version", "commit", "mfu", "peak_memory",
 }  # fmt: skip
 
 
@@ -123,7 +123,7 @@ def test_metrics_have_one_line_a_step_with_every_field(run):
 def test_evaluations_are_where_they_were_asked_for_and_at_the_end(run):
     rows = [r for r in lines(run / "metrics.jsonl") if "eval_top1" in r]
     assert [r["step"] for r in rows] == [8, 16, 20]
-    assert all(set(r) == {"step", "eval_top1", "eval_loss"} for r in rows)
+    assert all(set(r) == {"step", "eval_top1", "eval_top5", "eval_loss"} for r in rows)
     top1 = json.loads((run / "summary.json").read_text())["top1"]
     assert rows[-1]["eval_top1"] == pytest.approx(top1, abs=1e-8)
 
