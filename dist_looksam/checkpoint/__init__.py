@@ -12,9 +12,11 @@ folder is written under another name, and *committed*: renamed to step-N when ev
 disk. So a folder named step-N is complete; checksums show later damage.
 """
 
-from .form import MANIFEST
+from .form import MANIFEST, write_tensors
 from .reader import Reader, found
 from .restore import choose, restore, take
 from .writer import Writer, save
 
-__all__ = ["MANIFEST", "Reader", "Writer", "choose", "found", "restore", "save", "take"]
+__all__ = [
+    "MANIFEST", "Reader", "Writer", "choose", "found", "restore", "save", "take", "write_tensors",
+]  # fmt: skip

@@ -5,14 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..backends.averages import KEY as EMA
 from ..cli.arguments import Parser
+from ..data import card
 from ..errors import ConfigError, RunError
 from ..models.named import SIZES
 from ..models.timm_form import as_timm
+from .form import write_tensors
 from .reader import Reader, candidates
 
 NAMES = "ls|verify|export|universal"
@@ -107,14 +108,16 @@ def _export(flags: argparse.Namespace) -> int:
             f"{', '.join(['weights', *reader.keys])}; leave --ema out, or train with --ema 0.9998."
         )
     weights, call = weights_of(reader, key=EMA if flags.ema else "weight"), ""
-    model = str(reader.manifest["extra"].get("settings", {}).get("model", ""))
+    model = str(reader.extra.get("settings", {}).get("model", ""))
+    about = {"model": model, "step": str(reader.step), **card.metadata(reader.extra.get("card"))}
     if flags.timm and model in SIZES:  # other models have timm's names already
         weights, call = as_timm(weights, SIZES[model])
     try:
-        save_file(weights, flags.file, {"format": "pt", "model": model, "step": str(reader.step)})
-    except Exception as error:  # the library raises its own for a full disk
+        write_tensors(flags.file, weights, about)
+    except OSError as error:
         raise RunError(f"{flags.file} was not written: {error}.") from error
     print(f"{flags.file}: {len(weights)} tensors of step {reader.step}")
+    print(card.sentence(about))
     if call:
         print(f"They fit {call}")
     return 0

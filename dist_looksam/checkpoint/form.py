@@ -16,6 +16,7 @@ FORMAT = 3
 FORMATS = (2, 3)  # that can be read
 MANIFEST = "manifest.json"
 BLOCK = 2**24
+_NO_TEXTS: Mapping[str, str] = {}
 # Dtypes by torch and by the safetensors format.
 DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
@@ -32,13 +33,16 @@ def part_name(rank: int) -> str:
     return f"rank-{rank:05d}"
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> tuple[str, int]:
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] = _NO_TEXTS
+) -> tuple[str, int]:
     """Write a safetensors file of host tensors; returns its sha256 and size in bytes.
 
     Not by the library's `save_file`, which copies every tensor and holds Python's global lock while
-    it writes. Here hashing and writing release the lock, so that training goes on.
+    it writes. Here hashing and writing release the lock, so that training goes on; and the same
+    content is the same file, where the library shuffles the metadata.
     """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"} | dict(sorted(metadata.items()))}
     # The format wants aligned data: widest first, as the library itself writes it.
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     at = 0

@@ -23,7 +23,7 @@ class Command:
 COMMANDS = {
     "train": Command("run.train", "train a model; the same as train.py"),
     "recipes": Command("run.recipes", "list or check the recipes for ImageNet at batches 4k-64k"),
-    "curves": Command("report.commands", "draw curves.png of a run", "draw_curves"),
+    "curves": Command("report.commands", "draw the curves of a run, or of several", "draw_curves"),
     "probe": Command("report.commands", "draw probe.jsonl of a run", "draw_probe"),
     "report": Command("report.commands", "compare many runs in tables and charts", "draw_report"),
     "data": Command("data.commands", "pack images into tar shards, index, check, stage them"),
@@ -31,6 +31,8 @@ COMMANDS = {
     "bench": Command("measure.bench", "measure the step time of optimizers against their bases"),
     "sweep": Command("sweep.commands", "run every method, batch size and seed of a file"),
     "cost": Command("measure.cost", "measure a step's communication and a rank's memory"),
+    "eval": Command("measure.evaluation", "score trained weights: top1, top5, loss, calibration"),
+    "predict": Command("measure.prediction", "print the classes of pictures with probabilities"),
     "flatness": Command("measure.flatness", "measure how flat the minima of trained runs are"),
     "plan": Command("plan.commands", "estimate memory, communication and time of a run"),
     "jobs": Command("record.jobs", "list the runs of a folder and the jobs of SLURM", "show_jobs"),

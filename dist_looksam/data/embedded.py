@@ -14,6 +14,7 @@ class Embedded:
 
     parallel = False
     decoder = ""
+    crop = 1.0
 
     def __init__(
         self,

@@ -24,7 +24,6 @@ SUFFIXES = (
 VAL_NAMES = ("val", "validation", "test")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-_EVAL_SHARE = 0.875  # side of the centre crop / shorter side
 _TRIES = 10  # to fit a random region into the picture
 
 
@@ -36,6 +35,7 @@ class Pictures:
     """
 
     parallel = True
+    crop = 0.875  # side of the centre crop / shorter side
 
     def __init__(
         self,
@@ -153,9 +153,9 @@ class Change:
             out[:] = np.asarray(picture)
 
 
-def centre(width: int, height: int) -> Box:
-    """The middle square whose side is 0.875 of the shorter side."""
-    side = _EVAL_SHARE * min(width, height)
+def centre(width: int, height: int, share: float = Pictures.crop) -> Box:
+    """The middle square whose side is `share` of the shorter side."""
+    side = share * min(width, height)
     left, top = (width - side) / 2, (height - side) / 2
     return left, top, left + side, top + side
 

@@ -18,6 +18,7 @@ class Source(Protocol):
     std: tuple[float, ...]
     labels: Tensor  # int64 [len]
     augment: Augment
+    crop: float  # share of the shorter side that evaluation cuts from the middle of a picture
     parallel: bool  # whether fetch gains from threads
     decoder: str  # the library whose pixels JPEG files have; "" without files
     passed_over: dict[str, tuple[int, str]]  # reason: (number of unused files and folders, one)

@@ -126,7 +126,7 @@ class MetricsLog:
 
     def evaluation(self, step: int, *, top1: Value, loss: Value, **more: Value) -> None:
         """Record accuracy (a fraction) and mean loss on the evaluation images at `step` steps; and
-        `more`: ema_top1 and ema_loss, those of the averaged weights."""
+        `more`: eval_top5; ema_top1 and ema_loss, those of the averaged weights."""
         self.evaluated = step
         self._hold({"step": step, "eval_top1": top1, "eval_loss": loss, **more})
 

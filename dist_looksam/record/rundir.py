@@ -222,12 +222,13 @@ def to_resume(out: Path, resume: str) -> list[Path]:
         return []
     if resume != "auto":
         path = Path(resume)
-        if not (path / checkpoint.MANIFEST).is_file():
+        saved = [path] if (path / checkpoint.MANIFEST).is_file() else []
+        if not (saved := saved or checkpoint.found(path / "checkpoints")):
             raise ConfigError(
-                f"resume must be auto, none or a complete checkpoint, got {resume}; "
-                f"name a directory like RUN/checkpoints/step-100."
+                f"resume must be auto, none or a complete checkpoint, or a run that has one, got "
+                f"{resume}; name a directory like RUN or RUN/checkpoints/step-100."
             )
-        return [path]
+        return saved
     return checkpoint.found(out / "checkpoints")
 
 

@@ -7,23 +7,37 @@ from pathlib import Path
 from dist_looksam.cli.arguments import Parser
 from dist_looksam.errors import ConfigError, RunError
 from dist_looksam.report import curves, probe_figures
+from dist_looksam.report.overlaid import overlaid
 
 
 def draw_curves(argv: Sequence[str]) -> int:
-    """Draw curves.png of every run directory in `argv`. Raises ConfigError."""
-    return _draw("curves", "Draw curves.png from metrics.jsonl.", argv, lambda run: [curves(run)])
+    """Draw curves.png of a run directory, or several over each other. Raises ConfigError."""
+    text = "Draw curves.png from metrics.jsonl; several runs are drawn over each other."
+    parser = _parser("curves", text)
+    parser.add_argument("--out", type=Path, help="picture of several runs; default ./curves.png")
+    flags = parser.parse_args(argv)
+    if len(flags.runs) == 1 and flags.out is None:
+        return _draw(flags.runs, lambda run: [curves(run)])
+    folders, out = [Path(run) for run in flags.runs], flags.out or Path("curves.png")
+    if not out.absolute().parent.is_dir():
+        raise ConfigError(f"out must be in a directory that exists, got {out}; name another.")
+    return _draw([", ".join(flags.runs)], lambda _: [overlaid(folders, out)])
 
 
 def draw_probe(argv: Sequence[str]) -> int:
     """Draw probe.jsonl of every run directory in `argv`. Raises ConfigError."""
     text = "Draw the changes and norms of g_s, g_h and g_v from probe.jsonl (--probe_every)."
-    return _draw("probe", text, argv, probe_figures)
+    return _draw(_parser("probe", text).parse_args(argv).runs, probe_figures)
 
 
-def _draw(name: str, text: str, argv: Sequence[str], draw: Callable[[str], Iterable[Path]]) -> int:
+def _parser(name: str, text: str) -> Parser:
     parser = Parser(prog=f"dist-looksam {name}", description=text)
     parser.add_argument("runs", metavar="RUN", nargs="+", help="a run directory (--out)")
-    for run in parser.parse_args(argv).runs:
+    return parser
+
+
+def _draw(runs: Sequence[str], draw: Callable[[str], Iterable[Path]]) -> int:
+    for run in runs:
         try:
             paths = list(draw(run))
         except (KeyError, TypeError, AttributeError) as error:

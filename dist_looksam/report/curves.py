@@ -10,7 +10,7 @@ from dist_looksam.errors import ConfigError
 from dist_looksam.record import rundir
 from dist_looksam.record.metrics import read
 from dist_looksam.record.progress import h_mm_ss
-from dist_looksam.report import drawing
+from dist_looksam.report import about, drawing
 from dist_looksam.report.drawing import BLUE, GREEN, INK, ORANGE, PURPLE, Rows
 from dist_looksam.report.statistic import many
 
@@ -25,15 +25,7 @@ def curves(run_dir: str | os.PathLike[str]) -> Path:
     Works during the run, too. Raises ConfigError where there are no steps to draw.
     """
     folder = Path(run_dir)
-    try:
-        steps, evaluations = read(folder / rundir.METRICS)
-    except FileNotFoundError:
-        steps, evaluations = [], []
-    if not steps:
-        raise ConfigError(
-            f"a run directory must hold a metrics.jsonl with at least one step, got {folder}: give "
-            f"the --out of a run that has begun."
-        )
+    steps, evaluations = lines_of(folder)
     x = drawing.x_step(max(row["step"] for row in steps) + 1)
     top: list[alt.LayerChart] = [_loss(steps, evaluations, x)]
     if any(row["eval_top1"] is not None for row in evaluations):
@@ -47,18 +39,32 @@ def curves(run_dir: str | os.PathLike[str]) -> Path:
     upper, lower = drawing.across(*top), drawing.across(*present)
     chart = alt.vconcat(upper, lower, spacing=30) if present else upper
     summary = files.json_object(folder / rundir.SUMMARY) or {}  # of a finished run
-    name = str(summary.get("optimizer") or folder.resolve().name)
-    title = alt.TitleParams(name, subtitle=_subtitle(summary, steps), fontSize=18)
+    config = about.config_of(folder)
+    name = about.title(config) or str(summary.get("optimizer") or folder.resolve().name)
+    title = alt.TitleParams(name, subtitle=_subtitle(summary, config, steps), fontSize=18)
     return drawing.save_png(chart.properties(title=title), folder / "curves.png")
 
 
-def _subtitle(summary: dict, steps: Rows) -> str:
+def lines_of(folder: Path) -> tuple[Rows, Rows]:
+    """(training lines, evaluations) of a run. ConfigError where there are no steps to draw."""
+    try:
+        steps, evaluations = read(folder / rundir.METRICS)
+    except FileNotFoundError:
+        steps, evaluations = [], []
+    if not steps:
+        raise ConfigError(
+            f"a run directory must hold a metrics.jsonl with at least one step, got {folder}: give "
+            f"the --out of a run that has begun."
+        )
+    return steps, evaluations
+
+
+def _subtitle(summary: dict, config: dict, steps: Rows) -> str:
     last = steps[-1]
     facts = [f"{last['step'] + 1:,} steps"]
     if last.get("seconds"):
         facts.append(f"{h_mm_ss(round(last['seconds']))} h")
-    if summary.get("batch_size"):
-        facts.append(f"batch {summary['batch_size']:,}")
+    facts += about.facts(summary | config)
     if summary.get("world_size"):
         ranks = many(summary["world_size"], "rank")
         facts.append(f"{ranks}, backend {summary.get('backend', 'unknown')}")
@@ -84,9 +90,15 @@ def _series(steps: Rows, field: str) -> tuple[Rows, Rows]:
         kinds.setdefault(kind, []).append({"step": row["step"], "value": row[field], "kind": kind})
     # Each kind is thinned alone: an even stride over all steps could miss every look.
     dots = [dot for kind in kinds.values() for dot in drawing.thinned(kind, _MOST_DOTS)]
+    return dots, smooth(known, field)
+
+
+def smooth(steps: Rows, field: str) -> Rows:
+    """The line of one field, smoothed over about 2 % of the run, thinned."""
+    known = [row for row in steps if row.get(field) is not None]
     mean = drawing.smoothed([row[field] for row in known], window=len(known) // 50)
     line = [{"step": row["step"], "value": float(v)} for row, v in zip(known, mean)]
-    return dots, drawing.thinned(line, _MOST_POINTS)
+    return drawing.thinned(line, _MOST_POINTS)
 
 
 def _y(values: list[float], *, log: bool = False) -> alt.Y:

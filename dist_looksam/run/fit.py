@@ -1,7 +1,6 @@
 """The training loop of one rank."""
 
 import math
-import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -11,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from .. import checkpoint, files, models
 from ..data import Data, EvalLoader
+from ..data.card import card, metadata
 from ..data.fingerprint import fingerprint
 from ..engine import Report
 from ..errors import ConfigError, RunError
@@ -74,6 +73,7 @@ class Fit:
         self.untimed = 0  # steps of this start that are in no time
         self.top1: float | None = None
         self.ema_top1: float | None = None  # of the averaged weights
+        self.top5: float | None = None
         self.evaluated: int | None = None  # steps done at the newest evaluation; on every rank
         self._shared: tuple[int | None, Later] | None = None
         self.caught: list[signal.Signals] = []  # by any rank
@@ -104,6 +104,7 @@ class Fit:
         self.start = self.saved = reader.step
         self.top1, self.evaluated = reader.extra.get("top1"), reader.extra.get("evaluated")
         self.ema_top1 = reader.extra.get("ema_top1")
+        self.top5 = reader.extra.get("top5")  # None in older checkpoints
         if self.probe is not None:
             self.probe.looks = int(reader.extra.get("probed_looks", 0))
 
@@ -152,7 +153,7 @@ class Fit:
 
     def _end(self, done: int) -> dict[str, Any]:
         """Evaluate and write the results; then RunError if nothing was learnt."""
-        if self.evaluated != done or self.top1 is None:
+        if self.evaluated != done or self.top5 is None:
             self._evaluate(done)
         self.writer.wait()
         summary = self._finish(done)
@@ -300,17 +301,17 @@ class Fit:
     def _evaluate(self, done: int) -> None:
         """Of the weights, and of their averages where there are some."""
         with self.log.paused():
-            self.top1, loss = self._scores()
+            self.top1, self.top5, loss = self._scores()
             more = {}
             if self.backend.ema is not None:
                 with self.engine.averaged():
-                    self.ema_top1, more["ema_loss"] = self._scores()
+                    self.ema_top1, _, more["ema_loss"] = self._scores()
                 more["ema_top1"] = self.ema_top1
         self.evaluated = done
-        self.log.evaluation(done, top1=self.top1, loss=loss, **more)
+        self.log.evaluation(done, top1=self.top1, loss=loss, eval_top5=self.top5, **more)
         self.progress.evaluation(done, top1=self.top1, loss=loss, **more)
 
-    def _scores(self) -> tuple[float, float]:
+    def _scores(self) -> tuple[float, float, float]:
         found = scores(self.backend, self.test, self.device)
         if found is None:
             self._note_unreadable()
@@ -324,9 +325,11 @@ class Fit:
                 "settings": resume.saved_settings(self.settings, self.data),
                 "top1": self.top1,
                 "ema_top1": self.ema_top1,
+                "top5": self.top5,
                 "evaluated": self.evaluated,
                 "probed_looks": 0 if self.probe is None else self.probe.looks,
                 "data": fingerprint(self.data),
+                "card": asdict(card(self.data)),
             }
             self.writer.save(done, extra)
             self.saved = done
@@ -345,6 +348,7 @@ class Fit:
         rate = round(trained / seconds, 3) if seconds else None
         summary = {
             "top1": self.top1,
+            "top5": self.top5,
             **({} if self.ema_top1 is None else {"ema_top1": self.ema_top1}),
             "steps": done,
             "seconds": round(seconds, 3),
@@ -359,14 +363,15 @@ class Fit:
             **self.unused.summary(),
         }
         if self.first:
+            model = models.resolve(self.settings.model, self.data.shape)
+            about = {"model": model, "step": str(done), **metadata(card(self.data))}
             for name, tensors in weights.items():
                 assert tensors is not None
-                _write_weights(tensors, self.out / name)
-                shutil.copymode(self.out / rundir.CONFIG, self.out / name)  # else 0600
+                _write_weights(tensors, self.out / name, about)
             drawn = self._draw()
             files.replace_json(self.out / rundir.SUMMARY, {**summary, **self.made_with})
-            ema = "" if self.ema_top1 is None else f", ema {self.ema_top1:.2%}"
-            self.progress.note(f"top1 {self.top1:.2%}{ema}; {drawn}")
+            ema = "" if self.ema_top1 is None else f", ema {self.ema_top1:.4f}"
+            self.progress.note(f"top1 {self.top1:.4f}{ema}; {drawn}")
         return summary
 
     def _mfu(self, images_per_s: float | None, done: int) -> float | None:
@@ -385,10 +390,10 @@ class Fit:
             return f"curves.png was not drawn: {error}"
 
 
-def _write_weights(weights: dict[str, Tensor], path: Path) -> None:
+def _write_weights(weights: dict[str, Tensor], path: Path, about: dict[str, str]) -> None:
     try:
-        save_file(weights, path)
-    except Exception as error:  # the library raises its own for a full disk
+        checkpoint.write_tensors(path, weights, about)
+    except OSError as error:
         raise RunError(
             f"{path} was not written: {error}; the newest checkpoint is whole, `dist-looksam "
             f"checkpoint export` makes the same file of it."

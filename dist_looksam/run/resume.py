@@ -15,6 +15,7 @@ from ..data.blocks import FULL
 from ..data.extent import Extent
 from ..data.fingerprint import fingerprint
 from ..errors import ConfigError, RunError
+from ..maths.schedule import factor
 from ..record import rundir
 from ..settings.config import Settings
 
@@ -137,10 +138,29 @@ def _compare(reader: checkpoint.Reader, now: dict[str, Any]) -> list[str]:
         for name in now
         if name not in NOT_OF_THE_RUN and name in then and then[name] != now[name]
     ]
+    notes += _anew(reader.step, then, now)
     written = reader.manifest["versions"].get("torch")
     if written != str(torch.__version__):
         notes.append(f"torch is {torch.__version__}, was {written} when it was written")
     return notes
+
+
+def _anew(step: int, then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """A warning where another length moves the learning rate: the schedule is that of the new
+    length from its first step on, as if the run had had it from the beginning."""
+    try:
+        before, after = (
+            factor(step, steps=s["steps"], warmup=s["warmup_steps"], schedule=s["schedule"])
+            for s in (then, now)
+        )
+    except (KeyError, TypeError):  # of an older version
+        return []
+    if then["steps"] == now["steps"] or abs(after - before) < 1e-9:
+        return []
+    return [
+        f"warning: the schedule is that of {now['steps']} steps: lr goes on at {after:.1%} of its "
+        f"peak at step {step}, where that of {then['steps']} steps has {before:.1%}"
+    ]
 
 
 def _changed_data(reader: checkpoint.Reader, data: Data) -> list[str]:

@@ -150,7 +150,7 @@ class Settings:
     precision: str = flag("fp32", "number format of forward and backward", PRECISIONS)
     seed: int = flag(0, "seed of weights, sample order, augmentation and dropout")
     out: str = flag("runs/latest", "run directory")
-    resume: str = flag("none", "checkpoint to resume from: auto (newest in --out), none, or a path")
+    resume: str = flag("none", "what to resume: auto (newest in --out), none, a run or checkpoint")
     save_every: int = flag(0, "steps between checkpoints; 0: one at the end")
     keep: int = flag(0, "number of checkpoints to keep, the newest; 0: all")
     requeue: bool = flag(False, "requeue the SLURM job after SIGUSR1 or SIGUSR2; default off")

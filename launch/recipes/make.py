@@ -26,6 +26,7 @@ SOURCES = {
     "look": "Liu et al., arXiv:2203.02714: LookSAM, Look-LayerSAM; second-hand",
     "vit": "Dosovitskiy et al., arXiv:2010.11929: ViT-B/16 from scratch on ImageNet",
     "m": "Foret et al., arXiv:2010.01412, section 4.1: SAM gains more as m falls",
+    "colossal": "ColossalAI, examples/vit-b16: read; with dropout 0.1, which our ViT lacks",
     "lamb": "You et al., arXiv:1904.00962: lr as the square root of the batch",
 }
 
@@ -63,6 +64,9 @@ BASE_OF = {"adamw": "adamw", "sam": "adamw", "look_sam": "adamw"}  # the others:
 EPOCHS, WARMUP, CLIP, K, ALPHA = 300, 10_000, 1.0, 5, 0.7
 SAVE_EVERY, KEEP = 2000, 2  # at batch 4,096
 
+PUBLIC = ("vit_b16", "lamb_public", 32768)  # the one public recipe at such a batch
+
+ALL = [*((m, o, b) for m in MODELS for o in METHODS for b in BATCHES), PUBLIC]
 MARK = "<!-- from here on make.py writes -->"
 COLUMNS = (
     "recipe", "steps", "warm-up", "lr", "decay", "rho", "precision", "passes", "GPUs", "hours",
@@ -98,8 +102,32 @@ def _sharpness(model: Model, method: str) -> list[Line]:
     return lines
 
 
+def _public() -> list[Line]:
+    """The settings of the public recipe: those of ours with its numbers."""
+    model, _, batch = PUBLIC
+    ours = {name: (value, said) for name, value, said in lines_of(model, "lamb", batch)}
+    del ours["lr_base_batch"]
+    own = {
+        "augment": (
+            "crop,flip,mixup",
+            "[colossal]: mixup 0.2, no RandAugment; the rest ours",
+        ),
+        "epochs": (300, "[colossal]"),
+        "lr": (0.018, "[colossal]; by our rule 0.0283 here"),
+        "lr_scaling": ("none", "[colossal] gives lr for this batch"),
+        "warmup_steps": (5865, "150 of the 300 epochs [colossal], which raises lr once an epoch"),
+        "schedule": ("linear", "[colossal]"),
+        "weight_decay": (0.1, "[colossal]"),
+        "clip": (1.0, "[colossal]"),
+        "precision": ("fp16", "[colossal]"),
+    }
+    return [(name, *line) for name, line in (ours | own).items()]
+
+
 def lines_of(model: str, method: str, batch: int) -> list[Line]:
     """The settings of a recipe, in the order in which they are written."""
+    if (model, method, batch) == PUBLIC:
+        return _public()
     of, base = MODELS[model], BASE_OF.get(method, "lamb")
     start, ranks, times = BASES[base], of.nodes * GPUS_OF_NODE, batch // FIRST
     there = "" if times == 1 else f", {start.lr * sqrt(times):.3g} here"
@@ -218,12 +246,7 @@ def recipe(model: str, method: str, batch: int) -> str:
 
 def files() -> dict[str, str]:
     """Name and text of every recipe, and of the index."""
-    made = {
-        name_of(model, method, batch) + ".yaml": recipe(model, method, batch)
-        for model in MODELS
-        for method in METHODS
-        for batch in BATCHES
-    }
+    made = {name_of(*which) + ".yaml": recipe(*which) for which in ALL}
     return {**made, "README.md": index()}
 
 
@@ -242,9 +265,7 @@ def _row(model: str, method: str, batch: int) -> str:
 
 def index() -> str:
     """README.md: its text as it is, the table and the sources after the mark."""
-    table = [
-        _row(model, method, batch) for model in MODELS for method in METHODS for batch in BATCHES
-    ]
+    table = [_row(*which) for which in ALL]
     sources = [f"- [{name}] {said}." for name, said in SOURCES.items()]
     text = (HERE / "README.md").read_text(encoding="utf-8").split(MARK)[0]
     return "\n".join(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from testbed import until
 
@@ -317,6 +318,14 @@ def test_the_commands_list_verify_and_export(whole, tmp_path, capsys):
     assert cli.main(["checkpoint", "export", str(whole), str(target)]) == 0
     want, got = load_file(whole / "model.safetensors"), load_file(target)
     assert want.keys() == got.keys() and all(torch.equal(want[n], got[n]) for n in want)
+    assert target.read_bytes() == (whole / "model.safetensors").read_bytes()  # metadata, too
+    told = capsys.readouterr().out
+    assert "grey, the middle square at 8x8, scaled to 0..1, mean 0.3053, std 0.3757" in told
+    assert "10 classes: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9." in told
+    with safe_open(target, "pt") as file:
+        about = file.metadata()
+    assert about["class_names"] == json.dumps([str(digit) for digit in range(10)])
+    assert about["model"] == "vit_8" and about["crop"] == "1.0" and about["format"] == "pt"
     assert cli.main(["checkpoint", "ls", str(tmp_path)]) == 2
     assert cli.main(["checkpoint", "export", str(whole), "/no/where/x"]) == 2
     part = whole / "checkpoints" / "step-6" / "rank-00000.safetensors"

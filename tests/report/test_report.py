@@ -140,6 +140,42 @@ def test_curves_show_loss_accuracy_and_three_small_panels(tmp_path):
     assert {rgb(c) for c in colours} <= inks(path)
 
 
+def test_a_title_says_method_model_data_batch_and_seed_and_not_the_folder(tmp_path, monkeypatch):
+    charts = []
+    monkeypatch.setattr(drawing, "save_png", lambda chart, path: charts.append(chart.to_dict()))
+    folder = run(tmp_path / "folders-name", 60)
+    config = "optimizer: sam\nbase: lamb\nmodel: vit_8\ndata: digits\nbatch_size: 4096\nseed: 3\n"
+    (folder / "config.yaml").write_text(config)
+    curves(folder)
+    title = charts[0]["title"]
+    assert title["text"] == "sam on lamb, vit_8, digits"
+    assert "batch 4,096  ·  seed 3" in title["subtitle"]
+    assert "folders-name" not in json.dumps(charts[0])
+
+
+def test_several_runs_are_one_picture_named_by_what_differs(tmp_path, monkeypatch, capsys):
+    charts = []
+    real = drawing.save_png
+    monkeypatch.setattr(
+        drawing, "save_png", lambda chart, path: charts.append(chart.to_dict()) or real(chart, path)
+    )
+    for method, k in (("sam", 1), ("look_sam", 5)):
+        folder = run(tmp_path / method, 60)
+        text = f"optimizer: {method}\nk: {k}\nmodel: vit_8\ndata: digits\nout: {folder}\n"
+        (folder / "config.yaml").write_text(text)
+    folders = [str(tmp_path / "sam"), str(tmp_path / "look_sam")]
+    out = tmp_path / "both.png"
+    assert cli.main(["curves", *folders, "--out", str(out)]) == 0
+    assert out.read_bytes().startswith(b"\x89PNG") and not (tmp_path / "sam/curves.png").exists()
+    assert charts[0]["title"]["text"] == "2 runs: vit_8, digits"
+    for panel in charts[0]["hconcat"]:
+        assert panel["encoding"]["color"]["scale"]["domain"] == ["sam, k 1", "look_sam, k 5"]
+        rows = charts[0]["datasets"][panel["data"]["name"]]
+        assert {row["run"] for row in rows} == {"sam, k 1", "look_sam, k 5"}
+    assert cli.main(["curves", *folders, "--out", "/no/where/x.png"]) == 2
+    assert "out must be in a directory that exists" in capsys.readouterr().err
+
+
 def test_a_run_without_looks_and_evaluations_has_fewer_panels(tmp_path):
     with_all = size(curves(run(tmp_path / "a", 60)))
     without = size(curves(run(tmp_path / "b", 60, looks=False, evaluate=False)))

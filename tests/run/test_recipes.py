@@ -17,6 +17,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "launch" / "recipes"
 FILES = sorted(FOLDER.glob("*.yaml"))
+PUBLIC = "vit_b16-lamb_public-32k"
 METHODS = ("adamw", "lamb", "sam", "look_sam", "layer_sam", "look_layer_sam")
 # batch: steps of 300 epochs of 1,281,167 images, warm-up, lr from 3e-3 and from 1e-2. By hand.
 ARITHMETIC = {
@@ -40,18 +41,18 @@ def make():
 
 def test_there_is_a_recipe_for_every_model_method_and_batch():
     wanted = {f"{m}-{o}-{b}k" for m in ("vit_s16", "vit_b16") for o in METHODS for b in ARITHMETIC}
-    assert {p.stem for p in FILES} == wanted
+    assert {p.stem for p in FILES} == wanted | {PUBLIC}
 
 
 def test_every_recipe_passes_the_check(capsys):
     assert recipes.main(["check"]) == 0
     told = capsys.readouterr().out.splitlines()
-    assert told[-1] == "60 recipes, 0 wrong"
+    assert told[-1] == "61 recipes, 0 wrong"
     assert [re.split(r"[ :]+", line)[1] for line in told[:-1]] == [p.name for p in recipes.found()]
 
 
 def test_the_files_are_what_make_py_writes(make):
-    """So that a number stands once: change it in make.py, not in 60 files."""
+    """So that a number stands once: change it in make.py, not in 61 files."""
     made = make.files()
     assert set(made) == {p.name for p in FILES} | {"README.md"}
     for name, text in made.items():
@@ -62,12 +63,22 @@ def test_the_files_are_what_make_py_writes(make):
 def test_steps_warm_up_and_lr_are_the_arithmetic_done_by_hand(batch):
     steps, warmup, adamw, lamb = ARITHMETIC[batch]
     for path in FILES:
-        if path.stem.endswith(f"-{batch}k"):
+        if path.stem.endswith(f"-{batch}k") and path.stem != PUBLIC:
             found = recipes.checked(path)
             base = {"adamw": adamw, "lamb": lamb}[found.settings.base]
             assert (found.steps, found.settings.warmup_steps) == (steps, warmup), path
             assert found.lr == pytest.approx(base, abs=5e-5), path
             assert found.settings.batch_size == batch * 1024 and found.settings.clip == 1.0
+
+
+def test_the_public_recipe_has_its_own_numbers():
+    """Half of 300 x 1,281,167 / 32,768 steps of warm-up; lr as it stands."""
+    found = recipes.checked(FOLDER / f"{PUBLIC}.yaml")
+    s = found.settings
+    assert (found.steps, s.warmup_steps, found.lr) == (11_729, 5_865, 0.018)
+    assert (s.batch_size, s.optimizer, s.weight_decay) == (32_768, "lamb", 0.1)
+    assert (s.clip, s.schedule, s.precision) == (1.0, "linear", "fp16")
+    assert s.augment == "crop,flip,mixup" and s.lr_scaling == "none"
 
 
 def test_the_cost_is_that_of_the_operations_and_a_little_for_the_rest():
@@ -148,7 +159,7 @@ def test_recipes_with_an_ascent_name_an_m_that_no_batch_changes():
 def test_the_list_shows_every_recipe(capsys):
     assert recipes.main([]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert rows[0][:4] == ["recipe", "steps", "warm-up", "lr"] and len(rows) == 62
+    assert rows[0][:4] == ["recipe", "steps", "warm-up", "lr"] and len(rows) == 63
     assert ["vit_b16-look_layer_sam-64k", "5,865", "625", "0.04", "0.0007"] in [r[:5] for r in rows]
 
 

@@ -29,8 +29,8 @@ TINY = ["--data", "digits", "--optimizer", "look_sam", "--k", "5", "--batch_size
         "--micro_batch", "32", "--steps", str(STEPS), "--drop_path", "0.2", "--augment", "crop",
         "--eval_every", "8", "--save_every", "7", "--probe_every", "1"]  # fmt: skip
 SUMMARY = {
-    "top1", "steps", "seconds", "images_per_s", "forward_backward_passes", "world_size", "backend",
-    "optimizer", "batch_size", "version", "commit", "mfu", "peak_memory",
+    "top1", "top5", "steps", "seconds", "images_per_s", "forward_backward_passes", "world_size",
+    "backend", "optimizer", "batch_size", "version", "commit", "mfu", "peak_memory",
 }  # fmt: skip
 
 
@@ -123,7 +123,7 @@ def test_metrics_have_one_line_a_step_with_every_field(run):
 def test_evaluations_are_where_they_were_asked_for_and_at_the_end(run):
     rows = [r for r in lines(run / "metrics.jsonl") if "eval_top1" in r]
     assert [r["step"] for r in rows] == [8, 16, 20]
-    assert all(set(r) == {"step", "eval_top1", "eval_loss"} for r in rows)
+    assert all(set(r) == {"step", "eval_top1", "eval_top5", "eval_loss"} for r in rows)
     top1 = json.loads((run / "summary.json").read_text())["top1"]
     assert rows[-1]["eval_top1"] == pytest.approx(top1, abs=1e-8)
 
@@ -216,6 +216,24 @@ def test_a_finished_run_resumed_trains_nothing_and_says_the_same(run, tmp_path):
     assert without_clocks(lines(out / "metrics.jsonl")) == without_clocks(
         lines(run / "metrics.jsonl")
     )
+
+
+def test_a_run_resumed_by_its_name_and_lengthened_says_where_its_schedule_is(run, tmp_path, capsys):
+    """lr jumped from the end of a cosine to that of the longer run without a word."""
+    longer = [*TINY, "--steps", "22", "--out", str(tmp_path / "longer")]
+    assert main([*longer, "--resume", str(run)]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    rows = [r for r in lines(tmp_path / "longer" / "metrics.jsonl") if "lr" in r]
+    before = next(r for r in lines(run / "metrics.jsonl") if r["step"] == 19)
+    peak = yaml.safe_load((run / "config.yaml").read_text())["lr"]
+    share = rows[0]["lr"] / peak
+    assert rows[0]["step"] == 20 and rows[0]["lr"] > 2 * before["lr"]
+    assert (
+        f"the schedule is that of 22 steps: lr goes on at {share:.1%} of its peak at step 20, "
+        f"where that of 20 steps has 0.0%"
+    ) in told
+    assert main([*TINY, "--out", str(tmp_path / "x"), "--resume", str(tmp_path)]) == 2
+    assert "or a run that has one, got" in capsys.readouterr().err
 
 
 def test_a_fresh_run_keeps_the_older_one(tmp_path):
