@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import altair as alt
 
@@ -52,7 +53,7 @@ def curves(run_dir: str | os.PathLike[str]) -> Path:
     return drawing.save_png(chart.properties(title=title), folder / "curves.png")
 
 
-def _subtitle(summary: dict, steps: Rows) -> str:
+def _subtitle(summary: dict[str, Any], steps: Rows) -> str:
     last = steps[-1]
     facts = [f"{last['step'] + 1:,} steps"]
     if last.get("seconds"):
@@ -68,7 +69,7 @@ def _subtitle(summary: dict, steps: Rows) -> str:
     return "  ·  ".join(facts)
 
 
-def _kind(row: dict, has_looks: bool) -> str:
+def _kind(row: dict[str, Any], has_looks: bool) -> str:
     if not has_looks:
         return _STEP
     return _LOOK if row["look"] else _BETWEEN

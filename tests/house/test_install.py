@@ -20,10 +20,11 @@ def clone(tmp_path) -> Path:
     """A folder dist_looksam with what a build reads."""
     folder = tmp_path / "dist_looksam"
     folder.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE", "train.py"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE", "train.py"):
         shutil.copy(ROOT / name, folder)
     ignored = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(ROOT / "dist_looksam", folder / "dist_looksam", ignore=ignored)
+    for name in ("dist_looksam", "launch", "cluster"):
+        shutil.copytree(ROOT / name, folder / name, ignore=ignored)
     return folder
 
 
