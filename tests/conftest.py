@@ -48,6 +48,7 @@ NEEDS = {
     "root": lambda: os.geteuid() == 0,
     "slurm": _slurm,  # cluster/testbed/ can be started: root, its programs, namespaces
     "pytorch_optimizer": lambda: _module("pytorch_optimizer"),
+    "lightning": lambda: _module("lightning"),
     "simplejpeg": lambda: _module("simplejpeg"),
     "tensorboard": lambda: _module("tensorboard"),
     "fashion_mnist": lambda: Path("/usr/share/datasets/fashion-mnist").is_dir(),
