@@ -9,7 +9,7 @@ trains on one batch twice after a resume, with any optimizer.)
 
 To clip, set `optimizer.clip`, which clips once what the base optimizer gets. The Trainer's own
 gradient_clip_val would clip each pass, and is refused, as are accumulation and "16-mixed": for
-these let Engine do the step. Tested on one rank in fp32.
+these see fabric_engine.py. Tested on one rank in fp32.
 """
 
 import lightning as L
