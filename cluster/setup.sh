@@ -14,7 +14,8 @@ root=$PWD
 TORCH=${TORCH:-torch==2.13.0}
 DEEPSPEED=deepspeed==0.19.8
 TRITON=triton==3.9.0 # its interpreter, for the tests of the kernels; 1 GB
-EXTRAS=report,deepspeed,mpi,jpeg,data,dev,tensorboard,wandb,peers
+EXTRAS=report,deepspeed,mpi,data,dev,tensorboard,wandb,peers
+TRAINERS=(lightning==2.6.6) # that examples/ and their tests use
 HOROVOD_NEEDS=(setuptools packaging numpy cloudpickle psutil pyyaml cffi)
 DATA_PACKAGES=(dataset-fashion-mnist)
 JPEG_PACKAGES=(gcc libc6-dev libjpeg62-turbo-dev)
@@ -130,6 +131,7 @@ install_python_packages() {
     fi
     say "$DEEPSPEED and the other packages"
     pip_install -c .venv/constraints.txt --use-pep517 -e ".[$EXTRAS]"
+    [[ ! $all ]] || pip_install -c .venv/constraints.txt "${TRAINERS[@]}"
     if [[ $all && $(uname -m) == x86_64 ]]; then
         pip_install --no-deps "$TRITON"
     fi

@@ -1,7 +1,9 @@
 """A micro-batch: pinned, copied to the device, normalised and mixed there; and its loss."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,10 +47,10 @@ class Batch:
             images = mix(images, moved.lam, moved.boxes)
         return replace(moved, images=images)
 
-    def _map(self, function) -> "Batch":
+    def _map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        tensors = {k: function(v) for k, v in values.items() if isinstance(v, Tensor)}
-        return replace(self, **tensors)
+        moved: dict[str, Any] = {k: function(v) for k, v in values.items() if isinstance(v, Tensor)}
+        return replace(self, **moved)
 
 
 @lru_cache(maxsize=8)

@@ -131,7 +131,9 @@ def _check(path: Path, image: str, groups: Sequence[Any], labels: Sequence[Any])
         )
 
 
-def _build(paths: Sequence[Path]) -> tuple[np.ndarray, dict[str, Any], list[int | str], tuple]:
+def _build(
+    paths: Sequence[Path],
+) -> tuple[np.ndarray, dict[str, Any], list[int | str], tuple[str, ...]]:
     """(rows without labels, the JSON, the labels, names of the classes) of a split."""
     with ThreadPoolExecutor(8) as pool:
         scans = list(pool.map(_scan, paths))

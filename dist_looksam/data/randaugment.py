@@ -14,7 +14,9 @@ Fill = int | tuple[int, ...]
 Operation = Callable[[Image.Image, float, Fill], Image.Image]
 
 
-def _warp(image: Image.Image, fill: Fill, row_x: Sequence[float], row_y: Sequence[float]):
+def _warp(
+    image: Image.Image, fill: Fill, row_x: Sequence[float], row_y: Sequence[float]
+) -> Image.Image:
     """Output pixel (x, y) is input pixel (row_x . (x, y, 1), row_y . (x, y, 1))."""
     return image.transform(
         image.size,

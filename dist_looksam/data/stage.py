@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .. import files
 from ..errors import ConfigError, RunError
@@ -108,7 +109,7 @@ def _whole(folder: Path, abouts: Sequence[Path]) -> bool:
 
 def _fill(
     folder: Path,
-    rows: Sequence[tuple[Path, dict]],
+    rows: Sequence[tuple[Path, dict[str, Any]]],
     abouts: Sequence[Path],
     where: str | Path,
     told: Told,
@@ -141,7 +142,7 @@ def _fill(
     return needed
 
 
-def _is_there(path: Path, row: dict) -> bool:
+def _is_there(path: Path, row: dict[str, Any]) -> bool:
     try:
         found = path.stat()
     except FileNotFoundError:
@@ -149,7 +150,7 @@ def _is_there(path: Path, row: dict) -> bool:
     return (found.st_size, found.st_mtime_ns) == (row["bytes"], row["mtime_ns"])
 
 
-def _copy(path: Path, folder: Path, row: dict | None = None) -> None:
+def _copy(path: Path, folder: Path, row: dict[str, Any] | None = None) -> None:
     """A copy with the same time, under its name once it is whole.
 
     Raises ConfigError if the file is not the one that is indexed in `row`, OSError.

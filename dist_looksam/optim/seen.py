@@ -43,7 +43,7 @@ class Seen:
     @classmethod
     def of(
         cls, update: Update, *, look: bool, gv_sq_norm: Tensor | None, eps_cosine: Tensor | None
-    ):
+    ) -> "Seen":
         """From the squared norms of a step."""
         return cls(
             look=look,
@@ -55,7 +55,7 @@ class Seen:
         )
 
     @classmethod
-    def skipped(cls, *, look: bool):
+    def skipped(cls, *, look: bool) -> "Seen":
         """A step that was skipped for a gradient that is not finite."""
         unknown = torch.tensor(torch.nan)
         return cls(look, torch.tensor(False), unknown, unknown)

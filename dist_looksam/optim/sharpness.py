@@ -28,6 +28,7 @@ from .closure import with_cleared_gradients
 from .distributed_checkpoint import counters_in, made_state
 from .replay import Replay
 from .rule import Rule, check_alpha, check_rho
+from .trainers import check_trainer
 
 
 class Sharpness(Ahead):
@@ -169,6 +170,7 @@ class Sharpness(Ahead):
                 f"step needs a function that zeroes, computes, calls backward and returns the "
                 f"loss, got a {type(closure).__name__}; pass the function, not its result."
             )
+        check_trainer(closure)
         check_whole(self._layers())
         if self.steps == 0:
             warn_of_halves(self._layers())

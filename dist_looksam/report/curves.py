@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import altair as alt
 
@@ -59,7 +60,7 @@ def lines_of(folder: Path) -> tuple[Rows, Rows]:
     return steps, evaluations
 
 
-def _subtitle(summary: dict, config: dict, steps: Rows) -> str:
+def _subtitle(summary: dict[str, Any], config: dict[str, Any], steps: Rows) -> str:
     last = steps[-1]
     facts = [f"{last['step'] + 1:,} steps"]
     if last.get("seconds"):
@@ -74,7 +75,7 @@ def _subtitle(summary: dict, config: dict, steps: Rows) -> str:
     return "  ·  ".join(facts)
 
 
-def _kind(row: dict, has_looks: bool) -> str:
+def _kind(row: dict[str, Any], has_looks: bool) -> str:
     if not has_looks:
         return _STEP
     return _LOOK if row["look"] else _BETWEEN

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import altair as alt
 
@@ -33,7 +34,7 @@ def overlaid(folders: Sequence[Path], out: Path) -> Path:
     return drawing.save_png(chart, out)
 
 
-def _same(configs: list[dict]) -> dict:
+def _same(configs: list[dict[str, Any]]) -> dict[str, Any]:
     """The settings that all runs share."""
     first = configs[0]
     return {n: v for n, v in first.items() if all(c.get(n) == v for c in configs)}

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from .. import project
 from ..cli import table
 from ..cli.arguments import Parser
 from ..errors import ConfigError
@@ -10,7 +11,6 @@ from ..settings import config
 from . import dryrun
 from .dryrun import SHARE
 
-FOLDER = Path(__file__).parents[2] / "launch" / "recipes"
 _COLUMNS = (
     "recipe",
     "steps",
@@ -27,10 +27,10 @@ _COLUMNS = (
 
 def found() -> list[Path]:
     """All recipes, sorted by model, method and batch size. ConfigError where there are none."""
-    paths = sorted(FOLDER.glob("*.yaml"), key=_order)
+    paths = sorted(project.RECIPES.glob("*.yaml"), key=_order)
     if not paths:
         raise ConfigError(
-            f"recipes must be in {FOLDER}, got none there; run this from a checkout of the project."
+            f"recipes must be in {project.RECIPES}, got none there; install the package again."
         )
     return paths
 
@@ -77,13 +77,13 @@ def main(argv: Sequence[str]) -> int:
     parser = Parser(prog="dist-looksam recipes", description=__doc__)
     parser.add_argument("action", nargs="?", choices=("list", "check"), default="list")
     parser.add_argument(
-        "files", nargs="*", type=Path, metavar="FILE", help="YAML files; default: all recipes"
+        "files", nargs="*", metavar="FILE", help="YAML files or recipe:NAME; default: all recipes"
     )
     parser.add_argument("--ranks", type=int, help="ranks to check for; default: the file's")
     asked = parser.parse_intermixed_args(list(argv))  # for check --ranks 8 FILE
     if asked.ranks is not None and asked.ranks < 1:
         raise ConfigError(f"ranks must be >= 1, got {asked.ranks}.")
-    paths = asked.files or found()
+    paths = [project.file(name) for name in asked.files] or found()
     if asked.action == "check":
         return _check(paths, asked.ranks)
     lines = table.text(_COLUMNS, [_row(path, checked(path, asked.ranks)) for path in paths])

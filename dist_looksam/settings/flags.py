@@ -9,13 +9,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import fields
 from datetime import date
-from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_origin
 
 import yaml
 
-from .. import files
+from .. import files, project
 from ..cli.arguments import Parser
 from ..errors import ConfigError, did_you_mean
 from .numbers import share_or_steps, whole
@@ -50,7 +49,7 @@ def _parser(known: dict[str, Any], prog: str, description: str) -> Parser:
         "--config",
         action=_File,
         known=known,
-        help="YAML file of settings; flags after it override its values",
+        help="YAML file of settings, or recipe:NAME of `dist-looksam recipes`; flags override it",
     )
     for name, f in known.items():
         text = f.metadata["help"]
@@ -90,7 +89,7 @@ class _File(argparse.Action):
 def _content(path: str) -> dict[Any, Any]:
     """The values of a YAML file by their names."""
     try:
-        content = files.yaml_of(Path(path).read_text(encoding="utf-8"))
+        content = files.yaml_of(project.file(path).read_text(encoding="utf-8"))
     except OSError as error:
         what = "not found" if isinstance(error, FileNotFoundError) else error.strerror
         raise ConfigError(f"config must be a YAML file, got '{path}', {what}.") from None

@@ -11,12 +11,12 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from .. import files
+from .. import files, project
 from ..errors import ConfigError, RunError
 from .grid import Point
 from .ledger import Ledger
 
-SCRIPT = Path(__file__).parents[2] / "launch" / "slurm.sbatch"
+SCRIPT = project.FOLDER / "launch" / "slurm.sbatch"
 MOST_TRIES = 3  # a point that failed so often is not sent again
 
 
@@ -27,11 +27,10 @@ def submit(ledger: Ledger, *, again: Sequence[str], at_once: int, options: Seque
     `again`, the same command. `options` are sbatch's.
     Raises ConfigError without sbatch; RunError where points failed again and again.
     """
-    if not shutil.which("sbatch") or not SCRIPT.is_file():
-        missing = "sbatch on the path" if SCRIPT.is_file() else str(SCRIPT)
+    if not shutil.which("sbatch"):
         raise ConfigError(
-            f"--slurm needs {missing}, got none here; call it on a login node, in a checkout of "
-            f"the project, or leave --slurm out."
+            "--slurm needs sbatch on the path, got none here; call it on a login node, or leave "
+            "--slurm out."
         )
     history = _history(ledger)
     live = [job for job, _ in history if _in_queue(job)]
@@ -66,7 +65,8 @@ def _send(ledger: Ledger, points: list[Point], at_once: int, options: Sequence[s
     array = f"--array=1-{len(points)}" + (f"%{at_once}" if at_once else "")
     output = f"--output={ledger.out}/logs/slurm-%A_%a.out"
     command = ["sbatch", "--parsable", array, output, "--job-name=sweep", *options, str(SCRIPT)]
-    job = _number(command, SWEEP=str(lines))
+    python = {"PYTHON": os.environ.get("PYTHON", sys.executable)} if project.INSTALLED else {}
+    job = _number(command, SWEEP=str(lines), **python)
     with _file(ledger).open("a", encoding="utf-8") as file:
         file.write(json.dumps({"job": job, "points": [p.name for p in points]}) + "\n")
     return job

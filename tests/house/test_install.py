@@ -23,7 +23,8 @@ def clone(tmp_path) -> Path:
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE", "train.py"):
         shutil.copy(ROOT / name, folder)
     ignored = shutil.ignore_patterns("__pycache__", "*.so")
-    shutil.copytree(ROOT / "dist_looksam", folder / "dist_looksam", ignore=ignored)
+    for name in ("dist_looksam", "launch", "cluster"):
+        shutil.copytree(ROOT / name, folder / name, ignore=ignored)
     return folder
 
 

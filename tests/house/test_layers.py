@@ -14,7 +14,19 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Every room, from the ground up: a room imports itself and rooms below it. `cli.main` names the
 # modules of its commands and imports one when it is called.
 FLOORS = [
-    *("errors", "files", "rows", "cli", "kernels", "maths", "data", "models", "world", "optim"),
+    *(
+        "errors",
+        "files",
+        "project",
+        "rows",
+        "cli",
+        "kernels",
+        "maths",
+        "data",
+        "models",
+        "world",
+        "optim",
+    ),
     *("backends", "engine"),
     *("checkpoint", "record", "settings", "flatness", "report", "plan", "measure", "run", "sweep"),
 ]

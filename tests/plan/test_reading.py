@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from dist_looksam import plan as planning
+from dist_looksam import project
 from dist_looksam.cli.main import main
 from dist_looksam.errors import ConfigError
 from dist_looksam.plan import machine, machines
@@ -78,7 +79,7 @@ def test_a_dry_run_takes_the_size_of_the_images_from_the_index(tmp_path, capsys)
 
 
 def test_recipes_say_what_a_node_reads():
-    path = recipes.FOLDER / "vit_b16-adamw-4k.yaml"
+    path = project.RECIPES / "vit_b16-adamw-4k.yaml"
     row = recipes._row(path, outcome := recipes.checked(path))
     assert recipes._COLUMNS[-1] == "MB/s a node"
     assert int(row[-1].replace(",", "")) == round(outcome.plan.images_per_s / 8 * 0.11)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dist_looksam.errors import ConfigError
 from dist_looksam.run import dryrun, recipes
 from dist_looksam.run.train import main
 from dist_looksam.settings import config
@@ -103,6 +104,15 @@ def test_every_recipe_fits_an_h200_as_planned():
         found = recipes.checked(path)
         assert found.plan is not None and dryrun.notes(found) == [], path
         assert found.plan.memory.peak < 0.5 * 141e9  # the plan's own error is a tenth
+
+
+def test_a_recipe_is_named_without_its_path_and_a_wrong_name_is_one_sentence(capsys):
+    named = config.parse(["--config", "recipe:vit_b16-sam-4k", "--ranks", "8", "--dry_run"])
+    path = str(FOLDER / "vit_b16-sam-4k.yaml")
+    assert named == config.parse(["--config", path, "--ranks", "8", "--dry_run"])
+    assert recipes.main(["check", "recipe:vit_b16-sam-4k"]) == 0
+    with pytest.raises(ConfigError, match=r"got 'vit_b16-sam-4'; did you mean recipe:vit_b16-sam"):
+        config.parse(["--config", "recipe:vit_b16-sam-4"])
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)

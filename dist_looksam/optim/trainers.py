@@ -1,0 +1,32 @@
+"""Refuses closures of trainers that change the gradients between the two passes of a look."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from ..errors import ConfigError
+
+
+def check_trainer(closure: Callable[[], Any]) -> None:
+    """ConfigError for a closure of Lightning's Trainer that clips the gradients of each pass.
+
+    Its closure is partial(Precision._wrap_closure, module, ...), which calls the module's
+    configure_gradient_clipping after backward (lightning 2.6, plugins/precision/precision.py). The
+    norm of g would be lost, and g_v = g_s - (g_s.g/||g||^2) g be wrong.
+    """
+    call: Any = closure
+    if not isinstance(call, functools.partial) or not call.args:
+        return
+    if getattr(call.func, "__name__", "") != "_wrap_closure":
+        return
+    module = call.args[0]
+    clips = type(module).configure_gradient_clipping
+    library = clips.__module__.partition(".")[0]
+    own = library not in ("lightning", "pytorch_lightning")
+    value = module.trainer.gradient_clip_val
+    if own or value:
+        got = "a configure_gradient_clipping of its own" if own else f"gradient_clip_val={value}"
+        raise ConfigError(
+            f"the Trainer must not clip, since it would clip each pass of a look, got {got}; leave "
+            "it out and set optimizer.clip, which clips once what the base optimizer gets."
+        )
