@@ -26,6 +26,7 @@ COUNTED = [
     {"kind": "count", "optimizer": o, "ascent": a, "accumulation": n}
     for o in task.OPTIMIZERS
     for a, n in (("global", 2), ("rank", 1))  # with 2, m would be a micro-batch of every rank
+    if (o, a) != ("msam", "rank")  # refused
 ]
 OVERFLOWS = [
     {"kind": "overflow", "optimizer": "look_sam", "precision": p, "ascent": a, "overflow": n}

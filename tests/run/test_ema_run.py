@@ -37,7 +37,7 @@ def test_a_run_reports_and_writes_the_average_beside_the_weights(run, capsys):
     assert summary["ema_top1"] == pytest.approx(rows[-1]["ema_top1"], abs=1e-8)
     raw, ema = (load_file(run / f"{n}.safetensors") for n in ("model", "model_ema"))
     assert raw.keys() == ema.keys() and not all(torch.equal(raw[n], ema[n]) for n in raw)
-    assert f"ema {summary['ema_top1']:.2%}" in (run / "log.txt").read_text()
+    assert f"ema {summary['ema_top1']:.4f}" in (run / "log.txt").read_text()
 
 
 def test_the_export_of_a_checkpoint_has_the_average(run, tmp_path):
