@@ -95,8 +95,9 @@ def check_recipes(site: Site) -> None:
 def check_training(site: Site) -> None:
     """A recipe, made small."""
     flags = ["--config", "recipe:vit_s16-look_sam-4k", "--data", "digits", "--data_dir", "none"]
-    flags += ["--model", "vit_8", "--batch_size", "32", "--m", "32", "--workers", "0"]
-    flags += ["--backend", "plain", "--precision", "fp32", "--augment", "none", "--device", "cpu"]
+    flags += ["--model", "vit_8", "--batch_size", "32", "--workers", "0"]
+    flags += ["--micro_batch", "32", "--m", "32", "--augment", "none", "--device", "cpu"]
+    flags += ["--backend", "plain", "--precision", "fp32"]
     site.command("train", *flags, "--steps", "2", "--warmup_steps", "0", "--out", "runs/a")
     summary = json.loads((site.cwd / "runs" / "a" / "summary.json").read_text())
     assert (summary["optimizer"], summary["steps"]) == ("look_sam", 2)

@@ -105,7 +105,7 @@ def test_a_good_recipe_is_a_short_summary(tmp_path, capfd):
     assert main(["--config", str(RECIPE), "--dry_run", "--out", str(out)]) == 0
     told = capfd.readouterr()
     assert told.err == "" and not out.exists()
-    assert len(told.out.splitlines()) == 16
+    assert len(told.out.splitlines()) == 17
     for says in (
         "look_layer_sam on lamb: rho 0.0007 (layer scope), k 5, alpha 0.7, reuse paper",
         "vit_b16, 86,566,120 parameters, 34.9 GFLOP forward",
