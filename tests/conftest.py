@@ -56,6 +56,7 @@ NEEDS = {
     "slurm": _slurm,  # cluster/testbed/ can be started: root, its programs, namespaces
     "pyarrow": lambda: _module("pyarrow"),
     "pytorch_optimizer": lambda: _module("pytorch_optimizer"),
+    "accelerate": lambda: _module("accelerate"),
     "lightning": lambda: _module("lightning"),
     "simplejpeg": lambda: _module("simplejpeg"),
     "tensorboard": lambda: _module("tensorboard"),

@@ -1,6 +1,7 @@
-"""Refuses closures of trainers that change the gradients between the two passes of a look."""
+"""Refuses closures of trainers whose gradients are not those of the batch in both passes."""
 
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +9,28 @@ from ..errors import ConfigError
 
 
 def check_trainer(closure: Callable[[], Any]) -> None:
+    """ConfigError under a trainer whose gradients would not be those of `closure`."""
+    _check_accelerate()
+    _check_lightning(closure)
+
+
+def _check_accelerate() -> None:
+    """ConfigError in a process whose Accelerator accumulates gradients.
+
+    Within accumulate() its optimizer calls step, and with it the closure, for the last micro-batch
+    alone: the others would be lost without a word (accelerate 1.15, optimizer.py).
+    """
+    state = getattr(sys.modules.get("accelerate.state"), "GradientState", None)
+    number = state().num_steps if state is not None and state._shared_state else 1
+    if number > 1:
+        raise ConfigError(
+            f"an Accelerator must not accumulate where the optimizer gets a closure, which is "
+            f"called for the last micro-batch alone, got gradient_accumulation_steps {number}; use "
+            f"1, or give all micro-batches to dist_looksam.Engine."
+        )
+
+
+def _check_lightning(closure: Callable[[], Any]) -> None:
     """ConfigError for a closure of Lightning's Trainer that clips the gradients of each pass.
 
     Its closure is partial(Precision._wrap_closure, module, ...), which calls the module's
