@@ -34,6 +34,12 @@ def _cuda() -> bool:
     return torch.cuda.is_available()
 
 
+def _setuptools() -> bool:
+    import setuptools
+
+    return int(setuptools.__version__.split(".")[0]) >= 68
+
+
 def _jpeg_in_c() -> bool:
     from dist_looksam.data import jpeg
 
@@ -48,6 +54,8 @@ def _slurm() -> bool:
 
 
 NEEDS = {
+    "cc": lambda: shutil.which("cc") is not None,
+    "setuptools": _setuptools,  # for builds of the package, without network
     "deepspeed": lambda: _module("deepspeed"),
     "horovod": _horovod,
     "jpeg_in_c": _jpeg_in_c,

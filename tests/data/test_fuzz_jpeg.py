@@ -1,12 +1,9 @@
-import shutil
-
 import pytest
 from fuzz_jpeg import fuzz
 
-pytestmark = [pytest.mark.slow, pytest.mark.needs("jpeg_in_c")]
+pytestmark = [pytest.mark.slow, pytest.mark.needs("cc", "jpeg_in_c")]
 
 
-@pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
 def test_ten_seconds_of_changed_jpegs_end_without_a_finding_of_the_sanitizers():
     """For an hour: python tests/data/fuzz_jpeg.py 3600 SEED."""
     counted = fuzz(10)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.needs("setuptools")]
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,7 +30,6 @@ def clone(tmp_path) -> Path:
 
 def build(clone: Path, kind: str) -> Path:
     """The wheel that `pip install .` or `pip install -e .` would install."""
-    pytest.importorskip("setuptools", minversion="68")
     program = f"from setuptools.build_meta import build_{kind} as build; build('.')"
     made = subprocess.run(
         [sys.executable, "-c", program], cwd=clone, capture_output=True, text=True, timeout=120

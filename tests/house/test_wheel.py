@@ -15,7 +15,7 @@ from test_install import build, clone  # noqa: F401 (a fixture)
 
 import dist_looksam
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.needs("setuptools")]
 
 SWEEP = {
     "settings": {"data": "digits", "model": "vit_8", "steps": 2, "device": "cpu", "workers": 0},
