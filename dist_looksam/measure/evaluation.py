@@ -10,12 +10,10 @@ import math
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from .. import checkpoint, files, models
@@ -34,7 +32,7 @@ from ..record.version import made_with
 from ..settings import assemble
 from ..settings.config import DEVICES, Settings
 from ..world import World
-from ..world.roster import join
+from ..world.roster import joined
 
 FORMAT = 1
 FILE, PICTURE = "eval.json", "confusion.png"
@@ -57,13 +55,8 @@ def main(argv: Sequence[str]) -> int:
     world = World.from_env()
     trained = opened(flags, **{name: getattr(flags, name) for name in _GIVEN})
     device = assemble.device_of(Settings(device=flags.device), world)
-    roster = join(world, device, timeout=flags.timeout) if world.size > 1 else None
-    try:
-        with roster or nullcontext():
-            found = evaluate(trained, world, device, micro_batch=flags.micro_batch)
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    with joined(world, device, timeout=flags.timeout):
+        found = evaluate(trained, world, device, micro_batch=flags.micro_batch)
     if world.rank == 0:
         _show(flags, found)
     return 0

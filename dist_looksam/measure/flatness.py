@@ -10,7 +10,6 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ from ..record.version import made_with
 from ..settings import assemble
 from ..settings.config import DEVICES, Settings
 from ..world import World
-from ..world.roster import join
+from ..world.roster import joined
 
 _DTYPES = {"fp32": torch.float32, "fp64": torch.float64}
 _PICTURE = "flatness.png"
@@ -66,13 +65,8 @@ def main(argv: Sequence[str]) -> int:
     runs = [open_(path, step=flags.step, data_dir=flags.data_dir) for path in flags.runs]
     _check_places(flags)
     device = assemble.device_of(Settings(device=flags.device), world)
-    roster = join(world, device, timeout=flags.timeout) if world.size > 1 else None
-    try:
-        with roster or nullcontext():
-            measured = _Bench(flags, world, device).all(runs)
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    with joined(world, device, timeout=flags.timeout):
+        measured = _Bench(flags, world, device).all(runs)
     if world.rank == 0:
         _show(flags, measured)
     return 0

@@ -11,6 +11,8 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from types import TracebackType
 
@@ -43,6 +45,19 @@ def join(world: World, device: torch.device, *, timeout: float) -> "Roster":
         timeout=timedelta(seconds=timeout),
     )
     return roster
+
+
+@contextmanager
+def joined(world: World, device: torch.device, *, timeout: float) -> Iterator[None]:
+    """Around all communication of a command: `join` where there are several ranks, and the end of
+    the process group. Raises as `Roster`."""
+    several = world.size > 1
+    try:
+        with join(world, device, timeout=timeout) if several else nullcontext():
+            yield
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 class Roster:
