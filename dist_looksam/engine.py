@@ -139,9 +139,12 @@ class Engine:
         Raises:
             ConfigError: they are no list, or their sizes (the first dimension of all tensors in a
                 batch) differ: within this rank at any step, between ranks at the first. Or `loss`
-                returned something else than a 0-dim tensor with a gradient.
+                returned something else than a 0-dim tensor with a gradient. Or it is called inside
+                `averaged`.
         """
         self._check_sizes(batches)
+        if self.backend.ema is not None:
+            self.backend.ema.check_not_swapped("a step")
         number = self.optimizer.steps
         replay = Replay(self.module)
         try:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from ..errors import ConfigError
 from ..maths.shards import clones
 from .backend import Read
 from .flat import NO_GROUP, Flat
@@ -27,6 +28,7 @@ class Averages:
 
     def __init__(self, decay: float) -> None:
         self.decay = decay
+        self.swapped = False  # the masters hold the averages
         self._of: dict[Tensor, Tensor] = {}  # by master
 
     @torch.no_grad()
@@ -45,6 +47,15 @@ class Averages:
             kept = master.clone()
             master.copy_(average)
             average.copy_(kept)
+        self.swapped = not self.swapped
+
+    def check_not_swapped(self, what: str) -> None:
+        """ConfigError inside `averaged`, where `what` would take the averages for the weights."""
+        if self.swapped:
+            raise ConfigError(
+                f"{what} must come after `with engine.averaged()`, got it inside, where the "
+                f"averages stand for the weights; call it once the block has ended."
+            )
 
     def of(self, flat: Flat) -> Tensor | None:
         """A flat's average; None before the first step and for frozen layers."""

@@ -65,6 +65,8 @@ class StoredLayers:
         return [p for flat in self.held() for p in flat.pieces]
 
     def slots(self) -> list[dict[str, Tensor]]:
+        if self.ema is not None:
+            self.ema.check_not_swapped("a checkpoint")
         slots: list[dict[str, Tensor]] = []
         for flat in self.held():
             state = like_the_layer(self._state(flat), flat.master)
@@ -123,6 +125,8 @@ class StoredLayers:
 
     @torch.no_grad()
     def load(self, read: Read, counters: dict[str, Any]) -> None:
+        if self.ema is not None:
+            self.ema.check_not_swapped("a restore")
         for flat in self.held():
             weights = [read(p.name, "weight", p.start, p.stop) for p in flat.pieces]
             flat.write_(flat.master.detach(), weights)
@@ -191,9 +195,10 @@ class StoredLayers:
     def averaged(self) -> Iterator[None]:
         """See `Backend.averaged`."""
         assert self.ema is not None
+        self.ema.check_not_swapped("a second `averaged`")
         self.ema.swap_(self.held())
-        self.after_load()
         try:
+            self.after_load()
             yield
         finally:
             self.ema.swap_(self.held())
