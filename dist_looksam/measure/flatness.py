@@ -32,7 +32,8 @@ from ..record import rundir
 from ..record.progress import Progress
 from ..record.version import made_with
 from ..settings import assemble
-from ..settings.config import DEVICES, Settings
+from ..settings.config import Settings
+from ..settings.fields import DEVICES
 from ..world import World
 from ..world.roster import joined
 

@@ -23,6 +23,7 @@ from ..errors import ConfigError
 from ..optim import table
 from ..settings import assemble, config
 from ..settings.config import Settings
+from ..settings.fields import of_backends
 from ..world import World
 from . import machines
 from .machines import Device, Machine, Network
@@ -41,7 +42,7 @@ def calibrate(settings: Settings, path: Path, *, classes: int | None = None) -> 
     """
     world = World.from_env(local_rank=settings.local_rank)
     size = data_set(settings.data).size(settings.image_size)
-    reset: dict[str, Any] = {n: config.DEFAULTS[n] for n in ("backend", *config.of_backends())}
+    reset: dict[str, Any] = {n: config.DEFAULTS[n] for n in ("backend", *of_backends())}
     images = settings.micro_batch or max(1, min(256, settings.batch_size // world.size))
     settings = replace(
         settings,

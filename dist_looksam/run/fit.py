@@ -4,20 +4,19 @@ import math
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from .. import checkpoint, files, models
+from .. import checkpoint, models
 from ..data import Data, EvalLoader
 from ..data.card import card, metadata
 from ..data.fingerprint import fingerprint
 from ..engine import Report
-from ..errors import ConfigError, RunError
+from ..errors import RunError
 from ..maths.schedule import factor
 from ..optim.later import Later
 from ..record import rundir, trackers
@@ -27,11 +26,11 @@ from ..record.progress import Progress
 from ..record.version import made_with
 from ..settings import assemble, config, when
 from ..settings.config import Settings
-from . import resume
+from . import results, resume
 from .advice import Advice, nothing_learnt, without_effect
 from .interrupt import REQUEUES, WATCHED, Interrupt, Interrupted, requeue
 from .peak import peak_share
-from .scores import scores
+from .scores import Found, scores
 from .unused import Unused
 
 
@@ -71,10 +70,7 @@ class Fit:
         self.share = peak_share(settings, data, device, ranks=self.backend.size)
         self.start, self.saved = 0, 0
         self.untimed = 0  # steps of this start that are in no time
-        self.top1: float | None = None
-        self.ema_top1: float | None = None  # of the averaged weights
-        self.top5: float | None = None
-        self.evaluated: int | None = None  # steps done at the newest evaluation; on every rank
+        self.found = Found()  # by the newest evaluation; on every rank
         self._shared: tuple[int | None, Later] | None = None
         self.caught: list[signal.Signals] = []  # by any rank
         reader, notes = resume.prepare(self.backend, settings, data)
@@ -102,9 +98,7 @@ class Fit:
         # The optimizer's param groups keep the settings of the flags, which may have changed.
         checkpoint.take(self.engine, reader, settings=False)
         self.start = self.saved = reader.step
-        self.top1, self.evaluated = reader.extra.get("top1"), reader.extra.get("evaluated")
-        self.ema_top1 = reader.extra.get("ema_top1")
-        self.top5 = reader.extra.get("top5")  # None in older checkpoints
+        self.found = Found(**{f.name: reader.extra.get(f.name) for f in fields(Found)})
         if self.probe is not None:
             self.probe.looks = int(reader.extra.get("probed_looks", 0))
 
@@ -153,7 +147,7 @@ class Fit:
 
     def _end(self, done: int) -> dict[str, Any]:
         """Evaluate and write the results; then RunError if nothing was learnt."""
-        if self.evaluated != done or self.top5 is None:
+        if self.found.evaluated != done or self.found.top5 is None:
             self._evaluate(done)
         self.writer.wait()
         summary = self._finish(done)
@@ -301,15 +295,14 @@ class Fit:
     def _evaluate(self, done: int) -> None:
         """Of the weights, and of their averages where there are some."""
         with self.log.paused():
-            self.top1, self.top5, loss = self._scores()
+            top1, top5, loss = self._scores()
             more = {}
             if self.backend.ema is not None:
                 with self.engine.averaged():
-                    self.ema_top1, _, more["ema_loss"] = self._scores()
-                more["ema_top1"] = self.ema_top1
-        self.evaluated = done
-        self.log.evaluation(done, top1=self.top1, loss=loss, eval_top5=self.top5, **more)
-        self.progress.evaluation(done, top1=self.top1, loss=loss, **more)
+                    more["ema_top1"], _, more["ema_loss"] = self._scores()
+        self.found = Found(top1, top5, more.get("ema_top1"), done)
+        self.log.evaluation(done, top1=top1, loss=loss, eval_top5=top5, **more)
+        self.progress.evaluation(done, top1=top1, loss=loss, **more)
 
     def _scores(self) -> tuple[float, float, float]:
         found = scores(self.backend, self.test, self.device)
@@ -323,10 +316,7 @@ class Fit:
             self.log.flush()  # so that the metrics reach the step of the checkpoint
             extra = {
                 "settings": resume.saved_settings(self.settings, self.data),
-                "top1": self.top1,
-                "ema_top1": self.ema_top1,
-                "top5": self.top5,
-                "evaluated": self.evaluated,
+                **asdict(self.found),
                 "probed_looks": 0 if self.probe is None else self.probe.looks,
                 "data": fingerprint(self.data),
                 "card": asdict(card(self.data)),
@@ -347,9 +337,7 @@ class Fit:
         trained, seconds = (done - self.untimed) * self.settings.batch_size, self.log.seconds
         rate = round(trained / seconds, 3) if seconds else None
         summary = {
-            "top1": self.top1,
-            "top5": self.top5,
-            **({} if self.ema_top1 is None else {"ema_top1": self.ema_top1}),
+            **self.found.accuracy(),
             "steps": done,
             "seconds": round(seconds, 3),
             "images_per_s": rate,
@@ -365,13 +353,8 @@ class Fit:
         if self.first:
             model = models.resolve(self.settings.model, self.data.shape)
             about = {"model": model, "step": str(done), **metadata(card(self.data))}
-            for name, tensors in weights.items():
-                assert tensors is not None
-                _write_weights(tensors, self.out / name, about)
-            drawn = self._draw()
-            files.replace_json(self.out / rundir.SUMMARY, {**summary, **self.made_with})
-            ema = "" if self.ema_top1 is None else f", ema {self.ema_top1:.4f}"
-            self.progress.note(f"top1 {self.top1:.4f}{ema}; {drawn}")
+            drawn = results.write(self.out, {**summary, **self.made_with}, weights, about)
+            self.progress.note(f"{self.found}; {drawn}")
         return summary
 
     def _mfu(self, images_per_s: float | None, done: int) -> float | None:
@@ -379,22 +362,3 @@ class Fit:
         if not self.share or not images_per_s or not done:
             return None
         return round(images_per_s * self.engine.passes / done * self.share, 5)
-
-    def _draw(self) -> str:
-        """Draw curves.png; returns a note. The drawing packages are an extra of this package."""
-        try:
-            from ..report import curves  # not loaded on every rank
-
-            return f"curves: {curves(self.out)}"
-        except ConfigError as error:
-            return f"curves.png was not drawn: {error}"
-
-
-def _write_weights(weights: dict[str, Tensor], path: Path, about: dict[str, str]) -> None:
-    try:
-        checkpoint.write_tensors(path, weights, about)
-    except OSError as error:
-        raise RunError(
-            f"{path} was not written: {error}; the newest checkpoint is whole, `dist-looksam "
-            f"checkpoint export` makes the same file of it."
-        ) from error

@@ -1,6 +1,7 @@
 """Accuracy and loss of an engine's weights on the evaluation images."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,6 +11,31 @@ from ..backends.backend import Backend
 from ..data import Batch
 from ..data.source import UNREADABLE
 from ..maths.scores import sums
+
+
+@dataclass(frozen=True)
+class Found:
+    """Accuracies as fractions, and the steps done before that evaluation; None: not known.
+
+    Checkpoints keep them under these names; older ones have no top5 and no ema_top1.
+    """
+
+    top1: float | None = None
+    top5: float | None = None
+    ema_top1: float | None = None  # of the averaged weights
+    evaluated: int | None = None
+
+    def accuracy(self) -> dict[str, float | None]:
+        """For summary.json."""
+        ema = {} if self.ema_top1 is None else {"ema_top1": self.ema_top1}
+        return {"top1": self.top1, "top5": self.top5, **ema}
+
+    def __str__(self) -> str:
+        return ", ".join(
+            f"{name.replace('ema_top1', 'ema')} {value:.4f}"
+            for name, value in self.accuracy().items()
+            if name != "top5" and value is not None
+        )
 
 
 @torch.no_grad()

@@ -27,7 +27,7 @@ from campaign import STEPS, campaign, differences, newest
 
 from dist_looksam.optim.table import METHODS
 from dist_looksam.run import train
-from dist_looksam.settings.config import PRECISIONS
+from dist_looksam.settings.fields import PRECISIONS
 from launch import HERE, HOROVOD, environment
 
 FLAGS = f"--data digits --model vit_8 --steps {STEPS} --batch_size 24 --k 5 "

@@ -23,7 +23,7 @@ from campaign import STEPS, campaign, differences, newest
 
 from dist_looksam.optim.table import BASES, METHODS
 from dist_looksam.run import train
-from dist_looksam.settings.config import PRECISIONS
+from dist_looksam.settings.fields import PRECISIONS
 
 ARGUMENTS = f"--data digits --model vit_8 --steps {STEPS} --batch_size 24 --k 5 --workers 0 "
 ARGUMENTS += "--save_every 1 --keep 3 --eval_every 10 --device cpu"

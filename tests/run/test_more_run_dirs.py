@@ -13,7 +13,7 @@ from dist_looksam.errors import ConfigError, RunError
 from dist_looksam.record import jobs, rundir
 from dist_looksam.record.progress import Progress
 from dist_looksam.report import runs
-from dist_looksam.run import fit
+from dist_looksam.run import results
 from dist_looksam.run.advice import without_effect
 from dist_looksam.run.train import main as train
 from dist_looksam.settings.config import Settings, parse
@@ -119,7 +119,7 @@ def test_a_damaged_or_foreign_file_costs_jobs_and_reports_one_row(name, text, tw
 def test_a_full_disk_at_the_last_file_is_one_sentence(tmp_path):
     """safetensors raises an error of its own, which is no OSError: a traceback."""
     with pytest.raises(RunError, match=r"model.safetensors was not written: .*checkpoint export"):
-        fit._write_weights({"a": torch.zeros(1)}, tmp_path / "gone" / "model.safetensors", {})
+        results._write_weights({"a": torch.zeros(1)}, tmp_path / "gone" / "model.safetensors", {})
 
 
 @pytest.mark.parametrize("text", ["rho: 0.1\nrho: 0.2\n", "seed: 1\n'seed': 2\n"])
