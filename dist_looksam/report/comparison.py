@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from dist_looksam.record.version import made_with
-from dist_looksam.report import drawing, flatness, scaling, tables, trials
+from dist_looksam.report import drawing, flatness, ranking, scaling, tables, trials
 from dist_looksam.report.page import Section, page
 from dist_looksam.report.runs import FINAL, TUNE, Run, RunSet, find, to_csv
 from dist_looksam.report.statistic import many
@@ -97,7 +97,10 @@ def _sections(
 ) -> list[Section]:
     sections = []
     if results.cells:
-        main = scaling.accuracy(results, width=840, height=430, hover=True).chart()
+        if len(results.batches) == 1:
+            main = ranking.chart(results, width=700)
+        else:
+            main = scaling.accuracy(results, width=840, height=430, hover=True).chart()
         spread = f"{scaling.spread(results)}. Crosses: runs in trouble."
         shown = [tables.accuracy(results), tables.differences(results)]
         both = [table for table in shown if table]
@@ -133,7 +136,9 @@ def _sections(
 
 def _title(results: Study) -> str:
     data = _common(results.finals, "data")
-    return "Accuracy against batch size" + (f", {data}" if data else "")
+    several = len(results.batches) != 1
+    what = "against batch size" if several else f"at batch size {results.batches[0]:,}"
+    return f"Accuracy {what}" + (f", {data}" if data else "")
 
 
 def _common(runs: Sequence[Run], name: str) -> str | None:

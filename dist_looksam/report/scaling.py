@@ -6,7 +6,7 @@ from typing import Any
 
 import altair as alt
 
-from dist_looksam.report import drawing, panels
+from dist_looksam.report import drawing, panels, ranking
 from dist_looksam.report.panels import Panel, Point
 from dist_looksam.report.runs import Run
 from dist_looksam.report.statistic import MeanSd
@@ -168,7 +168,20 @@ def lesser(study: Study, *, width: int, height: int, hover: bool = False) -> lis
 
 
 def picture(study: Study, title: str, subtitle: list[str]) -> alt.VConcatChart:
-    """scaling.png: accuracy above, a panel for each base and its methods; costs below."""
+    """scaling.png: accuracy above, costs below."""
+    below = [panel.chart() for panel in lesser(study, width=250, height=170)]
+    above: alt.LayerChart | alt.HConcatChart
+    if len(study.batches) == 1:
+        above = ranking.chart(study, width=700)
+    else:
+        above, note = _families(study)
+        subtitle = [*subtitle, *note]
+    chart = alt.vconcat(above, *([drawing.across(*below)] if below else []), spacing=26)
+    return chart.properties(title=alt.TitleParams(title, subtitle=subtitle, fontSize=18))
+
+
+def _families(study: Study) -> tuple[alt.HConcatChart, list[str]]:
+    """A panel for each base and its methods, and the line that says what all of them show."""
     every = accuracy(study, width=0, height=330)
     bases = list(dict.fromkeys(label.base for label in study.labels))
     width = max(300, (840 - 130 * len(bases)) // len(bases))
@@ -182,13 +195,9 @@ def picture(study: Study, title: str, subtitle: list[str]) -> alt.VConcatChart:
         for base in bases
         if (names := {label.name for label in study.labels if label.base == base})
     ]
-    below = [panel.chart() for panel in lesser(study, width=250, height=170)]
     spacing = 50 + 8 * max(len(label.name) for label in study.labels)  # for names at the ends
-    rows = [drawing.across(*(panel.chart() for panel in families), spacing=spacing)]
-    rows += [drawing.across(*below)] if below else []
-    subtitle = [*subtitle, *[every.title] * (len(bases) > 1)]
-    chart = alt.vconcat(*rows, spacing=26)
-    return chart.properties(title=alt.TitleParams(title, subtitle=subtitle, fontSize=18))
+    row = drawing.across(*(panel.chart() for panel in families), spacing=spacing)
+    return row, [every.title] * (len(bases) > 1)
 
 
 def series(study: Study) -> dict[str, list[tuple[int, MeanSd]]]:

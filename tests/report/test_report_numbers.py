@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dist_looksam.optim.table import METHODS
-from dist_looksam.report import panels, runs, scaling, study, tables
+from dist_looksam.report import panels, ranking, runs, scaling, study, tables
 from dist_looksam.report.comparison import report
 from dist_looksam.report.panels import apart
 from dist_looksam.report.statistic import Difference
@@ -230,6 +230,29 @@ def test_times_of_a_machine_that_was_not_quiet_are_left_out(tmp_path, slow, quie
     assert all(("seconds" in point.tip) == quiet for point in top.points)
     for panel in scaling.lesser(seen, width=200, height=200):
         assert all(0 < point.low <= point.y * 1.000001 for point in panel.points)
+
+
+def test_times_are_left_out_where_more_passes_took_less_time(tmp_path):
+    """Methods run one after another, the base beside other work: 1.2 passes took 0.76 of 1."""
+    for method, passes, seconds in (("adamw", 1.0, 10.0), ("sam", 2.0, 7.0)):
+        for seed in range(2):
+            made_up.run(
+                tmp_path / f"{method}{seed}", method, seed=seed, seconds=seconds, passes=passes
+            )
+    seen = study.study(runs.find([str(tmp_path)]))
+    assert not seen.quiet and "sam took 0.70 of the time of its base" in "\n".join(seen.notes)
+
+
+def test_methods_at_one_batch_are_rows_with_the_best_on_top(tmp_path):
+    for method, top1 in (("adamw", 0.8), ("look_sam", 0.9), ("lamb", 0.7)):
+        for seed in range(2):
+            path = tmp_path / f"{method}{seed}"
+            made_up.run(path, method, seed=seed, top1=top1 + seed / 100)
+    drawn = ranking.chart(study.study(runs.find([str(tmp_path)])), width=300).to_dict()
+    layers = {layer["mark"]["type"]: layer for layer in drawn["layer"]}
+    assert layers["rule"]["encoding"]["y"]["sort"] == ["look_sam", "adamw", "lamb"]
+    rows = layers["text"]["data"]["values"] if "data" in layers["text"] else drawn["data"]["values"]
+    assert rows[0]["top1"] == "90.50 ± 0.71 %" and (rows[0]["low"], rows[0]["high"]) == (0.9, 0.91)
 
 
 def test_a_batch_without_a_run_that_counts_is_named_and_a_lost_one_is_a_fall(tmp_path):
