@@ -15,6 +15,10 @@ from pathlib import Path
 
 import pytest
 
+# Before torch is loaded, and for every process that a test starts. With more, a thread that has no
+# core lets the others turn in circles: on busy cores a small pass took 80 times the processor time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 PROGRAMS = Path(sys.executable).parent  # the virtual environment's: deepspeed, horovodrun, torchrun
 
 

@@ -15,12 +15,15 @@ check() {
     printf '\n== %s\n' "$*"
     "$@" || failed+=("$*")
 }
-check ruff check .
-check ruff format --check .
-check mypy --no-error-summary
+code() {
+    check ruff check .
+    check ruff format --check .
+    check mypy --no-error-summary
+}
 case "${1:-}" in
     --quick)
         shift
+        code
         check pytest -q -m "not ranks and not cluster and not slow and not alone" "$@"
         ;;
     "")
@@ -33,6 +36,7 @@ case "${1:-}" in
             pytest -q -m "$lane and not alone" "tests/$lane" >"$logs/$lane" 2>&1 &
             started+=("$!")
         done
+        code # beside ranks, which fill both cores meanwhile
         check pytest -q -m "not ranks and not cluster and not alone"
         for at in "${!lanes[@]}"; do
             wait "${started[at]}" || failed+=("pytest tests/${lanes[at]}")
@@ -43,7 +47,10 @@ case "${1:-}" in
         rm -r "$logs"
         check pytest -q -m alone
         ;;
-    *) check pytest -q "$@" ;;
+    *)
+        code
+        check pytest -q "$@"
+        ;;
 esac
 ((${#failed[@]} == 0)) || {
     printf '\nfailed: %s\n' "${failed[@]}"

@@ -9,6 +9,7 @@ changes it.
 """
 
 import statistics
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ from ..settings import assemble, config
 from ..settings.config import Settings
 from ..settings.numbers import check_range
 from ..world import World
-from .loops import PEER, PEERS, Counted, CycleTime, Loop, Problem
+from .loops import PEERS, Counted, CycleTime, Loop, Problem
 
 __all__ = ["PEERS", "Cost", "Counted", "CycleTime", "Loop", "Problem", "compare", "main", "to_text"]
 
@@ -134,15 +135,18 @@ def to_text(costs: Sequence[Cost]) -> str:
     return table_text(heads, rows, left=2)
 
 
-def _installed_peers() -> list[str]:
-    import importlib.util
+def _peers_of(device: str) -> list[str]:
+    """The peers that can run; a line on stderr says for each library which cannot, and why."""
+    reasons = {name: peer.why_not(device) for name, peer in PEERS.items()}
+    for reason in dict.fromkeys(filter(None, reasons.values())):
+        without = ", ".join(name for name in reasons if reasons[name] == reason)
+        print(f"left out: {without} ({reason})", file=sys.stderr)
+    return [name for name, reason in reasons.items() if reason is None]
 
-    return list(PEERS) if importlib.util.find_spec(PEER) else []
 
-
-def _names(text: str, backend: str) -> list[str]:
+def _names(text: str, backend: str, device: str) -> list[str]:
     if text == "all":
-        return [*table.METHODS, *(_installed_peers() if backend == ALONE else [])]
+        return [*table.METHODS, *(_peers_of(device) if backend == ALONE else [])]
     names = [n.strip() for n in text.split(",") if n.strip()]
     for name in names:
         if name not in PEERS:
@@ -190,7 +194,7 @@ def main(argv: Sequence[str]) -> int:
     ):
         check_range(name, getattr(flags, name), 1, most)
     _check_device(flags.device)
-    names = _names(flags.optimizers, flags.backend)
+    names = _names(flags.optimizers, flags.backend, flags.device)
     world = World.from_env()
     flags.micro_batch = flags.micro_batch or max(1, flags.batch_size // world.size)
     how = _on_backend(flags, world)
@@ -235,7 +239,7 @@ def _on_backend(flags: Any, world: World) -> dict[str, Any]:
         settings = config.parse([*base, *own])
         return settings.resolved(ranks=world.size, launcher=world.launcher, samples=10**7)
 
-    first = of_method(table.base_of(_names(flags.optimizers, flags.backend)[0], None))
+    first = of_method(table.base_of(_names(flags.optimizers, flags.backend, flags.device)[0], None))
     device = assemble.device_of(first, world)
     assemble.join(first, world, device)
     return {"backend": of_method, "world": world, "device": device}

@@ -1,5 +1,7 @@
 """The training loops that `dist-looksam bench` compares: ours, bare ones and other libraries'."""
 
+import importlib
+import importlib.util
 import os
 import time
 from collections.abc import Callable
@@ -23,11 +25,52 @@ from ..world import World
 
 _IMAGE = {"vit_28": (1, 28, 28), "vit_28_p4": (1, 28, 28), "vit_8": (1, 8, 8)}
 _CLASSES = 10
-PEER = "pytorch_optimizer"
-PEERS = {  # (its class there, the base that it is compared with)
-    f"{PEER}.Lamb": ("Lamb", "lamb"),
-    f"{PEER}.SAM": ("SAM", "adamw"),
-    f"{PEER}.LookSAM": ("LookSAM", "adamw"),
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A class of another library, and the base that it is compared with."""
+
+    module: str
+    kind: str
+    base: str
+    on_cpu: bool = True
+
+    @property
+    def library(self) -> str:
+        return self.module.split(".")[0]
+
+    def why_not(self, device: str) -> str | None:
+        """What keeps it from this device, as words after its name; None: nothing.
+
+        Classes for GPUs are tried: they compile when first made, for which a machine may lack nvcc.
+        """
+        if importlib.util.find_spec(self.library) is None:
+            return f"needs {self.library}, which is not installed"
+        if not self.on_cpu and not device.startswith("cuda"):
+            return f"needs a GPU, got device {device}"
+        try:
+            made = self.load()
+            if not self.on_cpu:
+                made([nn.Parameter(torch.zeros(1, device=device))])
+        except Exception as error:  # of any kind, from compilers, too
+            told = (str(error).splitlines() or [""])[0]
+            return f"needs {self.library}, which fails here ({type(error).__name__}: {told})"
+        return None
+
+    def load(self) -> Any:
+        """The class."""
+        return getattr(importlib.import_module(self.module), self.kind)
+
+
+PEERS = {
+    "pytorch_optimizer.Lamb": Peer("pytorch_optimizer", "Lamb", "lamb"),
+    "pytorch_optimizer.SAM": Peer("pytorch_optimizer", "SAM", "adamw"),
+    "pytorch_optimizer.LookSAM": Peer("pytorch_optimizer", "LookSAM", "adamw"),
+    "timm.Lamb": Peer("timm.optim", "Lamb", "lamb"),
+    "timm.AdamW": Peer("timm.optim", "AdamWLegacy", "adamw"),
+    "deepspeed.FusedLamb": Peer("deepspeed.ops.lamb", "FusedLamb", "lamb", on_cpu=False),
+    "deepspeed.FusedAdam": Peer("deepspeed.ops.adam", "FusedAdam", "adamw", on_cpu=False),
 }
 Pairs = list[tuple[Tensor, Tensor]]
 
@@ -201,18 +244,17 @@ class Problem:
         return Engine(made, loss=loss, m=settings.m if settings.rule.two_passes else None)
 
     def peer(self, name: str) -> Loop:
-        """An optimizer of pytorch_optimizer, used as its documentation shows."""
-        try:
-            import pytorch_optimizer
-        except ImportError:
-            reason = f"{name} needs {PEER}, which is not installed; leave it out."
-            raise ConfigError(reason) from None
-        kind, base = PEERS[name]
-        make = getattr(pytorch_optimizer, kind)
+        """An optimizer of another library, used as its documentation shows. ConfigError where it
+        cannot be had."""
+        peer = PEERS[name]
+        if reason := peer.why_not(self.device.type):
+            raise ConfigError(f"{name} {reason}; leave it out.")
+        make = peer.load()
+        kind, base = peer.kind, peer.base
         model, _ = self._new(base)
         row = table.base_row(base)
         groups = table.groups(model, row.weight_decay)
-        if kind == "Lamb":
+        if "SAM" not in kind:
             return self._plain_loop(name, base, model, make(groups, lr=row.lr))
         settings: dict[str, Any] = {"lr": row.lr, "fused": True}
         if kind == "LookSAM":

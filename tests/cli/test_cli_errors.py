@@ -8,6 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import torch
 
 from dist_looksam.cli import main as cli
 from dist_looksam.errors import ConfigError
@@ -220,6 +221,11 @@ def test_only_the_first_rank_speaks(tmp_path, capfd, monkeypatch):
 
 def test_the_tests_run_outside_any_launcher():
     assert "RANK" not in os.environ
+
+
+def test_the_tests_compute_on_as_many_threads_as_conftest_says():
+    """torch was there before the variable, if not: passes then take 80 times as long."""
+    assert torch.get_num_threads() == int(os.environ["OMP_NUM_THREADS"])
 
 
 def test_cost_has_its_own_help_and_misses_the_name_of_its_file_in_a_sentence(capsys):

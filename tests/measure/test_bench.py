@@ -11,6 +11,7 @@ from torch._dynamo.utils import counters
 
 from dist_looksam.backends.compiled import compile_blocks
 from dist_looksam.cli import main as cli
+from dist_looksam.errors import ConfigError
 from dist_looksam.measure import bench, loops
 from dist_looksam.measure.bench import Counted, CycleTime, Loop, Problem, compare
 from dist_looksam.optim.table import METHODS
@@ -34,9 +35,42 @@ def test_passes_are_counted_where_they_happen():
 @pytest.mark.needs("pytorch_optimizer")
 def test_the_other_looksam_makes_two_passes_on_every_step():
     """Its k spares the perturbation and not the gradient; docs/planning.md says so."""
-    costs = compare(Problem(k=5, **SMALL), list(bench.PEERS), repeats=1)
+    theirs = [name for name, peer in bench.PEERS.items() if peer.library == "pytorch_optimizer"]
+    costs = compare(Problem(k=5, **SMALL), theirs, repeats=1)
     assert [c.passes_per_step for c in costs] == [1.0, 2.0, 2.0]
     assert [c.base for c in costs] == ["lamb", "adamw", "adamw"]
+
+
+@pytest.mark.needs("timm")
+def test_timms_own_optimizers_are_measured_against_their_bases():
+    costs = compare(Problem(k=2, **SMALL), ["timm.Lamb", "timm.AdamW"], repeats=1)
+    assert [(c.base, c.passes_per_step) for c in costs] == [("lamb", 1.0), ("adamw", 1.0)]
+
+
+def test_a_peer_that_cannot_run_here_is_a_sentence_and_left_out_of_all_with_a_line(
+    monkeypatch, capsys
+):
+    peers = {
+        "a.SAM": loops.Peer("no_such_library", "SAM", "adamw"),
+        "b.Lamb": loops.Peer("deepspeed", "FusedLamb", "lamb", on_cpu=False),
+        "c.Lamb": loops.Peer("json", "Lamb", "lamb"),
+        "d.AdamW": loops.Peer("torch.optim", "AdamW", "adamw"),
+    }
+    for module in (bench, loops):
+        monkeypatch.setattr(module, "PEERS", peers)
+    assert bench._names("all", "plain", "cpu")[len(METHODS) :] == ["d.AdamW"]
+    reasons = {
+        "a.SAM": "needs no_such_library, which is not installed",
+        "b.Lamb": "needs a GPU, got device cpu",
+        "c.Lamb": "needs json, which fails here "
+        "(AttributeError: module 'json' has no attribute 'Lamb')",
+    }
+    told = capsys.readouterr().err
+    assert told == "".join(f"left out: {n} ({reason})\n" for n, reason in reasons.items())
+    for name, reason in reasons.items():
+        with pytest.raises(ConfigError) as error:
+            Problem(k=2, **SMALL).peer(name)
+        assert str(error.value) == f"{name} {reason}; leave it out."
 
 
 def test_a_ratio_is_to_the_base_in_the_same_turn():
