@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -17,6 +18,7 @@ from ..cli.arguments import Parser
 from ..errors import ConfigError
 from . import bench
 from .augment import Augment
+from .encoding import AGAIN, LEFT, LOSSLESS
 from .index import SPLITS
 from .pack import Packing, pack
 from .pictures import Pictures
@@ -50,6 +52,9 @@ def main(argv: Sequence[str]) -> int:
             add("--shuffle", default="none", help="seed of the order of training images, or none")
             add("--max_side", type=int, help="reduce to a shorter side of so many pixels at most")
             add("--shard_mb", type=int, default=256, help="size of a shard; default 256")
+        if name == "index":
+            text = "read every file whole, too, for the checksums that stage compares"
+            command.add_argument("--checksums", action="store_true", help=text)
         if name == "bench":
             bench.add_flags(command.add_argument)
     flags = parser.parse_args(argv)
@@ -91,12 +96,13 @@ def _pack(flags: argparse.Namespace) -> int:
     if Path(flags.source).resolve() == flags.target.resolve():
         raise ConfigError(f"target must be another folder than the source, got {flags.target}.")
     name, told = str(Path(flags.source).absolute()), _told(sum(map(len, sources)))
-    first = flags.target / ".in_order"
+    first, before = flags.target / ".in_order", Counter[str]()
     again = how.shuffle is not None and _row(flags.source).by_group
     if again and not any(flags.target.glob(".index-*")):  # in order first, then from the shards
-        pack(sources, first, replace(how, shuffle=None), name=name, told=told)
+        before = pack(sources, first, replace(how, shuffle=None), name=name, told=told).progressive
         sources, told = _open(str(first)), _told(sum(map(len, sources)))
-    print(_described(pack(sources, flags.target, how, name=name, told=told), flags.target))
+    done = pack(sources, flags.target, how, name=name, told=told)
+    print(_described(done.splits, flags.target) + _progressive(done.progressive + before))
     shutil.rmtree(first, ignore_errors=True)
     return 0
 
@@ -120,10 +126,21 @@ def _described(done: dict[str, tuple[int, int]], where: object) -> str:
     return f"{where}: {', '.join(parts)}"
 
 
+def _progressive(counts: Counter[str]) -> str:
+    """What became of the progressive JPEGs."""
+    meant = {
+        LOSSLESS: "became baseline without loss",
+        AGAIN: "were encoded again, as the C extension is not built or scans are missing",
+        LEFT: "stay as they are, because they are damaged",
+    }
+    parts = [f"{counts[how]:,} {text}" for how, text in meant.items() if counts[how]]
+    return f"; of {sum(counts.values()):,} progressive JPEGs {', '.join(parts)}" if parts else ""
+
+
 def _index(flags: argparse.Namespace) -> int:
     index = _row(flags.source, "tar").index
     assert index is not None
-    print(_described(index(flags.source), flags.source))
+    print(_described(index(flags.source, checksums=flags.checksums), flags.source))
     return 0
 
 
@@ -131,7 +148,10 @@ def _stage(flags: argparse.Namespace) -> int:
     copy = _row(flags.source, "tar").stage
     assert copy is not None
     done = copy(flags.source, flags.cache, progress(flags.source, 2))
-    print(f"{done.folder}: {done.size / 1e9:,.3g} GB, {done.copied / 1e9:,.3g} of them copied now")
+    copied = f"{done.size / 1e9:,.3g} GB, {done.copied / 1e9:,.3g} of them copied now"
+    command = f"dist-looksam data index '{flags.source}' --checksums"
+    missing = f"; {done.unchecked:,} files have no checksum to compare: {command}"
+    print(f"{done.folder}: {copied}{missing if done.unchecked else ''}")
     return 0
 
 

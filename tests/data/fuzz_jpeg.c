@@ -53,7 +53,7 @@ static uint8_t *changed(const uint8_t *from, size_t *n) {
 
 int main(int count, char **arguments) { /* SECONDS SEED FILE... */
     time_t end = time(NULL) + atol(arguments[1]);
-    long calls = 0, pictures = 0, refused[8] = {0};
+    long calls = 0, pictures = 0, copies = 0, refused[8] = {0};
     state = (uint64_t)atoll(arguments[2]);
     while (time(NULL) < end) {
         int width, height, why, tries;
@@ -78,9 +78,16 @@ int main(int count, char **arguments) { /* SECONDS SEED FILE... */
             calls++, pictures += !result, refused[result]++;
             free(out);
         }
+        if (why) { /* progressive ones among them: their baseline copy, in any room */
+            size_t room = draw(4) ? 2 * n + 65536 : draw(n + 1);
+            uint8_t *out = malloc(room + 1);
+            copies += looksam_baseline(data, n, out, room) > 0;
+            free(out);
+        }
         free(data), free(file);
     }
-    printf("%ld calls, %ld pictures; refused as of 1 to 7:", calls, pictures);
+    printf("%ld calls, %ld pictures, %ld made baseline; refused as of 1 to 7:", calls, pictures,
+           copies);
     for (count = 1; count < 8; count++) printf(" %ld", refused[count]);
     printf("\n");
     return 0;
