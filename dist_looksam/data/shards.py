@@ -35,7 +35,7 @@ def shards_of(where: str | Path) -> dict[str, list[Path]]:
     """
     paths = listed(where, "*.tar")
     if not paths:
-        packed = any(Path(where).glob("*.tar.*")) or any(Path(where).glob("*.tgz"))
+        packed = _packed(Path(where))
         why = "compressed ones, which cannot be read at random" if packed else "none"
         raise ConfigError(
             f"--data_dir must hold shards like train-000000.tar, got {why} in {where}; make "
@@ -49,6 +49,12 @@ def shards_of(where: str | Path) -> dict[str, list[Path]]:
             f" add {lacking[0]}-000000.tar."
         )
     return found
+
+
+def _packed(folder: Path) -> list[Path]:
+    """Compressed tar files, by their names."""
+    named = re.compile(r"[^.].*\.(tar\.(gz|bz2|xz|zst)|tgz)")
+    return sorted(path for path in folder.glob("*") if named.fullmatch(path.name))
 
 
 def listed(where: str | Path, kind: str) -> list[Path]:
@@ -265,5 +271,7 @@ def write_index(where: str | Path, *, checksums: bool = False) -> dict[str, tupl
     """
     found = shards_of(where)
     built = {split: build(found[split], checksums) for split in SPLITS}
+    if "{" not in str(where) and (others := _packed(Path(where))):
+        built["train"][1]["passed_over"]["compressed tar files"] = len(others), str(others[0])
     write({split: found[split][0].parent for split in SPLITS}, built)
     return {split: (len(built[split][0]), len(found[split])) for split in SPLITS}

@@ -7,6 +7,7 @@ import re
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import zlib
@@ -23,6 +24,7 @@ from dist_looksam.data.shards import shards_of
 from dist_looksam.data.stage import stage
 from dist_looksam.errors import ConfigError, RunError
 
+HOST = socket.gethostname()
 FORK = multiprocessing.get_context("fork")  # without the import of torch in every process
 
 
@@ -165,6 +167,7 @@ def test_a_run_reads_from_its_cache_and_resumes_without_it(two, tmp_path):
     assert main(["train", *flags, *cache, "--steps", "2"]) == 0
     log = (tmp_path / "run" / "log.txt").read_text()
     assert "unreadable" not in log and "warning" not in log
+    assert "uncached" not in json.loads((tmp_path / "run" / "summary.json").read_text())
     (folder,) = (tmp_path / "cache").iterdir()
     for path in folder.glob("*.tar"):
         shutil.copy2(path, two)
@@ -197,7 +200,10 @@ def test_a_file_whose_bytes_are_not_those_packed_is_not_copied_and_training_goes
     flags = ["--data", "tar", "--data_dir", str(packed), "--data_cache", str(cache)]
     flags += ["--image_size", "28", "--model", "vit_28_mini", "--batch_size", "4", "--steps", "1"]
     assert main(["train", *flags, "--device", "cpu", "--out", str(tmp_path / "run")]) == 0
-    assert "are read from" in (log := (tmp_path / "run" / "log.txt").read_text()), log
+    log = (tmp_path / "run" / "log.txt").read_text()
+    uncached = json.loads((tmp_path / "run" / "summary.json").read_text())["uncached"]
+    assert re.search(rf"read from {packed}, .*must have the checksum", uncached[HOST])
+    assert log.count(f"warning: {uncached[HOST]}") == 1
 
 
 def test_indices_without_checksums_are_staged_and_checksums_may_be_added(two, tmp_path, capsys):
