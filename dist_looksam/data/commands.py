@@ -1,6 +1,7 @@
 """dist-looksam data pack|index|check|stage|bench."""
 
 import argparse
+import importlib
 import io
 import os
 import shutil
@@ -37,10 +38,12 @@ def main(argv: Sequence[str]) -> int:
         "index": "index tar shards or Parquet files, which training needs",
         "check": "decode every picture whole and list the damaged ones",
         "stage": "copy indexed shards to a disk of this node, once for all its processes",
-        "bench": "measure how many training images a core reads and decodes",
+        "bench": "measure how many training images a core reads and decodes; with flags of "
+        "dist-looksam plan (--model, --gpus, --machine, ...): cores that a node needs",
     }
     for name, text in texts.items():
-        command = commands.add_parser(name, help=text, description=text)
+        plain = name != "bench"  # whose other flags are of plan
+        command = commands.add_parser(name, help=text, description=text, allow_abbrev=plain)
         where = "folder with train/CLASS/* and val/CLASS/*, with *.tar, or with *.parquet"
         shards = name in ("index", "stage")
         command.add_argument("source", help="folder of shards" if shards else where)
@@ -57,9 +60,12 @@ def main(argv: Sequence[str]) -> int:
             command.add_argument("--checksums", action="store_true", help=text)
         if name == "bench":
             bench.add_flags(command.add_argument)
-    flags = parser.parse_args(argv)
+    flags, others = parser.parse_known_args(argv)
     if flags.command == "bench":
-        return bench.main(flags, _open(flags.source)[0])
+        # By name, because it asks for a plan, which knows this folder.
+        above = importlib.import_module("..measure.decoding", __package__)
+        return above.main(flags, others, _row(flags.source).name, _open(flags.source)[0])
+    flags = parser.parse_args(argv)  # refuses others
     run = {"pack": _pack, "index": _index, "check": _check, "stage": _stage}
     return run[flags.command](flags)
 

@@ -77,7 +77,7 @@ class _Fetcher:
         self.train = train
         self.pin = torch.cuda.is_available() if pin is None else pin
         if workers is None:
-            workers = min(_MAX_WORKERS, _cores())
+            workers = min(_MAX_WORKERS, cores())
         threaded = source.parallel and workers > 0
         self._failed = 0  # unreadable samples in a row, in evaluation
         self.pool = ThreadPoolExecutor(workers, thread_name_prefix="data") if threaded else None
@@ -124,7 +124,7 @@ class _Fetcher:
             self.pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _cores() -> int:
+def cores() -> int:
     """Cores that this process may use: job systems may allow fewer than the machine has."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
