@@ -466,6 +466,7 @@ static int copy_baseline(Copied *c, const uint8_t *data, size_t n, uint8_t *out,
 int64_t looksam_baseline(const uint8_t *data, size_t n, uint8_t *out, size_t room) {
     Copied c;
     int why;
+    if (!room) return -TOO_LARGE; /* libjpeg writes a byte before it asks whether there is room */
     memset(&c, 0, sizeof c);
     why = copy_baseline(&c, data, n, out, room);
     jpeg_destroy_compress(&c.to);

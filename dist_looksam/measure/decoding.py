@@ -58,7 +58,5 @@ def _machine(flags: argparse.Namespace, planned: Plan | None) -> machines.Machin
     if Path(flags.write).exists():
         return machines.load(Path(flags.write))
     made = machine() if planned is None else planned.machine
-    machines.save(
-        made, Path(flags.write), "write"
-    )  # a place that cannot be written is an error now
+    machines.save(made, Path(flags.write), "write")  # else it might fail after the measurement
     return made

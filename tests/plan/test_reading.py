@@ -105,7 +105,7 @@ def test_plan_dry_run_and_recipes_take_the_cores_of_one_machine_file(tmp_path, c
             found = re.search(says, said)
             assert int(found[1]) == needed and found.groups()[1:] in ((), (f"{400 / needed:.0f}",))
     assert "v100" not in said  # only the cores are of the file
-    assert main(["recipes"]) == 0
+    assert main(["recipes", "list", recipe]) == 0
     heads, first, *_ = capsys.readouterr().out.splitlines()
     assert heads.endswith("cores a node") and int(first.split()[-1]) == needed
     file.write_text(file.read_text().replace("cores_per_node: 4", "cores_per_node: 1.5"))
