@@ -3,9 +3,10 @@
     python tests/data/decode_ratio.py COMMIT [ROUNDS] [DIR]
 
 Of the pictures of make_set.py (in DIR, if they are there already), crop and flip at 224 pixels, as
-`TrainLoader` gives them with one thread: processor time of a process, one process for each route,
-in turn and in random order. Prints images/s a core and the ratios within a round: the median, the
-least and the most. Needs the C extension in this tree (python setup.py build_ext --inplace).
+`TrainLoader` gives them with one thread: processor time of a process, one process for each route.
+They take turns of 256 pictures in random order, so that other load meets all alike; three
+turns of each are a round. Prints images/s a core and the ratios of rounds: the median, the least
+and the most. Needs the C extension in this tree (python setup.py build_ext --inplace).
 """
 
 import os
@@ -19,7 +20,7 @@ from statistics import median
 from time import process_time
 
 ROOT = Path(__file__).parents[2]
-BATCH = 256
+BATCH, TURNS = 256, 3
 PICTURES = 600
 
 
@@ -74,16 +75,16 @@ def routes_of(name: str, tree: Path, folder: str) -> dict[str, subprocess.Popen]
 
 
 def measured(routes: dict[str, subprocess.Popen], rounds: int) -> dict[str, list[float]]:
-    """Seconds of a batch of each route in each round; the first round is not counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in routes}
+    """Seconds of each route in each round, of a batch; the first round is not counted."""
+    seconds = {name: [0.0] * (rounds + 1) for name in routes}
     random = Random(0)
-    for _ in range(rounds + 1):
+    for turn in range((rounds + 1) * TURNS):
         for name in random.sample([*routes], len(routes)):
             pipe = routes[name]
             assert pipe.stdin and pipe.stdout
             pipe.stdin.write("\n")
             pipe.stdin.flush()
-            seconds[name].append(float(pipe.stdout.readline()))
+            seconds[name][turn // TURNS] += float(pipe.stdout.readline()) / TURNS
     return {name: times[1:] for name, times in seconds.items()}
 
 
