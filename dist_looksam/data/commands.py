@@ -106,6 +106,7 @@ def _pack(flags: argparse.Namespace) -> int:
     again = how.shuffle is not None and _row(flags.source).by_group
     if again and not any(flags.target.glob(".index-*")):  # in order first, then from the shards
         before = pack(sources, first, replace(how, shuffle=None), name=name, told=told).progressive
+        del before[LEFT]  # which the second time counts again
         sources, told = _open(str(first)), _told(sum(map(len, sources)))
     done = pack(sources, flags.target, how, name=name, told=told)
     print(_described(done.splits, flags.target) + _progressive(done.progressive + before))

@@ -13,6 +13,7 @@ from .decode import progressive, rgb
 # What became of a progressive JPEG.
 LOSSLESS, AGAIN, LEFT = "without loss", "encoded again", "left"
 _QUALITY = 90
+_KEPT = ("exif", "icc_profile")  # metadata of a picture that is encoded again
 _MAGIC = {b"\xff\xd8": "jpg", b"\x89P": "png", b"GI": "gif", b"BM": "bmp"}
 
 
@@ -52,9 +53,6 @@ def _baseline(data: bytes) -> tuple[bytes, str, str]:
         file, kept = io.BytesIO(), {k: image.info[k] for k in _KEPT if k in image.info}
         image.save(file, "JPEG", quality="keep", optimize=True, **kept)
     return file.getvalue(), "jpg", AGAIN
-
-
-_KEPT = ("exif", "icc_profile")
 
 
 def _reduced(data: bytes, max_side: int) -> bytes:

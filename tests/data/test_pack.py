@@ -13,6 +13,7 @@ from PIL import Image
 
 from dist_looksam.cli.main import main
 from dist_looksam.data import jpeg, load
+from dist_looksam.data.encoding import AGAIN, encoded
 from dist_looksam.data.pictures import Pictures
 
 
@@ -116,6 +117,19 @@ def test_without_the_c_extension_progressive_jpegs_are_encoded_again(
         a, b = opened(before, n), opened(after, n)
         assert "progressive" not in b.info and a.getexif() == b.getexif()
         assert np.abs(np.asarray(a, int) - np.asarray(b, int)).mean() < 1
+
+
+@pytest.mark.needs("jpeg_in_c")
+def test_the_smoothing_of_a_progressive_jpeg_without_its_last_scans_is_kept():
+    """Decoders smooth such pictures; their coefficients alone would give blocks."""
+    image = Image.fromarray(jpegs.levels(np.random.default_rng(5), 200, 150))
+    data = jpegs.encode(image, progressive=True)
+    for _ in range(5):
+        data = data[: data.rindex(b"\xff\xda")]
+    data += b"\xff\xd9"
+    made = encoded(data, None)
+    a, b = (np.asarray(Image.open(io.BytesIO(d)), int) for d in (data, made.data))
+    assert made.progressive == AGAIN and np.abs(a - b).mean() < 2
 
 
 def test_check_decodes_whole_pictures_and_names_the_damaged_ones(tree, packed, tmp_path, capsys):
