@@ -129,7 +129,7 @@ def test_the_smoothing_of_a_progressive_jpeg_without_its_last_scans_is_kept():
     data += b"\xff\xd9"
     made = encoded(data, None)
     a, b = (np.asarray(Image.open(io.BytesIO(d)), int) for d in (data, made.data))
-    assert made.progressive == AGAIN and np.abs(a - b).mean() < 2
+    assert made.progressive == AGAIN and np.abs(a - b).mean() < 1
 
 
 def test_check_decodes_whole_pictures_and_names_the_damaged_ones(tree, packed, tmp_path, capsys):
