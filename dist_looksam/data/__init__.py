@@ -1,6 +1,6 @@
 """Data: sources of images, their order and augmentation, and the loaders of training and test."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from .augment import Augment, parse
@@ -20,12 +20,17 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """A training and a test split of one data set."""
+    """A training and a test split of one data set.
+
+    notes     warnings on how they were opened.
+    uncached  host: a sentence why its ranks do not read from --data_cache.
+    """
 
     name: str
     train: Source
     test: Source
-    notes: tuple[str, ...] = ()  # on how they were opened, of this rank
+    notes: tuple[str, ...] = ()
+    uncached: dict[str, str] = field(default_factory=dict, hash=False)
 
     @property
     def num_classes(self) -> int:

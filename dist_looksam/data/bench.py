@@ -48,36 +48,49 @@ def add_flags(add: Callable[..., Any]) -> None:
     add("--augment", default="crop,flip", help="as of train.py; default crop,flip")
     add("--image_size", type=int, default=224, help="side of the images in pixels; default 224")
     add("--images", type=int, default=512, help="number of images read each time; default 512")
-    add("--images_per_s", type=float, help="images/s that a node needs: dist-looksam plan says it")
+    add("--images_per_s", type=float, help="images/s that a node needs; default: of the plan")
+    add("--write", metavar="MACHINE.yaml", help="store the speed and number of cores for plan")
     add("--json", action="store_true", help="print the numbers as JSON")
 
 
-def main(flags: argparse.Namespace, source: Pictures) -> int:
-    """Measures the routes on the training split. ConfigError for a malformed flag."""
+def check(flags: argparse.Namespace) -> None:
+    """ConfigError for a malformed flag."""
     for name, most in (("image_size", 8192), ("images", 10**6)):
         if not 1 <= getattr(flags, name) <= most:
             raise ConfigError(f"{name} must be from 1 to {most:,}, got {getattr(flags, name)}.")
     if flags.images_per_s is not None and not 0 < flags.images_per_s <= 1e9:
         raise ConfigError(f"images_per_s must be above 0, up to 1e9, got {flags.images_per_s}.")
+    parse(flags.augment)
+
+
+def run(flags: argparse.Namespace, source: Pictures) -> dict[str, Speed]:
+    """Measures the routes on the training split; see `measure`."""
     source.augment = parse(flags.augment)
     source.shape = (3, flags.image_size, flags.image_size)
     source.on_corrupt = lambda _: None
-    speeds = measure(source, flags.images)
-    routes = {name: asdict(speed) for name, speed in speeds.items()}
+    return measure(source, flags.images)
+
+
+def needed(speeds: dict[str, Speed], images_per_s: float) -> dict[str, float]:
+    """Cores, and processes as far as that is known, that read so many images by the first route."""
     used = next(iter(speeds.values()))
-    needs = None
-    if flags.images_per_s is not None:
-        needs = {"images_per_s": flags.images_per_s}
-        needs["cores"] = ceil(flags.images_per_s / used.images_per_s)
-        if used.process_per_s is not None:
-            needs["processes"] = ceil(flags.images_per_s / used.process_per_s)
-    if flags.json:
-        found = {"routes": routes, "node": needs, "decoder": decode.route()[1]}
-        found |= {"images": flags.images, "augment": flags.augment, "image_size": flags.image_size}
-        print(json.dumps(found))
-    else:
+    needs = {"images_per_s": images_per_s, "cores": ceil(images_per_s / used.images_per_s)}
+    if used.process_per_s is not None:
+        needs["processes"] = ceil(images_per_s / used.process_per_s)
+    return needs
+
+
+def show(
+    flags: argparse.Namespace, speeds: dict[str, Speed], needs: dict[str, float] | None
+) -> None:
+    """Print them."""
+    if not flags.json:
         print(_text(speeds, needs))
-    return 0
+        return
+    routes = {name: asdict(speed) for name, speed in speeds.items()}
+    found = {"routes": routes, "node": needs, "decoder": decode.route()[1]}
+    found |= {"images": flags.images, "augment": flags.augment, "image_size": flags.image_size}
+    print(json.dumps(found))
 
 
 def measure(source: Pictures, images: int) -> dict[str, Speed]:

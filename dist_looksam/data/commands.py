@@ -1,11 +1,13 @@
 """dist-looksam data pack|index|check|stage|bench."""
 
 import argparse
+import importlib
 import io
 import os
 import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -17,6 +19,7 @@ from ..cli.arguments import Parser
 from ..errors import ConfigError
 from . import bench
 from .augment import Augment
+from .encoding import AGAIN, LEFT, LOSSLESS
 from .index import SPLITS
 from .pack import Packing, pack
 from .pictures import Pictures
@@ -35,10 +38,12 @@ def main(argv: Sequence[str]) -> int:
         "index": "index tar shards or Parquet files, which training needs",
         "check": "decode every picture whole and list the damaged ones",
         "stage": "copy indexed shards to a disk of this node, once for all its processes",
-        "bench": "measure how many training images a core reads and decodes",
+        "bench": "measure how many training images a core reads and decodes; with flags of "
+        "dist-looksam plan (--model, --gpus, --machine, ...): cores that a node needs",
     }
     for name, text in texts.items():
-        command = commands.add_parser(name, help=text, description=text)
+        plain = name != "bench"  # whose other flags are of plan
+        command = commands.add_parser(name, help=text, description=text, allow_abbrev=plain)
         where = "folder with train/CLASS/* and val/CLASS/*, with *.tar, or with *.parquet"
         shards = name in ("index", "stage")
         command.add_argument("source", help="folder of shards" if shards else where)
@@ -50,11 +55,17 @@ def main(argv: Sequence[str]) -> int:
             add("--shuffle", default="none", help="seed of the order of training images, or none")
             add("--max_side", type=int, help="reduce to a shorter side of so many pixels at most")
             add("--shard_mb", type=int, default=256, help="size of a shard; default 256")
+        if name == "index":
+            text = "read every file whole, too, for the checksums that stage compares"
+            command.add_argument("--checksums", action="store_true", help=text)
         if name == "bench":
             bench.add_flags(command.add_argument)
-    flags = parser.parse_args(argv)
+    flags, others = parser.parse_known_args(argv)
     if flags.command == "bench":
-        return bench.main(flags, _open(flags.source)[0])
+        # By name, because it asks for a plan, which knows this folder.
+        above = importlib.import_module("..measure.decoding", __package__)
+        return above.main(flags, others, _row(flags.source).name, _open(flags.source)[0])
+    flags = parser.parse_args(argv)  # refuses others
     run = {"pack": _pack, "index": _index, "check": _check, "stage": _stage}
     return run[flags.command](flags)
 
@@ -91,12 +102,14 @@ def _pack(flags: argparse.Namespace) -> int:
     if Path(flags.source).resolve() == flags.target.resolve():
         raise ConfigError(f"target must be another folder than the source, got {flags.target}.")
     name, told = str(Path(flags.source).absolute()), _told(sum(map(len, sources)))
-    first = flags.target / ".in_order"
+    first, before = flags.target / ".in_order", Counter[str]()
     again = how.shuffle is not None and _row(flags.source).by_group
     if again and not any(flags.target.glob(".index-*")):  # in order first, then from the shards
-        pack(sources, first, replace(how, shuffle=None), name=name, told=told)
+        before = pack(sources, first, replace(how, shuffle=None), name=name, told=told).progressive
+        del before[LEFT]  # which the second time counts again
         sources, told = _open(str(first)), _told(sum(map(len, sources)))
-    print(_described(pack(sources, flags.target, how, name=name, told=told), flags.target))
+    done = pack(sources, flags.target, how, name=name, told=told)
+    print(_described(done.splits, flags.target) + _progressive(done.progressive + before))
     shutil.rmtree(first, ignore_errors=True)
     return 0
 
@@ -120,10 +133,21 @@ def _described(done: dict[str, tuple[int, int]], where: object) -> str:
     return f"{where}: {', '.join(parts)}"
 
 
+def _progressive(counts: Counter[str]) -> str:
+    """What became of the progressive JPEGs."""
+    meant = {
+        LOSSLESS: "became baseline without loss",
+        AGAIN: "were encoded again, as the C extension is not built or scans are missing",
+        LEFT: "stay as they are, because they are damaged",
+    }
+    parts = [f"{counts[how]:,} {text}" for how, text in meant.items() if counts[how]]
+    return f"; of {sum(counts.values()):,} progressive JPEGs {', '.join(parts)}" if parts else ""
+
+
 def _index(flags: argparse.Namespace) -> int:
     index = _row(flags.source, "tar").index
     assert index is not None
-    print(_described(index(flags.source), flags.source))
+    print(_described(index(flags.source, checksums=flags.checksums), flags.source))
     return 0
 
 
@@ -131,7 +155,10 @@ def _stage(flags: argparse.Namespace) -> int:
     copy = _row(flags.source, "tar").stage
     assert copy is not None
     done = copy(flags.source, flags.cache, progress(flags.source, 2))
-    print(f"{done.folder}: {done.size / 1e9:,.3g} GB, {done.copied / 1e9:,.3g} of them copied now")
+    copied = f"{done.size / 1e9:,.3g} GB, {done.copied / 1e9:,.3g} of them copied now"
+    command = f"dist-looksam data index '{flags.source}' --checksums"
+    missing = f"; {done.unchecked:,} files have no checksum to compare: {command}"
+    print(f"{done.folder}: {copied}{missing if done.unchecked else ''}")
     return 0
 
 

@@ -145,6 +145,11 @@ def _segments(data: bytes) -> Iterator[tuple[int, int]]:
         at += 2 + length
 
 
+def progressive(data: bytes) -> bool:
+    """Whether this is a progressive JPEG, by its header."""
+    return data[:2] == b"\xff\xd8" and any(kind == 0xC2 for kind, _ in _segments(data))
+
+
 @lru_cache(maxsize=1)
 def route() -> tuple[ctypes.CDLL | None, str]:
     """The compiled library if it is to be used, and a sentence for the log.

@@ -3,12 +3,14 @@
 It is two files for each split, beside the large ones:
 
 .index-SPLIT.npy   one `ROW` for each sample, in the order of the files and of their samples
-.index-SPLIT.json  classes; name, size, time and samples of each file; the hash of the rows
+.index-SPLIT.json  classes; name, size, time, samples of each file, and its checksum where it is
+                   known; the hash of the rows
 """
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,7 @@ from ..errors import ConfigError, RunError
 ROW = np.dtype([("shard", "<u4"), ("offset", "<u8"), ("size", "<u4"), ("label", "<i4")])
 SPLITS = ("train", "val")
 CLASSES = "classes.txt"  # beside the shards: a name a line, in the order of the labels
+PLAN = "pack.json"  # beside shards that `pack` has made
 _FORMAT = 1
 
 
@@ -38,14 +41,46 @@ class Index:
     digest: str
 
 
-def table_of(paths: Sequence[Path], counts: Sequence[int]) -> list[dict[str, Any]]:
-    """What the index says of each file, with its number of samples."""
+def table_of(
+    paths: Sequence[Path], counts: Sequence[int], *, checksums: bool = False
+) -> list[dict[str, Any]]:
+    """What the index says of each file, with its number of samples.
+
+    crc32, the checksum of its bytes, is there if `pack` or an earlier index knows it of the same
+    size and time; with `checksums` the other files are read whole for it.
+    """
+    known = {key: crc for folder in {p.parent for p in paths} for key, crc in _known(folder)}
+
+    def about(path: Path) -> dict[str, Any]:
+        stat = path.stat()
+        found = {"name": path.name, "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+        crc32 = known.get(tuple(found.values()))
+        if crc32 is None and checksums:
+            crc32 = crc32_of(path)
+        return found if crc32 is None else {**found, "crc32": crc32}
+
     with ThreadPoolExecutor(16) as pool:
-        stats = list(pool.map(os.stat, paths))
-    return [
-        {"name": path.name, "bytes": s.st_size, "mtime_ns": s.st_mtime_ns, "samples": count}
-        for path, s, count in zip(paths, stats, counts, strict=True)
-    ]
+        rows = pool.map(about, paths)
+        return [{**row, "samples": n} for row, n in zip(rows, counts, strict=True)]
+
+
+def _known(folder: Path) -> Iterator[tuple[tuple[Any, ...], int]]:
+    """((name, bytes, mtime_ns), checksum) of files whose checksum `pack` or an index knows."""
+    made = (files.json_object(folder / PLAN) or {}).get("made", {})
+    indices = [files.json_object(index_files(folder, split)[1]) or {} for split in SPLITS]
+    rows = [row for index in indices for row in index.get("shards", [])]
+    for row in [*rows, *({"name": name, **row} for name, row in made.items())]:
+        if "crc32" in row:
+            yield (row["name"], row["bytes"], row["mtime_ns"]), row["crc32"]
+
+
+def crc32_of(path: Path) -> int:
+    """The checksum of a file."""
+    total = 0
+    with path.open("rb", buffering=0) as file:
+        while piece := file.read(8 * 2**20):
+            total = zlib.crc32(piece, total)
+    return total
 
 
 def write(
@@ -129,7 +164,7 @@ def _write(folder: Path, split: str, rows: np.ndarray, content: dict[str, Any]) 
 
 
 def indexed_files(where: str | Path, split: str, paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """What the index of a split says of its files: name, bytes, mtime_ns, samples of each.
+    """What the index of a split says of its files: see `table_of`.
 
     ConfigError if there is no index, or it is of other names.
     """

@@ -22,6 +22,7 @@ enum { NOT_BASELINE = 1, NOT_WHOLE, MAY_BE_TURNED, TOO_LARGE, OTHER_COLOURS, DAM
 #define HALF (1 << (BITS - 1))
 #define LOW_BITS 11
 #define MOST_BYTES ((size_t)64 << 20)    /* of a decoded region */
+#define MOST_PIXELS ((size_t)1 << 26)   /* of a picture whose coefficients are held */
 #define MOST_TAPS 1024
 #define SLACK (4 * MOST_TAPS + 64) /* bytes that the resize may read behind the region, times 0 */
 #define BORDER 4 /* columns on both sides, whose colours may lack a neighbour */
@@ -402,4 +403,73 @@ int looksam_square(const uint8_t *data, size_t n, int eighths, int x0, int y0, i
     jpeg_destroy_decompress(&d.info); /* does nothing if it was not created */
     free(d.pixels);
     return why;
+}
+
+typedef struct {
+    struct jpeg_decompress_struct from;
+    struct jpeg_compress_struct to;
+    struct jpeg_destination_mgr target; /* the caller's memory */
+    Errors errors;
+} Copied;
+
+static void begin_output(j_compress_ptr info) { (void)info; }
+static void end_output(j_compress_ptr info) { (void)info; }
+static boolean no_room(j_compress_ptr info) {
+    give_up((j_common_ptr)info);
+    return FALSE;
+}
+
+/* What is no part of the picture, such as Exif; libjpeg writes JFIF's and Adobe's marks itself. */
+static void copy_markers(struct jpeg_decompress_struct *from, struct jpeg_compress_struct *to) {
+    jpeg_saved_marker_ptr m;
+    for (m = from->marker_list; m; m = m->next) {
+        unsigned n = m->data_length;
+        if (m->marker == JPEG_APP0 && n >= 5 && !memcmp(m->data, "JFIF", 5)) continue;
+        if (m->marker == JPEG_APP0 + 14 && n >= 5 && !memcmp(m->data, "Adobe", 5)) continue;
+        jpeg_write_marker(to, m->marker, m->data, n);
+    }
+}
+
+static int copy_baseline(Copied *c, const uint8_t *data, size_t n, uint8_t *out, size_t room) {
+    jvirt_barray_ptr *coefficients;
+    int marker;
+    c->from.err = c->to.err = jpeg_std_error(&c->errors.base);
+    c->errors.base.error_exit = give_up;
+    c->errors.base.emit_message = on_message;
+    if (setjmp(c->errors.back)) return DAMAGED;
+    jpeg_create_decompress(&c->from);
+    jpeg_create_compress(&c->to);
+    for (marker = JPEG_APP0; marker < JPEG_APP0 + 16; marker++)
+        jpeg_save_markers(&c->from, marker, 0xFFFF);
+    jpeg_mem_src(&c->from, data, (unsigned long)n);
+    jpeg_read_header(&c->from, TRUE);
+    if (!c->from.progressive_mode || c->from.data_precision != 8) return OTHER_COLOURS;
+    if ((size_t)c->from.image_width * c->from.image_height > MOST_PIXELS) return TOO_LARGE;
+    coefficients = jpeg_read_coefficients(&c->from);
+    jpeg_copy_critical_parameters(&c->from, &c->to);
+    c->to.optimize_coding = TRUE;
+    c->target.init_destination = begin_output;
+    c->target.empty_output_buffer = no_room;
+    c->target.term_destination = end_output;
+    c->target.next_output_byte = out;
+    c->target.free_in_buffer = room;
+    c->to.dest = &c->target;
+    jpeg_write_coefficients(&c->to, coefficients);
+    copy_markers(&c->from, &c->to);
+    jpeg_finish_compress(&c->to);
+    jpeg_finish_decompress(&c->from);
+    return 0;
+}
+
+/* Writes a progressive JPEG to `out` as one in a single scan, with the same coefficients: without
+   loss. Returns its bytes, at most `room`; else below 0, why not. */
+int64_t looksam_baseline(const uint8_t *data, size_t n, uint8_t *out, size_t room) {
+    Copied c;
+    int why;
+    if (!room) return -TOO_LARGE; /* libjpeg writes a byte before it asks whether there is room */
+    memset(&c, 0, sizeof c);
+    why = copy_baseline(&c, data, n, out, room);
+    jpeg_destroy_compress(&c.to);
+    jpeg_destroy_decompress(&c.from);
+    return why ? -why : (int64_t)(room - c.target.free_in_buffer);
 }

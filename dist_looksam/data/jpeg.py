@@ -64,3 +64,15 @@ def square(
     return not library.looksam_square(
         data, len(data), region.eighths, *region.window, *region.box, side, mirror, out
     )
+
+
+def baseline(library: ctypes.CDLL, data: bytes) -> bytes | None:
+    """A progressive JPEG as a baseline one with the same coefficients; None if it cannot be made,
+    as of a damaged one."""
+    if not hasattr(library, "looksam_baseline"):  # built from an older jpeg.c
+        return None
+    library.looksam_baseline.argtypes = [ctypes.c_char_p, ctypes.c_size_t] * 2
+    library.looksam_baseline.restype = ctypes.c_int64
+    out = ctypes.create_string_buffer(2 * len(data) + 2**16)
+    size = library.looksam_baseline(data, len(data), out, len(out))
+    return out.raw[:size] if size >= 0 else None

@@ -3,27 +3,24 @@
 import io
 import os
 import tarfile
+import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
 
 from .. import files
 from ..errors import ConfigError, RunError
-from .decode import rgb
-from .index import CLASSES, SPLITS
+from .encoding import Encoded, encoded
+from .index import CLASSES, PLAN, SPLITS
 from .pictures import Pictures
 from .shards import write_index
 
-PLAN = "pack.json"
 _SAMPLED = 200  # files whose sizes tell how many go into a shard
-_QUALITY = 90
-_MAGIC = {b"\xff\xd8": "jpg", b"\x89P": "png", b"GI": "gif", b"BM": "bmp"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +37,15 @@ class Packing:
     shard_mb: int = 256
 
 
+@dataclass(frozen=True, kw_only=True)
+class Packed:
+    """splits: (samples, shards) of each. progressive: number of progressive JPEGs by what became
+    of them, see encoding.py."""
+
+    splits: dict[str, tuple[int, int]]
+    progressive: Counter[str]
+
+
 def pack(
     sources: tuple[Pictures, Pictures],
     target: Path,
@@ -47,8 +53,8 @@ def pack(
     *,
     name: str,
     told: Callable[[str, int, int, int], None] = lambda *_: None,
-) -> dict[str, tuple[int, int]]:
-    """Write the shards that are not there yet, then the index; returns {split: (samples, shards)}.
+) -> Packed:
+    """Write the shards that are not there yet, then the index.
 
     A picture that cannot be decoded is packed as it is: training passes over it, as in the source.
 
@@ -69,14 +75,16 @@ def pack(
                 path = target / f"{split}-{number:06d}.tar"
                 if not path.exists():
                     first = sum(len(p) for p in parts[:number])
-                    _write(path, source, part.tolist(), first, how)
+                    _write(path, source, part.tolist(), first, how, plan)
                 told(split, number, len(parts), len(part))
         files.replace_text(target / CLASSES, "".join(f"{n}\n" for n in sources[0].class_names))
     except OSError as error:
         raise RunError(
             f"{target} was not packed to the end ({error.strerror}); the same command goes on."
         ) from None
-    return write_index(target)
+    made = plan["made"].values()
+    progressive = sum((Counter(row["progressive"]) for row in made), Counter[str]())
+    return Packed(splits=write_index(target), progressive=progressive)
 
 
 def _plan(sources: tuple[Pictures, Pictures], target: Path, how: Packing, name: str) -> Any:
@@ -89,17 +97,18 @@ def _plan(sources: tuple[Pictures, Pictures], target: Path, how: Packing, name: 
                 f"target must be empty or of the same packing, got {target}, packed from "
                 f"{before.get('source')} with other settings; name another or empty it."
             )
-        return before
+        return {"made": {}, **before}
     if any(target.glob("*.tar")):
         raise ConfigError(f"target must be empty, got {target} with tar files in it; name another.")
     shards = {split: _count(s, how) for split, s in zip(SPLITS, sources, strict=True)}
-    files.replace_json(target / PLAN, {**asked, "shards": shards})
-    return {"shards": shards}
+    plan = {**asked, "shards": shards, "made": {}}
+    files.replace_json(target / PLAN, plan)
+    return plan
 
 
 def _count(source: Pictures, how: Packing) -> int:
     some = range(0, len(source), max(1, len(source) // _SAMPLED))
-    sizes = [len(_encoded(source, index, how.max_side)[0]) for index in some]
+    sizes = [len(encoded(source.encoded(index), how.max_side).data) for index in some]
     total = len(source) * (sum(sizes) / len(sizes) + 3 * 512)  # headers, the label, padding
     return max(1, min(len(source), round(total / (how.shard_mb * 1e6))))
 
@@ -110,27 +119,44 @@ def _order(count: int, seed: int | None) -> np.ndarray:
     return np.random.Generator(np.random.Philox(key=seed)).permutation(count)
 
 
-def _write(path: Path, source: Pictures, samples: list[int], first: int, how: Packing) -> None:
-    """One shard, atomically; equal samples give equal bytes."""
+class _Summed(io.BufferedWriter):
+    """A file with the checksum of what was written to it."""
+
+    crc32 = 0
+
+    def write(self, data: Any) -> int:
+        self.crc32 = zlib.crc32(data, self.crc32)
+        return super().write(data)
+
+
+def _write(
+    path: Path, source: Pictures, samples: list[int], first: int, how: Packing, plan: Any
+) -> None:
+    """One shard, atomically; equal samples give equal bytes. Its checksum goes into `plan`."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}.new")
-    with scratch.open("wb") as file:
+    progressive: Counter[str] = Counter()
+    with _Summed(io.FileIO(scratch, "w")) as file:
         with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-            for number, (data, kind, label) in enumerate(_samples(source, samples, how), first):
-                _add(tar, f"{number:09d}.{kind}", data)
+            for number, (picture, label) in enumerate(_samples(source, samples, how), first):
+                _add(tar, f"{number:09d}.{picture.kind}", picture.data)
                 _add(tar, f"{number:09d}.cls", str(label).encode())
+                progressive.update([picture.progressive] if picture.progressive else [])
         file.flush()
         os.fsync(file.fileno())
+        stat = os.fstat(file.fileno())
+        plan["made"][path.name] = {
+            **{"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns, "crc32": file.crc32},
+            "progressive": dict(progressive),
+        }
+    files.replace_json(path.with_name(PLAN), plan)
     os.replace(scratch, path)
 
 
-def _samples(
-    source: Pictures, samples: list[int], how: Packing
-) -> Iterator[tuple[bytes, str, int]]:
-    """(bytes, kind, label) of each sample; a few at a time are read and encoded by threads."""
+def _samples(source: Pictures, samples: list[int], how: Packing) -> Iterator[tuple[Encoded, int]]:
+    """Picture and label of each sample; a few at a time are read and encoded by threads."""
 
-    def one(index: int) -> tuple[bytes, str, int]:
-        data, kind = _encoded(source, index, how.max_side)
-        return data, kind, int(source.labels[index])
+    def one(index: int) -> tuple[Encoded, int]:
+        return encoded(source.encoded(index), how.max_side), int(source.labels[index])
 
     threads = os.cpu_count() or 1
     with ThreadPoolExecutor(threads) as pool:
@@ -142,40 +168,3 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     member = tarfile.TarInfo(name)
     member.size, member.mode = len(data), 0o644
     tar.addfile(member, io.BytesIO(data))
-
-
-def _encoded(source: Pictures, index: int, max_side: int | None) -> tuple[bytes, str]:
-    """The bytes to pack and their kind."""
-    data = source.encoded(index)
-    if max_side is not None:
-        with suppress(Exception):  # decoders raise nearly anything for a damaged file
-            data = _reduced(data, max_side)
-    return data, _kind(data)
-
-
-def _reduced(data: bytes, max_side: int) -> bytes:
-    """The picture with a shorter side of `max_side` at most, as a baseline JPEG; upright, without
-    its metadata. Smaller ones are returned as they are."""
-    with Image.open(io.BytesIO(data)) as image:
-        if min(image.size) <= max_side:
-            return data
-        picture = ImageOps.exif_transpose(image)
-        scale = max_side / min(picture.size)
-        width, height = (max(1, round(side * scale)) for side in picture.size)
-        picture = rgb(picture).resize((width, height), Image.Resampling.LANCZOS)
-    file = io.BytesIO()
-    picture.save(file, "JPEG", quality=_QUALITY)
-    return file.getvalue()
-
-
-def _kind(data: bytes) -> str:
-    """The file name's ending, by content: a PNG may be called .jpg."""
-    if data[:4] == b"RIFF":
-        return "webp"
-    if data[:2] in _MAGIC:
-        return _MAGIC[data[:2]]
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            return {"tiff": "tif", "ppm": "ppm"}.get(str(image.format).lower(), "png")
-    except Exception:  # damaged: any ending will do
-        return "jpg"

@@ -132,7 +132,7 @@ def _check(path: Path, image: str, groups: Sequence[Any], labels: Sequence[Any])
 
 
 def _build(
-    paths: Sequence[Path],
+    paths: Sequence[Path], checksums: bool
 ) -> tuple[np.ndarray, dict[str, Any], list[int | str], tuple[str, ...]]:
     """(rows without labels, the JSON, the labels, names of the classes) of a split."""
     with ThreadPoolExecutor(8) as pool:
@@ -144,13 +144,13 @@ def _build(
     rows["offset"] = np.concatenate([np.repeat(np.arange(len(s)), s) for s in sizes])
     rows["size"] = [n for groups in sizes for size in groups for n in range(size)]
     labels = [label for _, some, _ in scans for label in some]
-    return rows, {"shards": table_of(paths, counts)}, labels, scans[0][2]
+    return rows, {"shards": table_of(paths, counts, checksums=checksums)}, labels, scans[0][2]
 
 
-def write_index(where: str | Path) -> dict[str, tuple[int, int]]:
+def write_index(where: str | Path, *, checksums: bool = False) -> dict[str, tuple[int, int]]:
     """Index both splits; returns {split: (samples, files)}. ConfigError, RunError: as of shards."""
     found, others = files_of(where)
-    built = {split: _build(found[split]) for split in SPLITS}
+    built = {split: _build(found[split], checksums) for split in SPLITS}
     for split in SPLITS:
         built[split][1]["passed_over"] = others if split == "val" else {}
     names = built["train"][3]

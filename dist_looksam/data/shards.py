@@ -35,7 +35,7 @@ def shards_of(where: str | Path) -> dict[str, list[Path]]:
     """
     paths = listed(where, "*.tar")
     if not paths:
-        packed = any(Path(where).glob("*.tar.*")) or any(Path(where).glob("*.tgz"))
+        packed = _packed(Path(where))
         why = "compressed ones, which cannot be read at random" if packed else "none"
         raise ConfigError(
             f"--data_dir must hold shards like train-000000.tar, got {why} in {where}; make "
@@ -49,6 +49,12 @@ def shards_of(where: str | Path) -> dict[str, list[Path]]:
             f" add {lacking[0]}-000000.tar."
         )
     return found
+
+
+def _packed(folder: Path) -> list[Path]:
+    """Compressed tar files, by their names."""
+    named = re.compile(r"[^.].*\.(tar\.(gz|bz2|xz|zst)|tgz)")
+    return sorted(path for path in folder.glob("*") if named.fullmatch(path.name))
 
 
 def listed(where: str | Path, kind: str) -> list[Path]:
@@ -236,7 +242,9 @@ def _check_end(file: Any, path: Path, end: int) -> None:
             raise _wrong(path, "goes on behind its end, as joined tar files do; separate them")
 
 
-def build(shards: Sequence[Path]) -> tuple[np.ndarray, dict[str, Any], list[int | str]]:
+def build(
+    shards: Sequence[Path], checksums: bool = False
+) -> tuple[np.ndarray, dict[str, Any], list[int | str]]:
     """(rows without labels, the JSON, the labels) of a split's shards."""
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         scans = list(pool.map(scan, shards))
@@ -250,11 +258,11 @@ def build(shards: Sequence[Path]) -> tuple[np.ndarray, dict[str, Any], list[int 
         for why, (count, first) in one.others.items():
             before = others.get(why, (0, f"{path}: {first}"))
             others[why] = before[0] + count, before[1]
-    content = {"shards": table_of(shards, counts), "passed_over": others}
+    content = {"shards": table_of(shards, counts, checksums=checksums), "passed_over": others}
     return rows, content, [label for one in scans for label in one.labels]
 
 
-def write_index(where: str | Path) -> dict[str, tuple[int, int]]:
+def write_index(where: str | Path, *, checksums: bool = False) -> dict[str, tuple[int, int]]:
     """Index all splits; returns {split: (samples, shards)}.
 
     Raises:
@@ -262,6 +270,8 @@ def write_index(where: str | Path) -> dict[str, tuple[int, int]]:
         RunError: the folder cannot be written.
     """
     found = shards_of(where)
-    built = {split: build(found[split]) for split in SPLITS}
+    built = {split: build(found[split], checksums) for split in SPLITS}
+    if "{" not in str(where) and (others := _packed(Path(where))):
+        built["train"][1]["passed_over"]["compressed tar files"] = len(others), str(others[0])
     write({split: found[split][0].parent for split in SPLITS}, built)
     return {split: (len(built[split][0]), len(found[split])) for split in SPLITS}

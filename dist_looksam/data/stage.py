@@ -6,11 +6,13 @@ is whole, and the JSON of the index is written last: a start that was killed goe
 
 import errno
 import hashlib
+import json
 import os
 import shutil
 import socket
 import sys
 import time
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -29,11 +31,15 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @dataclass(frozen=True)
 class Staged:
-    """The folder, its number of bytes, and how many of them this process has copied."""
+    """The folder, its number of bytes, and how many of them this process has copied.
+
+    unchecked: number of files whose checksum the index does not have.
+    """
 
     folder: Path
     size: int
     copied: int
+    unchecked: int = 0
 
 
 Told = Callable[[int, int, float], None]
@@ -53,11 +59,12 @@ def stage(
 
     Raises:
         ConfigError: the files have no index, or are not those indexed.
-        RunError: the cache has no room, or cannot be written.
+        RunError: the cache has no room, or cannot be written, or the bytes of a file are not those
+            that its checksum is of.
     """
     wanted = {split: indexed_files(where, split, paths) for split, paths in found.items()}
     abouts = [index_files(paths[0].parent, split)[1] for split, paths in found.items()]
-    digest = hashlib.sha256(b"".join(about.read_bytes() for about in abouts)).hexdigest()
+    digest = hashlib.sha256(b"".join(map(_without_checksums, abouts))).hexdigest()
     folder = Path(cache) / f"{abouts[0].parent.absolute().name or 'data'}-{digest[:12]}"
     rows = [
         (path, row)
@@ -65,18 +72,20 @@ def stage(
         for path, row in zip(found[split], wanted[split], strict=True)
     ]
     size = sum(row["bytes"] for _, row in rows)
+    unchecked = sum("crc32" not in row for _, row in rows)
     if len({path.name for path, _ in rows}) < len(rows):
         raise ConfigError(f"data files must have different names to be staged, got {where}.")
     try:
         if _whole(folder, abouts):
-            return Staged(folder, size, 0)
+            return Staged(folder, size, 0, unchecked)
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / ".lock").open("w") as lock:
             while files.lock(lock) is False:
                 time.sleep(_WAIT)
             if _whole(folder, abouts):  # made by another process meanwhile
-                return Staged(folder, size, 0)
-            return Staged(folder, size, _fill(folder, rows, abouts, where, told))
+                return Staged(folder, size, 0, unchecked)
+            copied = _fill(folder, rows, abouts, where, told)
+            return Staged(folder, size, copied, unchecked)
     except OSError as error:
         host = socket.gethostname()
         what = "is full" if error.errno in _NO_ROOM else f"cannot be filled ({error.strerror})"
@@ -98,6 +107,14 @@ def progress(where: object, every: float = 10.0) -> Told:
                   file=sys.stderr, flush=True)  # fmt: skip
 
     return told
+
+
+def _without_checksums(about: Path) -> bytes:
+    """The JSON of an index as it is without them: they may be added once copies are there."""
+    content = json.loads(about.read_bytes())
+    for row in content["shards"]:
+        row.pop("crc32", None)
+    return (json.dumps(content, indent=1) + "\n").encode()
 
 
 def _whole(folder: Path, abouts: Sequence[Path]) -> bool:
@@ -153,12 +170,15 @@ def _is_there(path: Path, row: dict[str, Any]) -> bool:
 def _copy(path: Path, folder: Path, row: dict[str, Any] | None = None) -> None:
     """A copy with the same time, under its name once it is whole.
 
-    Raises ConfigError if the file is not the one that is indexed in `row`, OSError.
+    Raises ConfigError if the file is not the one that is indexed in `row`, RunError if its bytes
+    are not, OSError.
     """
+    crc32 = 0
     scratch = folder / f".{path.name}.{socket.gethostname()}.new"
     try:
         with path.open("rb", buffering=0) as source, scratch.open("wb", buffering=0) as file:
             while piece := source.read(_PIECE):
+                crc32 = zlib.crc32(piece, crc32)
                 view = memoryview(piece)
                 while view:
                     view = view[file.write(view) :]
@@ -169,6 +189,12 @@ def _copy(path: Path, folder: Path, row: dict[str, Any] | None = None) -> None:
             raise ConfigError(
                 f"files must be those that were indexed, got {path} with another size or time; "
                 f"make the index again: dist-looksam data index '{path.parent}'."
+            )
+        if row is not None and crc32 != row.get("crc32", crc32):
+            raise RunError(
+                f"{path}, as {socket.gethostname()} reads it, must have the checksum of the index, "
+                f"{row['crc32']:08x}, got {crc32:08x}, and is not copied; copy it anew from where "
+                f"it was packed, or check the disk and the network."
             )
     except BaseException:
         scratch.unlink(missing_ok=True)

@@ -63,16 +63,32 @@ def _parser() -> Parser:
 
 def main(argv: Sequence[str]) -> int:
     """Print the plan, or calibrate. Raises ConfigError."""
-    own, rest = _parser().parse_known_args(list(argv))
-    settings = _settings(rest)
-    _check_positive(own)
+    own, settings = _parsed(argv)
     if own.calibrate is not None:
         from .calibrate import calibrate
 
         return calibrate(settings, Path(own.calibrate), classes=own.classes)
+    planned = _planned(own, settings)
+    print(json.dumps(to_dict(planned), indent=1) if own.json else to_text(planned))
+    return 0
+
+
+def of_flags(argv: Sequence[str]) -> Plan:
+    """The plan that this command would print. Raises ConfigError."""
+    return _planned(*_parsed(argv))
+
+
+def _parsed(argv: Sequence[str]) -> tuple[Any, config.Settings]:
+    own, rest = _parser().parse_known_args(list(argv))
+    settings = _settings(rest)
+    _check_positive(own)
+    return own, settings
+
+
+def _planned(own: Any, settings: config.Settings) -> Plan:
     if own.gpus is None:
         raise ConfigError("gpus must be given, got none; say how many ranks: --gpus 64.")
-    planned = plan(
+    return plan(
         settings,
         gpus=own.gpus,
         machine=_machine(own),
@@ -80,8 +96,6 @@ def main(argv: Sequence[str]) -> int:
         samples=own.samples,
         classes=own.classes,
     )
-    print(json.dumps(to_dict(planned), indent=1) if own.json else to_text(planned))
-    return 0
 
 
 def _settings(flags: Sequence[str]) -> config.Settings:
@@ -111,6 +125,7 @@ def _check_positive(own: Any) -> None:
 def _machine(own: Any) -> Machine:
     if own.machine is None:
         machine = machines.machine(own.gpu or "h200", own.network or "infiniband-400")
+        machine = machines.with_cores(machine)
     else:
         if own.gpu is not None or own.mfu is not None:
             raise ConfigError("machine has its own speed, got --gpu or --mfu too; leave one out.")

@@ -4,6 +4,7 @@ Speeds of the tables are a data sheet's peak times an assumed fraction. A file o
 `dist-looksam plan --calibrate`, which `load` reads, holds measured speeds.
 """
 
+import os
 from dataclasses import asdict, dataclass, fields, replace
 from math import isfinite
 from pathlib import Path
@@ -15,6 +16,7 @@ from .. import files
 from ..errors import ConfigError, did_you_mean
 
 GB = 1e9
+FILE = "DIST_LOOKSAM_MACHINE"  # environment: the machine file whose cores decode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,13 +142,15 @@ NETWORKS = {
 class Machine:
     """A device, and the network between devices.
 
-    images_per_second_per_core  that a core decodes and augments (dist-looksam data bench); None:
-                                not measured.
+    images_per_second_per_core  that a core decodes and augments; None: not measured.
+    cores_per_node              that may decode; None: not known.
+    `dist-looksam data bench --write` writes both.
     """
 
     device: Device
     network: Network
     images_per_second_per_core: float | None = None
+    cores_per_node: int | None = None
 
 
 def machine(device: str | Device = "h200", network: str | Network = "infiniband-400") -> Machine:
@@ -165,13 +169,26 @@ def _named(what: str, value: Any, table: dict[str, Any]) -> Any:
     raise ConfigError(f"{what} must be one of {', '.join(table)}, got {value!r}; {hint}")
 
 
-def save(made: Machine, path: Path) -> None:
-    """Write the machine as YAML. ConfigError if it cannot be written."""
+def with_cores(made: Machine) -> Machine:
+    """The machine with the cores of the file that DIST_LOOKSAM_MACHINE names. ConfigError as of
+    `load`."""
+    if not (path := os.environ.get(FILE)):
+        return made
+    measured = load(Path(path))
+    return replace(
+        made,
+        images_per_second_per_core=measured.images_per_second_per_core,
+        cores_per_node=measured.cores_per_node,
+    )
+
+
+def save(made: Machine, path: Path, flag: str = "calibrate") -> None:
+    """Write the machine as YAML. ConfigError, which names the flag, if it cannot be written."""
     try:
         path.write_text(yaml.safe_dump(asdict(made), sort_keys=False), encoding="utf-8")
     except OSError as error:
         raise ConfigError(
-            f"calibrate must name a file that can be written, got {path} ({error.strerror})."
+            f"{flag} must name a file that can be written, got {path} ({error.strerror})."
         ) from None
 
 
@@ -207,7 +224,13 @@ def load(path: Path) -> Machine:
             f"images_per_second_per_core of machine {path} must be a number above 0 or null, got "
             f"{rate!r}."
         )
-    return Machine(**made, images_per_second_per_core=rate)
+    cores = parts.get("cores_per_node")
+    if cores is not None and not (_positive(cores) and isinstance(cores, int)):
+        raise ConfigError(
+            f"cores_per_node of machine {path} must be a whole number above 0 or null, got "
+            f"{cores!r}."
+        )
+    return Machine(**made, images_per_second_per_core=rate, cores_per_node=cores)
 
 
 _MAY_BE_0 = ("latency", "inner_latency", "pass_seconds", "launch_seconds", "activation_bandwidth")

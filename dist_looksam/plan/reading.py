@@ -13,12 +13,14 @@ class Reading:
 
     image_bytes  mean of an encoded image. measured: of the data; else assumed, as of ImageNet.
     cores        that decode and augment so many images; None: the machine's speed is not known.
+    there        cores of a node; None: not known.
     """
 
     images_per_s: float
     image_bytes: float
     measured: bool
     cores: int | None
+    there: int | None = None
 
     @property
     def bytes_per_s(self) -> float:
@@ -30,7 +32,17 @@ class Reading:
             f"node, at {self.image_bytes / 1e3:,.0f} kB an image"
             f"{'' if self.measured else ' (assumed)'}"
         )
-        return text + (f"; {self.cores:,} cores decode them" if self.cores else "")
+        if self.cores is None:
+            return text
+        if self.there is None:
+            return f"{text}; {self.cores:,} cores decode them"
+        if self.cores <= self.there:
+            return f"{text}; {self.cores:,} of its {self.there:,} cores decode them"
+        return (
+            f"{text}; {self.cores:,} cores would decode them, but it has {self.there:,}: decoding "
+            f"is the limit, at {self.there / self.cores:.0%} of this speed; pack smaller pictures "
+            f"(dist-looksam data pack --max_side), or take a lighter --augment"
+        )
 
 
 def reading(planned: Plan, image_bytes: float | None = None) -> Reading | None:
@@ -49,4 +61,5 @@ def reading(planned: Plan, image_bytes: float | None = None) -> Reading | None:
         image_bytes=size,
         measured=bool(image_bytes),
         cores=ceil(images / core) if core else None,
+        there=planned.machine.cores_per_node,
     )

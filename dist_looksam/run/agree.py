@@ -2,6 +2,7 @@
 
 import hashlib
 import socket
+from dataclasses import replace
 from typing import Any
 
 from ..backends.zero import config as zero_config
@@ -14,21 +15,26 @@ from ..settings.config import Settings
 _OWN = {"data_dir", "data_cache", "deepspeed_config", "local_rank", "workers"}
 
 
-def check(settings: Settings, data: Data, ranks: int) -> list[str]:
-    """ConfigError on every rank if two ranks differ; else the data's notes of all ranks, each once.
-    One small gather, and a second if they differ.
+def check(settings: Settings, data: Data, ranks: int) -> Data:
+    """ConfigError on every rank if two ranks differ; else the data with the notes of all ranks,
+    each once, and a sentence of each host without a cache. One small gather, and a second if they
+    differ.
 
     Call it once the ranks are connected, before the model is made, whose shape depends on the data.
     """
     if ranks == 1:
-        return list(data.notes)
+        return data
     gather = settings.backend_row.gather
     inputs = _inputs(settings, data)
     digest = hashlib.sha256(repr(inputs).encode()).hexdigest()
-    digests, notes = zip(*gather((digest, data.notes)), strict=True)
+    digests, notes, uncached = zip(*gather((digest, data.notes, data.uncached)), strict=True)
     if len({*digests}) > 1:
         raise ConfigError(_difference(gather((socket.gethostname(), inputs))))
-    return list(dict.fromkeys(note for of_rank in notes for note in of_rank))
+    return replace(
+        data,
+        notes=tuple(dict.fromkeys(note for of_rank in notes for note in of_rank)),
+        uncached={host: why for of_rank in uncached for host, why in of_rank.items()},
+    )
 
 
 def _inputs(settings: Settings, data: Data) -> dict[str, Any]:

@@ -4,7 +4,7 @@ Makes the same checks as a start, on a model without memory. Writes nothing. Hou
 the estimates of `dist-looksam plan`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from ..data.extent import Extent
 from ..errors import ConfigError
 from ..optim.perturbed import ALL
 from ..plan import Plan, machine, plan
-from ..plan.machines import at_share
+from ..plan.machines import at_share, with_cores
 from ..plan.reading import Reading, reading
 from ..settings import assemble, when
 from ..settings.config import Settings
@@ -135,12 +135,13 @@ def _plans(
 ) -> tuple[dict[float, Plan], str]:
     """Plans by share of the peak, on nodes of up to 8 H200; or none, and the reason."""
     per_node = next(n for n in range(8, 0, -1) if ranks % n == 0)
+    own = machine(GPU)
     try:
         return {
             share: plan(
                 settings,
                 gpus=ranks,
-                machine=at_share(machine(GPU).device, share),
+                machine=with_cores(replace(own, device=at_share(own.device, share))),
                 gpus_per_node=per_node,
                 samples=data.samples,
                 classes=data.classes,

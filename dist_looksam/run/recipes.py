@@ -22,6 +22,7 @@ _COLUMNS = (
     "GPUs",
     "GPU-hours",
     "MB/s a node",
+    "cores a node",
 )
 
 
@@ -50,10 +51,11 @@ def _row(path: Path, outcome: dryrun.Outcome) -> tuple[str, ...]:
     s = outcome.settings
     hours = f"{outcome.plan.gpu_hours:.3g}" if outcome.plan else "-"
     reads = f"{outcome.reads.bytes_per_s / 1e6:,.0f}" if outcome.reads else "-"
+    cores = f"{outcome.reads.cores:,}" if outcome.reads and outcome.reads.cores else "-"
     rho = f"{s.rho:g}" if s.rule.ascent else "-"
     return (
         path.stem, f"{outcome.steps:,}", f"{s.warmup_steps:,}", f"{outcome.lr:.2g}", rho,
-        s.precision, f"{outcome.passes:,}", str(outcome.ranks), hours, reads,
+        s.precision, f"{outcome.passes:,}", str(outcome.ranks), hours, reads, cores,
     )  # fmt: skip
 
 
@@ -86,7 +88,9 @@ def main(argv: Sequence[str]) -> int:
     paths = [project.file(name) for name in asked.files] or found()
     if asked.action == "check":
         return _check(paths, asked.ranks)
-    lines = table.text(_COLUMNS, [_row(path, checked(path, asked.ranks)) for path in paths])
+    rows = [_row(path, checked(path, asked.ranks)) for path in paths]
+    known = len(_COLUMNS) - all(row[-1] == "-" for row in rows)  # the cores that decode
+    lines = table.text(_COLUMNS[:known], [row[:known] for row in rows])
     print(  # in one piece, for `| head`
         f"{lines}\nGPU-hours on H200 at {SHARE:.0%} of the peak, and what a node must read, are "
         "planned, not measured: launch/recipes/README.md"

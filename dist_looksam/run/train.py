@@ -6,7 +6,6 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +92,7 @@ def run(
     hosts = roster.hosts if roster else [socket.gethostname()]
     with rundir.log_failure(Path(settings.out), world.rank), roster or nullcontext():
         try:
-            data = replace(data, notes=tuple(agree.check(settings, data, world.size)))
+            data = agree.check(settings, data, world.size)
             fit = Fit(settings, data, device, commit)
             if fit.first:
                 rundir.record(fit.out, world, hosts)

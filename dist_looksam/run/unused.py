@@ -1,4 +1,4 @@
-"""Data files that are not used: passed over at the start, or unreadable during training."""
+"""Data that are not used: files passed over at the start or unreadable in training, and caches."""
 
 from collections import Counter
 from typing import Any
@@ -16,12 +16,14 @@ class Unused:
     def __init__(self, data: Data) -> None:
         self.sources: list[Source] = [data.train, data.test]
         self.unreadable: dict[str, str] = {}
+        self.uncached = data.uncached
 
     def notes(self) -> list[str]:
-        """A warning for each reason for which files were passed over when the data were opened."""
+        """A warning for each host without its cache, and for each reason for which files were
+        passed over when the data were opened."""
         passed_over = {**self.sources[1].passed_over, **self.sources[0].passed_over}
         counts = self._passed_over()
-        return [
+        return [f"warning: {why}" for why in self.uncached.values()] + [
             f"warning: {counts[why]} passed over in the data, {why}, such as {first}"
             for why, (_, first) in passed_over.items()
         ]
@@ -57,6 +59,11 @@ class Unused:
         )
 
     def summary(self) -> dict[str, Any]:
-        """Fields of summary.json; {} where all files were used."""
-        counts = {"passed_over": dict(self._passed_over()), "unreadable": len(self.unreadable)}
-        return {name: count for name, count in counts.items() if count}
+        """Fields of summary.json; {} where all files, and the cache if one was asked for, were
+        used."""
+        found: dict[str, Any] = {
+            "passed_over": dict(self._passed_over()),
+            "unreadable": len(self.unreadable),
+            "uncached": self.uncached,
+        }
+        return {name: value for name, value in found.items() if value}

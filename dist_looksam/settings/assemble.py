@@ -1,5 +1,6 @@
 """Makes device, process group, model, optimizer and engine from settings."""
 
+import socket
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -79,15 +80,16 @@ def restarting(settings: Settings) -> Callable[..., Any] | None:
 def data_of(settings: Settings) -> Data:
     """The data, opened, from the cache where there is one. ConfigError as of `data.load`."""
     place = settings.data_dir
-    notes: tuple[str, ...] = ()
+    uncached: dict[str, str] = {}
     copy = data_set(settings.data).stage
     if settings.data_cache and copy:
         try:
             place = str(copy(place, settings.data_cache, progress(place)).folder)
         except RunError as error:
-            notes = (f"warning: the data are read from {place}, not from a cache: {error}",)
+            said = f"the data are read from {place}, not from a cache: {error}"
+            uncached[socket.gethostname()] = said
     data = load(settings.data, place, **_wanted(settings))
-    return replace(data, notes=(*notes, *data.notes))
+    return replace(data, uncached=uncached)
 
 
 def extent_of(settings: Settings, *, opened: bool) -> Extent:

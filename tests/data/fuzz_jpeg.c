@@ -4,6 +4,8 @@
 
 #include <time.h>
 
+#define GUARD 64
+
 static uint64_t state;
 static uint64_t draw(uint64_t below) { /* SplitMix64 */
     uint64_t x = state += 0x9E3779B97F4A7C15u;
@@ -53,7 +55,7 @@ static uint8_t *changed(const uint8_t *from, size_t *n) {
 
 int main(int count, char **arguments) { /* SECONDS SEED FILE... */
     time_t end = time(NULL) + atol(arguments[1]);
-    long calls = 0, pictures = 0, refused[8] = {0};
+    long calls = 0, pictures = 0, copies = 0, refused[8] = {0};
     state = (uint64_t)atoll(arguments[2]);
     while (time(NULL) < end) {
         int width, height, why, tries;
@@ -78,9 +80,19 @@ int main(int count, char **arguments) { /* SECONDS SEED FILE... */
             calls++, pictures += !result, refused[result]++;
             free(out);
         }
+        if (why) { /* progressive ones among them: their baseline copy, in any room */
+            size_t room = draw(4) ? 2 * n + 65536 : draw(draw(2) ? 3 : n + 1), i;
+            uint8_t *out = malloc(room + GUARD);
+            memset(out + room, 0xA5, GUARD); /* libjpeg is not watched */
+            copies += looksam_baseline(data, n, out, room) > 0;
+            for (i = 0; i < GUARD; i++)
+                if (out[room + i] != 0xA5) abort();
+            free(out);
+        }
         free(data), free(file);
     }
-    printf("%ld calls, %ld pictures; refused as of 1 to 7:", calls, pictures);
+    printf("%ld calls, %ld pictures, %ld made baseline; refused as of 1 to 7:", calls, pictures,
+           copies);
     for (count = 1; count < 8; count++) printf(" %ld", refused[count]);
     printf("\n");
     return 0;

@@ -25,6 +25,7 @@ def fuzz(seconds: int, seed: int = 0) -> str:
         subprocess.run([compiler, *FLAGS, DRIVER, "-o", program, "-ljpeg"], check=True)
         random, files = np.random.default_rng(seed), []
         sources = [jpegs.jpeg(random, longest=200) for _ in range(40)]
+        sources += [jpegs.jpeg(random, longest=200, progressive=True) for _ in range(10)]
         for data in [*sources, *jpegs.damaged(random).values()]:
             files.append(f"{scratch}/{len(files)}.jpg")
             Path(files[-1]).write_bytes(data)

@@ -1,10 +1,15 @@
 import json
+from dataclasses import replace
+from math import ceil
 from pathlib import Path
 
 import pytest
 
 from dist_looksam.cli.main import main
 from dist_looksam.data import jpeg
+from dist_looksam.data.loader import cores
+from dist_looksam.plan import machine, machines
+from dist_looksam.plan.commands import of_flags
 
 
 def test_bench_measures_both_routes_and_says_what_a_node_needs(tree: Path, needs, capfd):
@@ -20,6 +25,29 @@ def test_bench_measures_both_routes_and_says_what_a_node_needs(tree: Path, needs
     assert found["node"]["cores"] == -(-(10**6) // rate)
     assert main(flags) == 0
     assert "images/s a core" in capfd.readouterr().out
+
+
+def test_bench_says_what_a_plan_needs_and_keeps_the_speed_in_a_machine_file(
+    tree: Path, tmp_path: Path, capfd
+):
+    file = tmp_path / "m.yaml"
+    machines.save(machine("v100"), file)
+    flags = ["--model", "vit_b16", "--batch_size", "4096", "--gpus", "32", "--machine", str(file)]
+    bench = ["data", "bench", str(tree), "--images", "8", "--image_size", "64"]
+    assert main([*bench, *flags, "--write", str(file), "--json"]) == 0
+    said = capfd.readouterr()
+    found = json.loads(said.out)
+    speed = next(iter(found["routes"].values()))["images_per_s"]
+    plan = of_flags([*flags, "--image_size", "64", "--classes", "2", "--samples", "12"])
+    assert found["node"]["images_per_s"] == pytest.approx(plan.images_per_s / 4)
+    assert found["node"]["cores"] == ceil(plan.images_per_s / 4 / speed)
+    assert f"DIST_LOOKSAM_MACHINE={file}" in said.err
+    made = replace(machine("v100"), images_per_second_per_core=round(speed, 1))
+    assert machines.load(file) == replace(made, cores_per_node=cores())
+    assert main([*bench, *flags, "--images_per_s", "9"]) == 2
+    assert "images_per_s is of the plan" in capfd.readouterr().err
+    assert main([*bench, "--write", str(tmp_path / "no" / "m.yaml")]) == 2
+    assert "write must name a file" in capfd.readouterr().err
 
 
 def test_bench_measures_the_python_route_alone_where_there_is_no_other(

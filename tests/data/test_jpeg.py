@@ -168,3 +168,14 @@ def test_the_log_says_once_how_jpegs_are_decoded_and_a_resume_says_what_changed(
     log = (out / "log.txt").read_text()
     assert log.count("JPEG files are decoded in C, with the pixels of simplejpeg") == 1
     assert "library that decodes JPEG files is simplejpeg, was PIL" in log
+
+
+def test_a_baseline_copy_is_never_written_beyond_its_room():
+    """libjpeg writes a byte before it looks for room: with none it wrote on without an end."""
+    compiled, data = jpeg.built(), jpegs.jpeg(np.random.default_rng(0), progressive=True)
+    size = len(jpeg.baseline(compiled, data))
+    for room in (0, 1, 2, size // 2, size - 1, size + 1):
+        out = ctypes.create_string_buffer(b"\xa5" * (2 * size), 2 * size)
+        made = compiled.looksam_baseline(data, len(data), out, room)
+        assert made == size if room > size else made < 0
+        assert out.raw[room:] == b"\xa5" * (2 * size - room)

@@ -5,13 +5,16 @@ import json
 import shutil
 import sys
 
+import jpegs
 import numpy as np
 import pytest
 from pictures import picture, write_tree
 from PIL import Image
 
 from dist_looksam.cli.main import main
-from dist_looksam.data import load
+from dist_looksam.data import jpeg, load
+from dist_looksam.data.encoding import AGAIN, encoded
+from dist_looksam.data.pictures import Pictures
 
 
 def test_packing_goes_on_where_it_was_killed_and_gives_the_same_bytes(tree, tmp_path):
@@ -71,6 +74,62 @@ def test_max_side_reduces_the_shorter_side_and_turns_pictures_upright(tmp_path):
     sizes = [Image.open(io.BytesIO(after.encoded(i))).size for i in (0, 1)]
     assert sizes == [(40, 80), (30, 20)]
     assert after.encoded(1) == before.encoded(1) and after.encoded(2) == b"\xff\xd8 damaged"
+
+
+@pytest.fixture
+def progressive(tmp_path):
+    """A tree with three progressive JPEGs: one turned by its EXIF, one damaged."""
+    tree = write_tree(tmp_path / "pictures", train=3, val=1)
+    for n, exif in ((0, jpegs.exif(6)), (1, jpegs.exif(1)), (2, jpegs.exif(1))):
+        picture(n).save(tree / f"train/cat/{n}.jpg", progressive=True, exif=exif)
+    data = (tree / "train/cat/2.jpg").read_bytes()
+    (tree / "train/cat/2.jpg").write_bytes(data[: len(data) // 2])
+    return tree
+
+
+def opened(source: Pictures, index: int) -> Image.Image:
+    return Image.open(io.BytesIO(source.encoded(index)))
+
+
+@pytest.mark.needs("jpeg_in_c")
+def test_progressive_jpegs_become_baseline_without_loss(progressive, tmp_path, capsys):
+    target = tmp_path / "a"
+    for _ in range(2):  # the second time from the record of the first
+        assert main(["data", "pack", str(progressive), str(target)]) == 0
+        said = capsys.readouterr().out
+        assert "of 3 progressive JPEGs 2 became baseline without loss, 1 stay as they are" in said
+    before, after = load("folder", progressive).train, load("tar", target).train
+    for n in (0, 1):
+        a, b = opened(before, n), opened(after, n)
+        assert "progressive" in a.info and "progressive" not in b.info
+        assert a.getexif() == b.getexif() and np.array_equal(a, b)
+    assert all(before.encoded(n) == after.encoded(n) for n in (2, 3, 4, 5))
+
+
+def test_without_the_c_extension_progressive_jpegs_are_encoded_again(
+    progressive, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv(jpeg.SWITCH, "python")
+    assert main(["data", "pack", str(progressive), str(tmp_path / "a")]) == 0
+    assert "of 3 progressive JPEGs 2 were encoded again, as the C" in capsys.readouterr().out
+    before, after = load("folder", progressive).train, load("tar", tmp_path / "a").train
+    for n in (0, 1):
+        a, b = opened(before, n), opened(after, n)
+        assert "progressive" not in b.info and a.getexif() == b.getexif()
+        assert np.abs(np.asarray(a, int) - np.asarray(b, int)).mean() < 1
+
+
+@pytest.mark.needs("jpeg_in_c")
+def test_the_smoothing_of_a_progressive_jpeg_without_its_last_scans_is_kept():
+    """Decoders smooth such pictures; their coefficients alone would give blocks."""
+    image = Image.fromarray(jpegs.levels(np.random.default_rng(5), 200, 150))
+    data = jpegs.encode(image, progressive=True)
+    for _ in range(5):
+        data = data[: data.rindex(b"\xff\xda")]
+    data += b"\xff\xd9"
+    made = encoded(data, None)
+    a, b = (np.asarray(Image.open(io.BytesIO(d)), int) for d in (data, made.data))
+    assert made.progressive == AGAIN and np.abs(a - b).mean() < 1
 
 
 def test_check_decodes_whole_pictures_and_names_the_damaged_ones(tree, packed, tmp_path, capsys):

@@ -7,8 +7,10 @@ import re
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import zlib
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from dist_looksam.data.shards import shards_of
 from dist_looksam.data.stage import stage
 from dist_looksam.errors import ConfigError, RunError
 
+HOST = socket.gethostname()
 FORK = multiprocessing.get_context("fork")  # without the import of torch in every process
 
 
@@ -94,7 +97,7 @@ def test_the_copy_is_what_training_reads(two, tmp_path, capsys):
         capsys.readouterr()
         assert main(["data", "stage", place, str(tmp_path / "cache")]) == 0
     folder, _, said = capsys.readouterr().out.partition(": ")
-    assert said.endswith("0 of them copied now\n")
+    assert " 0 of them copied now; " in said
     data = load("tar", folder)
     assert data.train.labels.tolist() == [1, 0, 1, 0, 0]
     assert data.train.encoded(3) == load("tar", two).train.encoded(3)
@@ -164,12 +167,63 @@ def test_a_run_reads_from_its_cache_and_resumes_without_it(two, tmp_path):
     assert main(["train", *flags, *cache, "--steps", "2"]) == 0
     log = (tmp_path / "run" / "log.txt").read_text()
     assert "unreadable" not in log and "warning" not in log
+    assert "uncached" not in json.loads((tmp_path / "run" / "summary.json").read_text())
     (folder,) = (tmp_path / "cache").iterdir()
     for path in folder.glob("*.tar"):
         shutil.copy2(path, two)
     assert main(["train", *flags, "--steps", "3", "--resume", "auto"]) == 0
     log = (tmp_path / "run" / "log.txt").read_text()
     assert "data_cache is None, was" in log and "have changed" not in log
+
+
+def damage(path: Path) -> None:
+    """One bit of a picture; size and time stay."""
+    stat = path.stat()
+    with path.open("r+b") as file:
+        file.seek(700)
+        (byte,) = file.read(1)
+        file.seek(700)
+        file.write(bytes([byte ^ 1]))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+@pytest.mark.filterwarnings("ignore:cannot read")
+def test_a_file_whose_bytes_are_not_those_packed_is_not_copied_and_training_goes_on(
+    packed, tmp_path, capsys
+):
+    damage(packed / "train-000000.tar")
+    cache = tmp_path / "cache"
+    assert main(["data", "stage", str(packed), str(cache)]) == 1
+    said = capsys.readouterr().err
+    assert re.search(r"train-000000\.tar, as \S+ reads it, must have the checksum", said)
+    assert not list(cache.rglob("train-*")) and len(list(cache.rglob("val-000000.tar"))) == 1
+    flags = ["--data", "tar", "--data_dir", str(packed), "--data_cache", str(cache)]
+    flags += ["--image_size", "28", "--model", "vit_28_mini", "--batch_size", "4", "--steps", "1"]
+    assert main(["train", *flags, "--device", "cpu", "--out", str(tmp_path / "run")]) == 0
+    log = (tmp_path / "run" / "log.txt").read_text()
+    uncached = json.loads((tmp_path / "run" / "summary.json").read_text())["uncached"]
+    assert re.search(rf"read from {packed}, .*must have the checksum", uncached[HOST])
+    assert log.count(f"warning: {uncached[HOST]}") == 1
+
+
+def test_indices_without_checksums_are_staged_and_checksums_may_be_added(two, tmp_path, capsys):
+    main(["data", "index", str(two)])
+    cache = tmp_path / "cache"
+    assert main(["data", "stage", str(two), str(cache)]) == 0
+    said = capsys.readouterr().out
+    assert "; 3 files have no checksum to compare: dist-looksam data index" in said
+    assert main(["data", "index", str(two), "--checksums"]) == 0
+    assert main(["data", "stage", str(two), str(cache)]) == 0
+    said = capsys.readouterr().out
+    assert "no checksum" not in said and " 0 of them copied now" in said
+    for place in (two, stage(two, shards_of(two), cache).folder):
+        rows = json.loads((place / ".index-train.json").read_text())["shards"]
+        crcs = [zlib.crc32((two / row["name"]).read_bytes()) for row in rows]
+        assert [row["crc32"] for row in rows] == crcs
+    os.utime(two / "train-000000.tar", (1, 1))
+    main(["data", "index", str(two)])  # keeps the checksums of files with the same size and time
+    rows = json.loads((two / ".index-train.json").read_text())["shards"]
+    assert ["crc32" in row for row in rows] == [False, True]
 
 
 def test_a_cache_of_data_without_shards_is_refused(tree, capsys):

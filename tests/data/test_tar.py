@@ -240,6 +240,14 @@ def test_compressed_shards_alone_are_named_as_such(tmp_path):
         load("tar", tmp_path)
 
 
+def test_compressed_shards_beside_others_are_counted_as_passed_over(two):
+    """They were left out without a word."""
+    for name in ("train-000002.tar.gz", "train-000003.tgz", "train-000000.tar.md5"):
+        (two / name).write_bytes(b"")
+    train = load("tar", indexed(two)).train
+    assert train.passed_over == {"compressed tar files": (2, f"{two}/train-000002.tar.gz")}
+
+
 def test_a_shard_that_became_shorter_is_an_unreadable_sample(two):
     data = load("tar", indexed(two), image_size=32)
     os.truncate(two / "train-000001.tar", 600)

@@ -81,5 +81,33 @@ def test_a_dry_run_takes_the_size_of_the_images_from_the_index(tmp_path, capsys)
 def test_recipes_say_what_a_node_reads():
     path = project.RECIPES / "vit_b16-adamw-4k.yaml"
     row = recipes._row(path, outcome := recipes.checked(path))
-    assert recipes._COLUMNS[-1] == "MB/s a node"
-    assert int(row[-1].replace(",", "")) == round(outcome.plan.images_per_s / 8 * 0.11)
+    assert recipes._COLUMNS[-2] == "MB/s a node" and row[-1] == "-"
+    assert int(row[-2].replace(",", "")) == round(outcome.plan.images_per_s / 8 * 0.11)
+
+
+def test_plan_dry_run_and_recipes_take_the_cores_of_one_machine_file(tmp_path, capsys, monkeypatch):
+    """The file that `dist-looksam data bench --write` writes."""
+    file = tmp_path / "m.yaml"
+    monkeypatch.setenv(machines.FILE, str(file))
+    own = replace(machine("v100"), images_per_second_per_core=1000.0)
+    recipe = str(project.RECIPES / "vit_b16-adamw-4k.yaml")
+    asks = (
+        ["plan", "--gpus", "32", *FLAGS],
+        ["train", "--config", recipe, "--dry_run"],
+    )
+    limit = r"(\d+) cores would decode them, but it has 4: decoding is the limit, at (\d+)% of"
+    for there, says in ((96, r"; (\d+) of its 96 cores decode them"), (4, limit)):
+        machines.save(replace(own, cores_per_node=there), file)
+        for argv in asks:
+            assert main(argv) == 0
+            said = capsys.readouterr().out
+            needed = ceil(int(re.search(r"([\d,]+) images/s and", said)[1].replace(",", "")) / 1000)
+            found = re.search(says, said)
+            assert int(found[1]) == needed and found.groups()[1:] in ((), (f"{400 / needed:.0f}",))
+    assert "v100" not in said  # only the cores are of the file
+    assert main(["recipes", "list", recipe]) == 0
+    heads, first, *_ = capsys.readouterr().out.splitlines()
+    assert heads.endswith("cores a node") and int(first.split()[-1]) == needed
+    file.write_text(file.read_text().replace("cores_per_node: 4", "cores_per_node: 1.5"))
+    with pytest.raises(ConfigError, match=r"cores_per_node of machine .* whole number above 0"):
+        machines.load(file)

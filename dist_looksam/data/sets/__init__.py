@@ -33,7 +33,8 @@ class DataSet:
                 source.Source. ConfigError if data is missing or malformed.
     size        size(image_size), without opening it.
     holds       holds(place): whether the commands of `dist-looksam data` read a place by this row.
-    index       index(place) -> {split: (samples, files)}; None: it needs no index. See index.write.
+    index       index(place, checksums=) -> {split: (samples, files)}; None: it needs no index. See
+                index.write.
     by_group    samples are read in groups, so that reading them in any order costs far more.
     stage       stage(data_dir, cache, told) copies its files to a disk of the node; see
                 stage.stage. None: there are no large files to copy.
@@ -50,7 +51,7 @@ class DataSet:
     open: Callable[..., tuple[Source, Source]]
     size: Callable[[int], Size]
     holds: Callable[[str], bool] = lambda place: False
-    index: Callable[[str], dict[str, tuple[int, int]]] | None = None
+    index: Callable[..., dict[str, tuple[int, int]]] | None = None
     by_group: bool = False
     stage: Callable[..., Any] | None = None
     notes: Callable[..., tuple[str, ...]] = lambda *_: ()

@@ -20,11 +20,11 @@ def holds(place: str) -> bool:
     return place.endswith(".parquet") or any(any(Path(place).glob(kind)) for kind in inside)
 
 
-def index_(place: str) -> dict[str, tuple[int, int]]:
+def index_(place: str, **how: Any) -> dict[str, tuple[int, int]]:
     """See `parquet.write_index`."""
     from ..parquet import write_index
 
-    return write_index(place)
+    return write_index(place, **how)
 
 
 def stage_(data_dir: Any, cache: Any, told: Any) -> Any:

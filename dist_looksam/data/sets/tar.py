@@ -19,11 +19,11 @@ def holds(place: str) -> bool:
     return ("{" in place and not place.endswith(".parquet")) or any(Path(place).glob("*.tar"))
 
 
-def index_(place: str) -> dict[str, tuple[int, int]]:
+def index_(place: str, **how: Any) -> dict[str, tuple[int, int]]:
     """See `shards.write_index`."""
     from ..shards import write_index
 
-    return write_index(place)
+    return write_index(place, **how)
 
 
 def stage_(data_dir: Any, cache: Any, told: Any) -> Any:
