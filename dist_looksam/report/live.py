@@ -234,7 +234,7 @@ def _lines(panel: _Panel, at: dict[str, Any]) -> list[alt.Chart]:
     dash = alt.StrokeDash(
         "dash:N", legend=None, scale=alt.Scale(domain=[False, True], range=[[1, 0], [5, 3]])
     )
-    steps = {"interpolate": "step-after"} if panel.name == "looks" else {}
+    steps: dict[str, Any] = {"interpolate": "step-after"} if panel.name == "looks" else {}
     lines = chart.mark_line(strokeWidth=2, **steps).encode(**at, strokeDash=dash, detail="run:N")
     numbered = chart.transform_window(
         number="row_number()", sort=[alt.SortField("step")], groupby=["run", "series", "dash"]

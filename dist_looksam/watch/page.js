@@ -29,7 +29,7 @@ function showTable(runs) {
         const swatch = element("span", "", "swatch");
         swatch.style.background = run.colour;
         cell.prepend(swatch);
-        cell.title = run.folder;
+        cell.title = run.directory;
       } else if (name === "step" && run.share) {
         const bar = document.createElement("progress");
         bar.value = run.share;

@@ -40,7 +40,8 @@ class Watched:
         self._metrics = Lines(folder / rundir.METRICS)
         self._text = Lines(folder / rundir.LOG, last=2**22)
         self._job: dict[str, Any] = {}
-        self._asked, self._queued, self._queued_at = 0.0, None, -math.inf
+        self._asked, self._queued_at = 0.0, -math.inf
+        self._queued: jobs.Queued | None = None
         self._resumed: list[int] = []
         self._start()
 
@@ -173,7 +174,7 @@ class Watched:
         total = total if isinstance(total, int) else 0
         last, finished = self.last, self.state == "finished"
         return {
-            "folder": str(self.folder),
+            "directory": str(self.folder),
             "state": self.state,
             "step": f"{self.steps:,} / {total:,}" if total else f"{self.steps:,}",
             "share": min(1.0, self.steps / total) if total else 0.0,
