@@ -194,8 +194,12 @@ def _part(
         axis=alt.Axis(format=",d", grid=False, tickMinStep=1, tickCount=6),
         scale=alt.Scale(nice=False, domainMin=0, domainMax=alt.expr("last")),
     )
-    kind = {"type": "log"} if panel.log else {"zero": False}
-    scale = alt.Scale(**kind, nice=False, padding=9)
+    scale = alt.Scale(
+        type="log" if panel.log else "linear",
+        zero=alt.Undefined if panel.log else False,
+        nice=False,
+        padding=9,
+    )
     axis = alt.Axis(tickCount=5, format=panel.format or alt.Undefined, labelFlush=True)
     y = alt.Y("value:Q", title=None, scale=scale, axis=axis)
     key = alt.Legend(symbolType="circle", symbolSize=60) if legend else None
