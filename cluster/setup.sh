@@ -14,7 +14,7 @@ root=$PWD
 TORCH=${TORCH:-torch==2.13.0}
 DEEPSPEED=deepspeed==0.19.8
 TRITON=triton==3.9.0 # its interpreter, for the tests of the kernels; 1 GB
-EXTRAS=report,deepspeed,mpi,data,dev,tensorboard,wandb,peers
+EXTRAS=report,deepspeed,mpi,data,dev,docs,tensorboard,wandb,peers
 TRAINERS=(lightning==2.6.6 accelerate==1.15.0) # that examples/ and tests use
 HOROVOD_NEEDS=(setuptools packaging numpy cloudpickle psutil pyyaml cffi)
 DATA_PACKAGES=(dataset-fashion-mnist)

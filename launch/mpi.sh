@@ -26,12 +26,12 @@ MASTER_PORT=${MASTER_PORT:-$((20000 + RANDOM % 10000))} # rank 0 reports a port 
 read -ra more <<<"${MPI_FLAGS:-}"
 
 [[ -t 1 ]] || export TERM=dumb # Open MPI gives its ranks a terminal even if there is none
-export MASTER_ADDR MASTER_PORT SITE=${SITE:-} PYTHON=${PYTHON:-}
+export MASTER_ADDR MASTER_PORT SITE=${SITE:-} PYTHON=${PYTHON:-} CONTAINER=${CONTAINER:-}
 if "$MPIRUN" --version 2>&1 | grep -q "Open MPI"; then
     exec "$MPIRUN" --hostfile "$HOSTFILE" -np "$ranks" --bind-to none \
-        -x TERM -x MASTER_ADDR -x MASTER_PORT -x SITE -x PYTHON "${more[@]}" \
+        -x TERM -x MASTER_ADDR -x MASTER_PORT -x SITE -x PYTHON -x CONTAINER "${more[@]}" \
         bash "$project/launch/rank.sh" "$@"
 fi
 hosts=$(with_slots "$HOSTFILE" | paste -sd ,)
 exec "$MPIRUN" -hosts "$hosts" -n "$ranks" -prepend-rank \
-    -genvlist MASTER_ADDR,MASTER_PORT,SITE,PYTHON "${more[@]}" bash "$project/launch/rank.sh" "$@"
+    -genvlist MASTER_ADDR,MASTER_PORT,SITE,PYTHON,CONTAINER "${more[@]}" bash "$project/launch/rank.sh" "$@"

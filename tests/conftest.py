@@ -63,6 +63,7 @@ NEEDS = {
     "deepspeed": lambda: _module("deepspeed"),
     "horovod": _horovod,
     "jpeg_in_c": _jpeg_in_c,
+    "mkdocs": lambda: all(map(_module, ("mkdocs", "material", "mkdocstrings"))),
     "mpi": lambda: shutil.which("mpirun") is not None and _module("mpi4py"),
     "root": lambda: os.geteuid() == 0,
     "slurm": _slurm,  # cluster/testbed/ can be started: root, its programs, namespaces

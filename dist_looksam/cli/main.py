@@ -27,6 +27,7 @@ COMMANDS = {
     "curves": Command("report.commands", "draw the curves of a run, or of several", "draw_curves"),
     "probe": Command("report.commands", "draw probe.jsonl of a run", "draw_probe"),
     "report": Command("report.commands", "compare many runs in tables and charts", "draw_report"),
+    "watch": Command("watch.commands", "follow runs on a page while they train"),
     "data": Command("data.commands", "pack images into tar shards, index, check, stage them"),
     "checkpoint": Command("checkpoint.commands", "list, verify, export or convert checkpoints"),
     "bench": Command("measure.bench", "measure the step time of optimizers against their bases"),

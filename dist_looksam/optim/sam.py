@@ -121,8 +121,8 @@ class LookSAM(Sharpness):
 class LookLayerSAM(LookSAM):
     """Look-LayerSAM: LookSAM whose ascent is relative to each layer's weights.
 
-    Args: as in `LookSAM`; rho is relative, ||eps_i|| / ||w_i||, so it is smaller than SAM's.
-        layer_ascent: "scaled", or "literal" for Algorithm 2 as printed.
+    The arguments are those of `LookSAM`. rho is relative, ||eps_i|| / ||w_i||, so it is smaller
+    than SAM's. layer_ascent is "scaled", or "literal" for Algorithm 2 as printed.
 
     Source: Liu et al., arXiv:2203.02714, Algorithm 2.
     """

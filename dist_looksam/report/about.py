@@ -24,8 +24,9 @@ def config_of(folder: Path) -> dict[str, Any]:
 def title(config: dict[str, Any]) -> str:
     """As `sam on lamb, vit_8, digits`; "" of no settings."""
     method, base = config.get("optimizer"), config.get("base")
-    named = f"{method} on {base}" if base and base != method else method
-    return ", ".join(str(x) for x in (named, config.get("model"), config.get("data")) if x)
+    named = f"{method} on {base}" if method and base and base != method else method
+    facts = (named, config.get("model"), config.get("data"))
+    return ", ".join(str(fact) for fact in facts if fact and fact != "auto")
 
 
 def facts(config: dict[str, Any]) -> list[str]:
@@ -34,9 +35,16 @@ def facts(config: dict[str, Any]) -> list[str]:
     return [f"{n.removesuffix('_size')} {v:,}" for n, v in known if isinstance(v, int)]
 
 
-def labels(folders: Sequence[Path]) -> list[str]:
-    """One a run, all different: its method and the settings in which the runs differ."""
-    configs = [config_of(folder) for folder in folders]
+def same(configs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The settings that all runs share."""
+    first = configs[0]
+    return {n: v for n, v in first.items() if all(c.get(n) == v for c in configs)}
+
+
+def labels(folders: Sequence[Path], configs: Sequence[dict[str, Any]] | None = None) -> list[str]:
+    """One a run, all different: its method and the settings in which the runs differ. `configs`:
+    their settings, if they have been read."""
+    configs = configs or [config_of(folder) for folder in folders]
     names = [n for n in dict.fromkeys(n for c in configs for n in c) if n not in _NO_DIFFERENCE]
     differing = [n for n in names if len({repr(config.get(n)) for config in configs}) > 1]
     shown = ["optimizer", *(n for n in differing if n != "optimizer")][:5]

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import altair as alt
 
@@ -28,16 +27,10 @@ def overlaid(folders: Sequence[Path], out: Path) -> Path:
     panels = [_panel(losses, names, x, "Loss, smoothed", legend=not top1)]
     if top1:
         panels.append(_panel(top1, names, x, "Top-1 accuracy at evaluations", legend=True))
-    shared = about.title(_same([about.config_of(folder) for folder in folders]))
+    shared = about.title(about.same([about.config_of(folder) for folder in folders]))
     title = f"{len(folders)} runs" + (f": {shared}" if shared else "")
     chart = drawing.across(*panels).properties(title=alt.TitleParams(title, fontSize=18))
     return drawing.save_png(chart, out)
-
-
-def _same(configs: list[dict[str, Any]]) -> dict[str, Any]:
-    """The settings that all runs share."""
-    first = configs[0]
-    return {n: v for n, v in first.items() if all(c.get(n) == v for c in configs)}
 
 
 def _panel(rows: Rows, names: list[str], x: alt.X, title: str, *, legend: bool) -> alt.Chart:

@@ -55,11 +55,11 @@ def page(
     template = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
     words = {"title": title, "subtitle": subtitle, "facts": facts, "notes": notes}
     made = jinja2.Environment(autoescape=True, trim_blocks=True).from_string(template)
-    return made.render(**words, sections=shown, charts=charts, scripts=_scripts())
+    return made.render(**words, sections=shown, charts=charts, scripts=scripts(_DRAW))
 
 
 @functools.cache
-def _scripts() -> str:
-    """Vega, Vega-Lite and the drawing code, escaped so that it does not end the script element."""
-    bundle = vl_convert.javascript_bundle(_DRAW, vl_version=drawing.VERSION)
+def scripts(draw: str) -> str:
+    """Vega, Vega-Lite and the code `draw`, escaped so that it does not end the script element."""
+    bundle = vl_convert.javascript_bundle(draw, vl_version=drawing.VERSION)
     return bundle.replace("</script", "<\\/script").replace("<!--", "\\x3c!--")

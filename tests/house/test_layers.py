@@ -28,7 +28,8 @@ FLOORS = [
         "optim",
     ),
     *("backends", "engine"),
-    *("checkpoint", "record", "settings", "flatness", "report", "plan", "measure", "run", "sweep"),
+    *("checkpoint", "record", "settings", "flatness", "report", "watch"),
+    *("plan", "measure", "run", "sweep"),
 ]
 FOUNDATION = {
     "errors",
