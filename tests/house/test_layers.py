@@ -28,7 +28,18 @@ FLOORS = [
         "optim",
     ),
     *("backends", "engine"),
-    *("checkpoint", "record", "settings", "flatness", "report", "plan", "measure", "run", "sweep"),
+    *(
+        "checkpoint",
+        "record",
+        "settings",
+        "flatness",
+        "report",
+        "plan",
+        "measure",
+        "run",
+        "submit",
+        "sweep",
+    ),
 ]
 FOUNDATION = {
     "errors",
