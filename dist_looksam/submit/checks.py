@@ -119,6 +119,7 @@ class Preflight:
 
     def _out(self) -> str:
         if self.out is None:
+            _check_writable(Path(os.environ.get("OUT") or "runs"))
             return "a new one, named by the job's number"
         rundir.check_place(self.out)
         _check_writable(self.out)
