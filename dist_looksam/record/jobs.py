@@ -127,8 +127,9 @@ def state_of(run: Path, job: dict[str, Any], queued: Queued | None) -> str:
     alive = rundir.alive(run)
     if alive is None and job.get("slurm_job_id") and shutil.which("scontrol"):
         return "stopped"  # SLURM does not know the job any more
-    if not alive and (run / rundir.SUBMITTED).exists():
-        alive = processes.alive(job.get("started_by") or {})
+    starter = job.get("started_by") if (run / rundir.SUBMITTED).exists() else None
+    if not alive and starter:
+        alive = processes.alive(starter)
         return {True: "starting", False: "stopped", None: "unknown"}[alive]
     return {True: "running", False: "stopped", None: "unknown"}[alive]
 
@@ -137,10 +138,11 @@ def _last_error(run: Path, job: dict[str, Any], state: str) -> str | None:
     """The line at the end of a run's output that says why it ended; None if there is none."""
     if state in ("starting", "running", "waiting", "requeued", "preempted", "completing"):
         return None
-    lines = _output(run, job)[-1 if state == "finished" else -15 :]
-    lines = [x for x in lines if "rror" in x or x.startswith("slurm.sbatch: ")]
-    lines = [x for x in lines if not x.startswith(("srun: ", "slurmstepd: "))]
-    return lines[-1].strip() if lines else None
+    lines = _output(run, job)[-1 if state == "finished" else -60 :]
+    own = [x for x in lines if x.startswith(("error: ", "error on "))]  # torchrun adds 30 lines
+    found = own or [x for x in lines[-15:] if "rror" in x or x.startswith("slurm.sbatch: ")]
+    found = [x for x in found if not x.startswith(("srun: ", "slurmstepd: "))]
+    return found[-1].strip() if found else None
 
 
 def _output(run: Path, job: dict[str, Any]) -> list[str]:

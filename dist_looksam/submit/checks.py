@@ -49,7 +49,7 @@ class Preflight:
 
     @property
     def on_gpus(self) -> bool:
-        return self.settings.device != "cpu"
+        return self.way.on_gpus(self.settings.device)
 
     def rows(self, skip: Collection[str]) -> list[Row]:
         """Every check but those of `skip`; a check whose needs have failed is not made."""

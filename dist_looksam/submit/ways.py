@@ -58,7 +58,15 @@ def _python() -> dict[str, str]:
     return {"PYTHON": os.environ.get("PYTHON", sys.executable)}
 
 
-class Slurm:
+class _Elsewhere:
+    """Machines that are not seen from here: they have GPUs."""
+
+    def on_gpus(self, device: str) -> bool:
+        """Whether ranks with this --device train on GPUs."""
+        return device != "cpu"
+
+
+class Slurm(_Elsewhere):
     """A job of launch/slurm.sbatch. Without an --out of the user's, the job's number names it."""
 
     name = "slurm"
@@ -104,7 +112,7 @@ class _Detached:
         assert out is not None
         out.mkdir(parents=True, exist_ok=True)
         output = (out / OUTPUT).absolute()
-        with output.open("a") as file:
+        with output.open("a" if rundir.used(out) else "w") as file:  # not a dead start's
             process = subprocess.Popen(
                 command.words,
                 env={**os.environ, **command.env, "LOOKSAM_OUTPUT": str(output)},
@@ -119,7 +127,7 @@ class _Detached:
         return f"process {process.pid} starts a run in {out}; {_see(out)}"
 
 
-class Hosts(_Detached):
+class Hosts(_Elsewhere, _Detached):
     """The first machines of a hostfile, over ssh: by DeepSpeed's launcher, or by mpirun."""
 
     name = "hostfile"
@@ -186,6 +194,10 @@ class Here(_Detached):
     def launcher(self, asked: Asked) -> str:
         return "torchrun"
 
+    def on_gpus(self, device: str) -> bool:
+        """Whether ranks with this --device train on GPUs."""
+        return device == "cuda" or (device == "auto" and torch.cuda.is_available())
+
     def check(self, asked: Asked, *, on_gpus: bool) -> str:
         """A line for the table. ConfigError for several nodes, or more ranks than GPUs."""
         if asked.nodes > 1:
@@ -193,13 +205,12 @@ class Here(_Detached):
                 f"several nodes need sbatch on the path, or --hostfile FILE, got {asked.nodes} "
                 f"nodes and neither; name a hostfile, or use --nodes 1."
             )
-        count = torch.cuda.device_count() if on_gpus else 0
-        if 0 < count < asked.gpus:
+        if on_gpus and asked.gpus > (count := torch.cuda.device_count()):
+            instead = f"--gpus {count}" if count else "-- --device cpu"
             raise ConfigError(
-                f"gpus must be <= the {count} of this machine, got {asked.gpus}; use --gpus "
-                f"{count}."
+                f"gpus must be <= the {count} of this machine, got {asked.gpus}; use {instead}."
             )
-        return f"this machine, {asked.gpus} ranks on {'GPUs' if count else 'CPUs'}"
+        return f"this machine, {asked.gpus} ranks on {'GPUs' if on_gpus else 'CPUs'}"
 
     def command(self, asked: Asked, flags: Sequence[str], *, on_gpus: bool) -> Command:
         env = {"RANKS": str(asked.gpus), **_python()}

@@ -100,7 +100,8 @@ def test_two_ranks_here_are_in_jobs_from_the_start_to_the_end(site):
 
 
 def test_a_launcher_that_dies_at_its_start_is_in_jobs_with_its_reason(site, monkeypatch):
-    site.python("echo 'error: no module named torch'; exit 1")
+    noise = "for i in $(seq 30); do echo torchrun: an error_file of rank $i; done"
+    site.python(f"echo 'error: no module named torch'; {noise}; exit 1")
     monkeypatch.setenv("PYTHON", f"{site.bin}/python")
     assert site("submit", "--on", "here", "--", *FLAGS, *CPU, "--out", "runs/dead")[0] == 0
     until(lambda: site.row()["state"] != "starting")
@@ -206,6 +207,7 @@ REFUSED = [  # options, flags, the sentence
     ("--skip date", "", "skip must name checks: batch, data"),
     ("--nodes 0", "", "nodes must be between 1 and 100,000, got 0"),
     ("--on here --time 10", "", "time is of --on slurm, got --on here"),
+    ("--on here --gpus 99", "--batch_size 99 --device cuda", "of this machine, got 99; use --"),
     ("--on here --nodes 2", "", "several nodes need sbatch on the path, or --hostfile FILE, got 2"),
     ("--on hostfile", "", "hostfile must be given with --on hostfile"),
 ]  # fmt: skip
