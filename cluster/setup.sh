@@ -15,7 +15,10 @@ TORCH=${TORCH:-torch==2.13.0}
 DEEPSPEED=deepspeed==0.19.8
 TRITON=triton==3.9.0 # its interpreter, for the tests of the kernels; 1 GB
 EXTRAS=report,deepspeed,mpi,data,dev,docs,tensorboard,wandb,peers
-TRAINERS=(lightning==2.6.6 accelerate==1.15.0) # that examples/ and tests use
+TRAINERS=(lightning==2.6.6 accelerate==1.15.0 transformers==5.24.0) # that examples/ and tests use
+TIMM=(timm==1.0.31 torchvision==0.28.0) # of examples/timm_loop.py, in .venv/timm: a torchvision of
+                                        # another build of torch cannot be imported, and transformers
+                                        # imports the one that it finds
 HOROVOD_NEEDS=(setuptools packaging numpy cloudpickle psutil pyyaml cffi)
 DATA_PACKAGES=(dataset-fashion-mnist)
 JPEG_PACKAGES=(gcc libc6-dev libjpeg62-turbo-dev)
@@ -131,7 +134,10 @@ install_python_packages() {
     fi
     say "$DEEPSPEED and the other packages"
     pip_install -c .venv/constraints.txt --use-pep517 -e ".[$EXTRAS]"
-    [[ ! $all ]] || pip_install -c .venv/constraints.txt "${TRAINERS[@]}"
+    if [[ $all ]]; then
+        pip_install -c .venv/constraints.txt "${TRAINERS[@]}"
+        pip_install --no-deps --target .venv/timm --upgrade "${TIMM[@]}"
+    fi
     if [[ $all && $(uname -m) == x86_64 ]]; then
         pip_install --no-deps "$TRITON"
     fi

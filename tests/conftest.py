@@ -78,6 +78,8 @@ NEEDS = {
     "cuda": _cuda,
     "ruff": lambda: shutil.which("ruff") is not None,
     "timm": lambda: _module("timm"),
+    "timm_aside": lambda: (Path(sys.prefix) / "timm").is_dir(),  # see cluster/setup.sh
+    "transformers": lambda: _module("transformers"),
     "triton": lambda: _module("triton"),
     "wandb": lambda: _module("wandb"),
     "webdataset": lambda: _module("webdataset"),

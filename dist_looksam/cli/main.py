@@ -22,6 +22,7 @@ class Command:
 
 COMMANDS = {
     "train": Command("run.train", "train a model; the same as train.py"),
+    "submit": Command("submit.commands", "check a run, then start it: SLURM, hostfile, or here"),
     "init": Command("run.init", "write launch scripts, a hostfile and a recipe to start from"),
     "recipes": Command("run.recipes", "list or check the recipes for ImageNet at batches 4k-64k"),
     "curves": Command("report.commands", "draw the curves of a run, or of several", "draw_curves"),

@@ -27,6 +27,12 @@ class Extent:
     image_bytes: float | None = None
 
 
+def is_there(place: str | Path) -> bool:
+    """Whether a folder is there; of a pattern like DIR/train-{00..07}.tar, its folder."""
+    path = Path(place)
+    return os.path.exists(path.parent if "{" in path.name else place)
+
+
 def extent(
     name: str,
     data_dir: str | Path | None,
@@ -46,7 +52,7 @@ def extent(
     """
     row = data_set(name)
     place = f"{name} {data_dir}" if data_dir else name
-    absent = bool(row.stands_for) and not os.path.exists(data_dir or "")
+    absent = bool(row.stands_for) and not is_there(data_dir or "")
     if opened and data_dir and not absent:
         data = load(
             name,

@@ -28,7 +28,7 @@ from .closure import with_cleared_gradients
 from .distributed_checkpoint import counters_in, made_state
 from .replay import Replay
 from .rule import Rule, check_alpha, check_rho
-from .trainers import check_trainer
+from .trainers import check_trainer, without_closure
 
 
 class Sharpness(Ahead):
@@ -163,7 +163,8 @@ class Sharpness(Ahead):
         if closure is None:
             raise ConfigError(
                 f"{type(self).__name__}.step needs a closure, got none; "
-                "pass a function that zeroes, computes, calls backward and returns the loss."
+                "pass a function that zeroes, computes, calls backward and returns the loss"
+                f"{without_closure()}."
             )
         if not callable(closure):
             raise ConfigError(

@@ -14,6 +14,13 @@ def check_trainer(closure: Callable[[], Any]) -> None:
     _check_lightning(closure)
 
 
+def without_closure() -> str:
+    """The end of the sentence about a step without closure; more in a process with a Trainer."""
+    if "transformers.trainer" not in sys.modules:
+        return ""
+    return "; under transformers' Trainer use class MyTrainer(TrainerMixin, Trainer)"
+
+
 def _check_accelerate() -> None:
     """ConfigError in a process whose Accelerator accumulates gradients.
 

@@ -1,10 +1,12 @@
 """`dist-looksam jobs`, `logs`, `cancel`: the runs of a folder and the jobs of SLURM's queue.
 
 The state of a run is that of its SLURM job, as long as SLURM knows the job; otherwise the lock on
-the run directory shows whether a process trains into it.
+the run directory shows whether a process trains into it. Before a process of `dist-looksam submit`
+has the lock, submitted.json names it.
 """
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -19,7 +21,7 @@ from .. import checkpoint
 from ..cli.arguments import Parser
 from ..cli.table import text as table_text
 from ..errors import ConfigError, RunError
-from . import metrics, rundir
+from . import metrics, processes, rundir
 from .progress import h_mm_ss
 
 COLUMNS = (
@@ -67,6 +69,17 @@ def _output_of(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout
 
 
+def sbatch(command: Sequence[str], **env: str) -> str:
+    """The number of the job that `sbatch --parsable ...` submits. RunError if SLURM refuses it."""
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, **env}
+    )
+    match = re.match(r"(\d+)", done.stdout)
+    if done.returncode or not match:
+        raise RunError(f"sbatch refused: {' '.join((done.stderr or done.stdout).split())}")
+    return match[1]
+
+
 # squeue's states: in the queue, or failed within the few minutes that SLURM remembers.
 _STATES = "PD,R,RQ,CF,CG,SI,S,ST,BF,F,NF,OOM,DL"
 
@@ -106,25 +119,30 @@ def _reason(queued: Queued | None) -> str:
 
 
 def state_of(run: Path, job: dict[str, Any], queued: Queued | None) -> str:
-    """One word: running, finished, stopped, unknown, waiting, requeued, or SLURM's own."""
-    if (run / rundir.SUMMARY).exists():
-        return "finished"
+    """One word: starting, running, finished, stopped, unknown, waiting, or SLURM's own."""
+    if (run / rundir.SUMMARY).exists() and not (run / rundir.SUBMITTED).exists():
+        return "finished"  # else a later start has not begun to train
     if queued is not None:
         return _word(queued, int(job.get("slurm_restarts", 0)))
     alive = rundir.alive(run)
     if alive is None and job.get("slurm_job_id") and shutil.which("scontrol"):
         return "stopped"  # SLURM does not know the job any more
+    starter = job.get("started_by") if (run / rundir.SUBMITTED).exists() else None
+    if not alive and starter:
+        alive = processes.alive(starter)
+        return {True: "starting", False: "stopped", None: "unknown"}[alive]
     return {True: "running", False: "stopped", None: "unknown"}[alive]
 
 
 def _last_error(run: Path, job: dict[str, Any], state: str) -> str | None:
     """The line at the end of a run's output that says why it ended; None if there is none."""
-    if state in ("running", "waiting", "requeued", "preempted", "completing"):
+    if state in ("starting", "running", "waiting", "requeued", "preempted", "completing"):
         return None
-    lines = _output(run, job)[-1 if state == "finished" else -15 :]
-    lines = [x for x in lines if "rror" in x or x.startswith("slurm.sbatch: ")]
-    lines = [x for x in lines if not x.startswith(("srun: ", "slurmstepd: "))]
-    return lines[-1].strip() if lines else None
+    lines = _output(run, job)[-1 if state == "finished" else -60 :]
+    own = [x for x in lines if x.startswith(("error: ", "error on "))]  # torchrun adds 30 lines
+    found = own or [x for x in lines[-15:] if "rror" in x or x.startswith("slurm.sbatch: ")]
+    found = [x for x in found if not x.startswith(("srun: ", "slurmstepd: "))]
+    return found[-1].strip() if found else None
 
 
 def _output(run: Path, job: dict[str, Any]) -> list[str]:
@@ -222,13 +240,25 @@ _NUMBER = re.compile(r"\d+(_\d+)?")
 
 
 def _named(name: str) -> tuple[Path | None, dict[str, Any], str | None]:
-    """(run directory, content of its job.json, SLURM job) of a run or the number of a job."""
+    """(run directory, content of its job.json, SLURM job) of a name that `jobs` shows: a run, the
+    number of a job, or the (name) of a job without a run."""
     for path in (Path(name), Path("runs") / name):
         if any((path / n).exists() for n in (rundir.CONFIG, rundir.JOB, rundir.SUBMITTED)):
             job = rundir.job(path)
             return path, job, job.get("slurm_job_id")
-    if _NUMBER.fullmatch(name) and slurm_job(name) is not None:
-        return None, {}, name
+    if _NUMBER.fullmatch(name):
+        if slurm_job(name) is not None:
+            return None, {}, name
+        for path in runs_in(Path("runs")):  # SLURM has forgotten the job
+            if (job := rundir.job(path)).get("slurm_job_id") == name:
+                return path, job, name
+    found = [number for number, queued in queue().items() if name == f"({queued.name})"]
+    if len(found) == 1:
+        return None, {}, found[0]
+    if found:
+        raise ConfigError(
+            f"run must name one job, got {name}, the name of {', '.join(found)}; give a number."
+        )
     raise ConfigError(
         f"run must be a run directory or the number of a SLURM job, got {name}; "
         f"`dist-looksam jobs` lists both."
@@ -263,19 +293,27 @@ def cancel(argv: Sequence[str]) -> int:
     parser.add_argument("run", help="run directory, or the number of a SLURM job")
     name = parser.parse_args(argv).run
     run, job, number = _named(name)
-    if run and not job.get("output") and (pid := rundir.stop(run)):
-        # Not a job of launch/slurm.sbatch: other runs may train in the same allocation.
+    # Without both it is not a job of launch/slurm.sbatch: others may train in the same allocation.
+    own_job = bool(number and job.get("output"))
+    if run and not own_job and (pid := rundir.stop(run) or _stop_starting(run, job)):
         print(f"{run}: told process {pid} to stop")
-    elif number:
+    elif number and (slurm_job(number) or not shutil.which("scontrol")):
         _scancel(number)
         print(f"{run or name}: SLURM job {number} cancelled")
-    elif run and rundir.alive(run) is False:
+    elif number or (run and rundir.alive(run) is False):
         print(f"{run} is not running")
     elif run:
         host = rundir.holder(run).get("host") or job.get("host") or "another host"
         doubt = "runs" if rundir.alive(run) else "may run"
         raise ConfigError(f"{run} {doubt} on {host}, not here; cancel it there.")
     return 0
+
+
+def _stop_starting(run: Path, job: dict[str, Any]) -> int | None:
+    """SIGTERM to the launcher that `dist-looksam submit` has started here, unless it only ends."""
+    if state_of(run, job, None) == "finished":
+        return None
+    return processes.terminate(job.get("started_by") or {})
 
 
 def _scancel(number: str) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from typing import IO, Any
 from .. import checkpoint, files
 from ..errors import ConfigError
 from ..world import World, slurm_job
+from . import processes
 from .version import made_with
 
 CONFIG = "config.yaml"
@@ -20,7 +20,7 @@ SUMMARY = "summary.json"
 METRICS = "metrics.jsonl"
 PROBE = "probe.jsonl"
 JOB = "job.json"
-SUBMITTED = "submitted.json"  # launch/slurm.sbatch writes it before it starts the ranks
+SUBMITTED = "submitted.json"  # of slurm.sbatch and `dist-looksam submit`, until the run begins
 POINT = "point.json"  # of a sweep
 PLACED = (SUBMITTED, POINT)  # written into a run directory before the run
 WEIGHTS = "model.safetensors"
@@ -160,23 +160,13 @@ def _take(out: Path) -> IO[str]:
         time.sleep(0.1)
     file.truncate(0)
     process = {
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "began": _began(os.getpid()),
+        **processes.named(os.getpid()),
         "slurm_job_id": slurm_job(),
         "slurm_restarts": _restarts(),
     }
     file.write(json.dumps(process) + "\n")
     file.flush()
     return file
-
-
-def _began(pid: int) -> str | None:
-    """When a process of this host began, in clock ticks since boot; None if there is none."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except OSError:
-        return None
 
 
 def holder(out: Path) -> dict[str, Any]:
@@ -206,14 +196,7 @@ def stop(out: Path) -> int | None:
 
     Returns its number; None if it has ended. A later process with the same number is not signalled.
     """
-    process = holder(out)
-    if not alive(out) or process.get("host") != socket.gethostname():
-        return None
-    began, pid = process.get("began"), process.get("pid")
-    if began is None or not isinstance(pid, int) or _began(pid) != began:
-        return None
-    os.kill(pid, signal.SIGTERM)
-    return pid
+    return processes.terminate(holder(out)) if alive(out) else None
 
 
 def to_resume(out: Path, resume: str) -> list[Path]:
@@ -238,15 +221,20 @@ def record(out: Path, world: World, hosts: list[str]) -> None:
     Removes what is known of an earlier start's last weights: summary and flatness.
     """
     before = job(out)
+    start = files.json_object(out / SUBMITTED) or {}
+    started_by = start.get("started_by") or {}
+    if processes.alive(started_by) is False:  # of an earlier start, which died
+        start, started_by = {}, {}
     now = {
         "launcher": world.launcher,
         "ranks": world.size,
         "hosts": list(dict.fromkeys(hosts)),
         "host": socket.gethostname(),
         "pid": os.getpid(),
-        "slurm_job_id": slurm_job(),
+        "slurm_job_id": None if started_by else slurm_job(),  # not of its own: an allocation
         "slurm_restarts": _restarts(),
-        "output": os.environ.get("LOOKSAM_OUTPUT"),
+        "output": os.environ.get("LOOKSAM_OUTPUT") or start.get("output"),
+        "started_by": started_by,
         **made_with(),
         "starts": int(before.get("starts", 0)) + 1,
         "started": time.time(),
@@ -258,5 +246,5 @@ def record(out: Path, world: World, hosts: list[str]) -> None:
 
 
 def job(out: Path) -> dict[str, Any]:
-    """The content of job.json, and of submitted.json where a SLURM job has not begun to train."""
+    """The content of job.json, and of submitted.json where a start has not begun to train."""
     return (files.json_object(out / JOB) or {}) | (files.json_object(out / SUBMITTED) or {})

@@ -84,17 +84,25 @@ class Outcome:
         return self.plans.get(SHARE)
 
 
-def check(settings: Settings, *, ranks: int, launcher: str = "", opened: bool = True) -> Outcome:
+def check(
+    settings: Settings,
+    *,
+    ranks: int,
+    launcher: str = "",
+    opened: bool = True,
+    data: Extent | None = None,
+) -> Outcome:
     """Check everything that can be wrong before a start.
 
     Args:
         ranks, launcher: as in `World`. opened: read the image folder, if it is on this machine.
+        data: the size of the data, where it is known already.
 
     Raises:
         ConfigError: the first mistake, in one sentence.
     """
     assemble.check(settings.for_ranks(ranks=ranks, launcher=launcher))
-    data = assemble.extent_of(settings, opened=opened)
+    data = data or assemble.extent_of(settings, opened=opened)
     asked = settings
     settings = settings.resolved(ranks=ranks, launcher=launcher, samples=data.samples)
     with torch.device("meta"):

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shlex
 import shutil
 import subprocess
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from .. import files, project
 from ..errors import ConfigError, RunError
+from ..record.jobs import sbatch
 from .grid import Point
 from .ledger import Ledger
 
@@ -66,7 +66,7 @@ def _send(ledger: Ledger, points: list[Point], at_once: int, options: Sequence[s
     output = f"--output={ledger.out}/logs/slurm-%A_%a.out"
     command = ["sbatch", "--parsable", array, output, "--job-name=sweep", *options, str(SCRIPT)]
     python = {"PYTHON": os.environ.get("PYTHON", sys.executable)} if project.INSTALLED else {}
-    job = _number(command, SWEEP=str(lines), **python)
+    job = sbatch(command, SWEEP=str(lines), **python)
     with _file(ledger).open("a", encoding="utf-8") as file:
         file.write(json.dumps({"job": job, "points": [p.name for p in points]}) + "\n")
     return job
@@ -88,19 +88,9 @@ def _follow(
     command = ["sbatch", "--parsable", *options, "--job-name=sweep-goes-on"]
     command += [f"--dependency=afterany:{':'.join(jobs)}", "--nodes=1", "--ntasks=1"]
     command += ["--ntasks-per-node=1", f"--output={ledger.out}/logs/slurm-%j.out"]
-    number = _number([*command, f"--wrap={line}"])
+    number = sbatch([*command, f"--wrap={line}"])
     file.write_text(number + "\n")
     return number
-
-
-def _number(command: list[str], **env: str) -> str:
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, env={**os.environ, **env}
-    )
-    match = re.match(r"(\d+)", done.stdout)
-    if done.returncode or not match:
-        raise RunError(f"sbatch refused: {' '.join((done.stderr or done.stdout).split())}")
-    return match[1]
 
 
 def _in_queue(job: str) -> bool:

@@ -41,6 +41,22 @@ def test_a_held_job_waits_then_runs_and_is_lost_with_its_node(testbed, tmp_path)
         testbed.on("head", "scontrol", "update", f"node={node}", "state=resume", check=False)
 
 
+def test_submit_asks_the_real_sinfo_and_its_job_is_cancelled_by_its_run(testbed, tmp_path):
+    tool = (SITE["PYTHON"], "-m", "dist_looksam.cli.main")
+    own = SITE | {"PYTHONPATH": str(ROOT)}
+    words = ("submit", "--gpus", "1", "--time", "5", "--sbatch=--hold", "--nodes")
+    flags = ("--", *FLAGS, "--device", "cpu", "--out", "runs/r")
+    said = testbed.on("head", *tool, *words, "12", *flags, cwd=tmp_path, env=own, check=False)
+    assert "error: nodes must be <= the 8 of partition" in said
+    said = testbed.on("head", *tool, *words, "2", *flags, cwd=tmp_path, env=own)
+    job = json.loads((tmp_path / "runs" / "r" / "submitted.json").read_text())["slurm_job_id"]
+    assert f"SLURM job {job} will train into runs/r" in said
+    row = testbed.shown(tmp_path, job)
+    assert (row["state"], row["run"]) == ("waiting", "runs/r")
+    testbed.on("head", *tool, "cancel", "runs/r", cwd=tmp_path, env=own)
+    testbed.shown_as("cancelled", tmp_path, job, timeout=60)
+
+
 def test_a_killed_rank_ends_the_others_and_is_named(testbed, tmp_path):
     job = testbed.train(*FLAGS, cwd=tmp_path, nodes=3)
     trains(tmp_path / "runs" / "r")

@@ -29,7 +29,7 @@ FLOORS = [
     ),
     *("backends", "engine"),
     *("checkpoint", "record", "settings", "flatness", "report", "watch"),
-    *("plan", "measure", "run", "sweep"),
+    *("plan", "measure", "run", "submit", "sweep"),
 ]
 FOUNDATION = {
     "errors",

@@ -90,6 +90,10 @@ def check_recipes(site: Site) -> None:
     flags = ["--config", "recipe:vit_b16-sam-4k", "--print_config"]
     printed = site.run("bash", "new/launch/rank.sh", *flags).stdout
     assert yaml.safe_load(printed)["optimizer"] == "sam"
+    words = ["--on", "here", "--print", "--", "--data", "digits", "--device", "cpu"]
+    printed = site.command("submit", *words).splitlines()[-1]
+    assert f"PYTHON={site.bin}/python bash " in printed
+    assert "dist_looksam/shipped/launch/torchrun.sh --data digits" in printed
 
 
 def check_training(site: Site) -> None:

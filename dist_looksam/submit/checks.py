@@ -1,0 +1,160 @@
+"""What can be known to fail before a run waits in a queue, as rows of a table."""
+
+import os
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..data.extent import Extent, is_there
+from ..data.sets import data_set
+from ..errors import ConfigError, RunError
+from ..plan import Machine, plan
+from ..plan.run import check as check_covered
+from ..record import jobs, rundir, trackers
+from ..run import dryrun, resume
+from ..settings import assemble
+from ..settings.config import Settings
+from .ways import Asked, Way
+
+NAMES = ("batch", "data", "settings", "memory", "out", "nodes")
+_BUSY = ("starting", "running", "waiting", "requeued", "preempted", "completing")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One check. `error`: why it failed; None where it did not."""
+
+    name: str
+    text: str
+    error: str | None = None
+
+    @property
+    def word(self) -> str:
+        if self.error:
+            return "FAILED"
+        return "good" if self.text else "not made"
+
+
+class Preflight:
+    """The checks of a run with these settings, not resolved. `out` is None where SLURM names it."""
+
+    def __init__(
+        self, settings: Settings, asked: Asked, way: Way, machine: Machine, out: Path | None
+    ) -> None:
+        self.settings, self.asked, self.way, self.machine = settings, asked, way, machine
+        self.out = out
+        self.launcher = way.launcher(asked)
+        self.extent: Extent | None = None
+        self.outcome: dryrun.Outcome | None = None
+
+    @property
+    def on_gpus(self) -> bool:
+        return self.way.on_gpus(self.settings.device)
+
+    def rows(self, skip: Collection[str]) -> list[Row]:
+        """Every check but those of `skip`; a check whose needs have failed is not made."""
+        found: list[Row] = []
+        for name in NAMES:
+            failed = {row.name for row in found if row.error}
+            needs = {"settings": {"batch", "data"}, "memory": {"batch", "data", "settings"}}
+            if name in skip or failed & needs.get(name, set()):
+                found.append(Row(name=name, text=""))
+            else:
+                found.append(_row(name, getattr(self, f"_{name}")))
+        return found
+
+    def _batch(self) -> str:
+        s = self.settings.for_ranks(ranks=self.asked.ranks, launcher=self.launcher)
+        assemble.check(s)
+        assert s.micro_batch is not None
+        rounds = s.batch_size // (s.micro_batch * self.asked.ranks)
+        return f"{s.batch_size:,} = {s.micro_batch} x {self.asked.ranks:,} ranks x {rounds}"
+
+    def _data(self) -> str:
+        place = self.settings.data_dir
+        if place and data_set(self.settings.data).stands_for and not is_there(place):
+            raise ConfigError(
+                f"data_dir must be here as on the nodes, got {place}, which is not; correct it, or "
+                f"use --skip data where only the nodes have it."
+            )
+        self.extent = assemble.extent_of(self.settings, opened=True)
+        return f"{self.extent.said}: {self.extent.samples:,} images"
+
+    def _settings(self) -> str:
+        """The dry run, and libraries that this Python lacks, which the nodes run, too."""
+        self.outcome = dryrun.check(
+            self.settings,
+            ranks=self.asked.ranks,
+            launcher=self.launcher,
+            opened=False,
+            data=self.extent,
+        )
+        s = self.outcome.settings
+        if not {"SITE", "PYTHON"} & {*os.environ}:
+            trackers.check(s.track)
+            if missing := s.backend_row.lacking(s):
+                raise ConfigError(missing)
+        return f"{s.optimizer}, {self.outcome.model}, {s.backend}, {self.outcome.steps:,} steps"
+
+    def _memory(self) -> str:
+        outcome = self.outcome
+        if not self.on_gpus or outcome is None:
+            return "not planned on CPUs" if not self.on_gpus else "not planned"
+        try:
+            check_covered(outcome.settings)
+        except ConfigError as error:
+            return f"not planned: {error}"
+        planned = plan(
+            replace(self.settings, micro_batch=outcome.settings.micro_batch),
+            gpus=self.asked.ranks,
+            machine=self.machine,
+            gpus_per_node=self.asked.gpus,
+            samples=outcome.data.samples,
+            classes=outcome.data.classes,
+            launcher=self.launcher,
+        )
+        device = planned.machine.device
+        room = f" of {device.memory / 1e9:.0f} GB" if device.memory else ""
+        return f"{planned.memory.peak / 1e9:.2g} GB a rank{room}, {device.name}"
+
+    def _out(self) -> str:
+        if self.out is None:
+            _check_writable(Path(os.environ.get("OUT") or "runs"))
+            return "a new one, named by the job's number"
+        rundir.check_place(self.out)
+        _check_writable(self.out)
+        if rundir.used(self.out) or (self.out / rundir.SUBMITTED).exists():
+            state = jobs.row_of(self.out)["state"]
+            if state in _BUSY:
+                raise ConfigError(
+                    f"out must not be in use, got {self.out}, whose run is {state}; end it with "
+                    f"dist-looksam cancel {self.out}, or name another --out."
+                )
+        if rundir.used(self.out) and self.settings.resume == "none":
+            raise ConfigError(
+                f"out must be free, got {self.out} with an older run; continue it with --resume "
+                f"auto, or name another --out."
+            )
+        if self.outcome is None:
+            return str(self.out)
+        planned = replace(self.outcome.settings, out=str(self.out))
+        return resume.outlook(planned, self.outcome.data)[0]
+
+    def _nodes(self) -> str:
+        return self.way.check(self.asked, on_gpus=self.on_gpus)
+
+
+def _check_writable(out: Path) -> None:
+    there = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(
+            f"out must be a directory that can be written, got {out}, where {there} cannot; name "
+            f"another with --out."
+        )
+
+
+def _row(name: str, check: Callable[[], str]) -> Row:
+    try:
+        return Row(name=name, text=check())
+    except (ConfigError, RunError) as error:
+        return Row(name=name, text=str(error), error=str(error))
