@@ -9,7 +9,18 @@ from torch.nn import functional as F
 from ..errors import ConfigError
 from .draws import CROP, FLIP, uniform
 
-_ALLOWED = "auto, none, or some of crop, flip, randaugment[:MAGNITUDE[xOPS]], mixup[:A], cutmix[:A]"
+ALLOWED = (
+    "auto, none, or some of crop, flip, randaugment[:MAGNITUDE[xOPS]], trivialaugment, 3augment, "
+    "jitter[:SHARE], erasing[:PROBABILITY], mixup[:A], cutmix[:A]"
+)
+_POLICIES = {"randaugment", "trivialaugment", "3augment"}  # a run has one of them at most
+_SWITCHES = {"crop": "crop", "flip": "flip", "trivialaugment": "trivial", "3augment": "three"}
+_NUMBERS: dict[str, tuple[str, float, float]] = {  # default, smallest, largest
+    "jitter": ("0.3", 0.01, 1),
+    "erasing": ("0.25", 0.01, 1),
+    "mixup": ("0.2", 0.01, 100),
+    "cutmix": ("1", 0.01, 100),
+}
 _PAD = 2
 
 
@@ -21,6 +32,10 @@ class Augment:
     flip: bool = False  # left-right, probability 1/2
     magnitude: float = 0.0  # of RandAugment, 0 to 10
     ops: int = 0  # number of RandAugment's operations; 0 is no RandAugment
+    trivial: bool = False  # TrivialAugment
+    three: bool = False  # 3-Augment
+    jitter: float = 0.0  # most that brightness, contrast and saturation change by, as a share
+    erasing: float = 0.0  # probability of random erasing
     mixup: float = 0.0  # alpha of Beta(alpha, alpha); 0 is no mixup
     cutmix: float = 0.0  # likewise
 
@@ -38,32 +53,37 @@ def parse(text: str, *, auto: str = "none") -> Augment:
     if words == ["none"]:
         return Augment()
     settings: dict[str, bool | int | float] = {}
-    seen = set()
+    seen: set[str] = set()
     for word in words:
         name, _, argument = word.partition(":")
         if name in seen:
             raise ConfigError(f"--augment names {name} twice, got '{text}'; name it once.")
         seen.add(name)
         settings |= _setting(name, argument if ":" in word else None, text)
+    if len(several := sorted(seen & _POLICIES)) > 1:
+        raise ConfigError(
+            f"--augment takes one of {', '.join(sorted(_POLICIES))}, each of which chooses what is "
+            f"done to an image, got {' and '.join(several)} in '{text}'; leave out the others."
+        )
     return Augment(**settings)  # type: ignore[arg-type]
 
 
 def _setting(name: str, argument: str | None, text: str) -> dict[str, bool | int | float]:
     if name in ("auto", "none"):
-        raise ConfigError(f"--augment {name} stands alone, got '{text}'; use {_ALLOWED}.")
-    if name in ("crop", "flip"):
+        raise ConfigError(f"--augment {name} stands alone, got '{text}'; use {ALLOWED}.")
+    if name in _SWITCHES:
         if argument is not None:
-            raise ConfigError(f"--augment {name} takes no number, got '{text}'; use {_ALLOWED}.")
-        return {name: True}
+            raise ConfigError(f"--augment {name} takes no number, got '{text}'; use {ALLOWED}.")
+        return {_SWITCHES[name]: True}
     if name == "randaugment":
         magnitude, _, ops = (argument or "9x2").partition("x")
         strength = _number(magnitude, name, text, low=0, high=10)
         return {"magnitude": strength, "ops": int(_number(ops or "2", name, text, whole=True))}
-    if name in ("mixup", "cutmix"):
-        default = "0.2" if name == "mixup" else "1"
-        alpha = _number(default if argument is None else argument, name, text, low=0.01, high=100)
-        return {name: alpha}
-    raise ConfigError(f"--augment knows no '{name}', got '{text}'; use {_ALLOWED}.")
+    if name in _NUMBERS:
+        default, low, high = _NUMBERS[name]
+        given = default if argument is None else argument
+        return {name: _number(given, name, text, low=low, high=high)}
+    raise ConfigError(f"--augment knows no '{name}', got '{text}'; use {ALLOWED}.")
 
 
 def _number(
@@ -77,7 +97,7 @@ def _number(
         kind = "a whole number" if whole else "a number"
         raise ConfigError(
             f"--augment {name} takes {kind} from {low} to {high}, got '{digits}' in '{text}'; "
-            f"use {_ALLOWED}."
+            f"use {ALLOWED}."
         )
     return number
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, RunError
-from . import mixing
+from . import erasing, mixing
 from .augment import Augment
 from .batch import Batch
 from .blocks import FULL, order_of
@@ -204,8 +204,13 @@ class TrainLoader:
     def _finish(self, number: int) -> Batch:
         batch = self._fetcher.finish(self._jobs.pop(number))
         augment = self.source.augment
+        _, height, width = self.source.shape
+        if augment.erasing:
+            erased = erasing.draw(
+                augment.erasing, self.seed, batch.keys, height=height, width=width
+            )
+            batch = replace(batch, erased=erased, seed=self.seed)
         if augment.mixes:
-            _, height, width = self.source.shape
             lam, boxes = mixing.draw(augment, self.seed, batch.keys, height=height, width=width)
             partner = mixing.swap(batch.labels)
             batch = replace(batch, partner=partner, lam=lam, boxes=boxes)

@@ -6,6 +6,7 @@ from typing import Any
 
 from ..backends.compiled import COMPILES
 from ..backends.rows import BACKENDS
+from ..data.augment import ALLOWED
 from ..data.sets import SETS
 from ..engine import ASCENTS
 from ..maths.schedule import RHO_SCHEDULES, SCALINGS, SCHEDULES
@@ -116,7 +117,7 @@ class Fields:
     train_images: int | None = flag(None, "training images, held-out ones included; default all")
     holdout: int = flag(0, "training images held out for evaluation; 0: evaluation on test images")
     shuffle: str = flag("full", "order of training images: full, or block:B,W,c on network disks")
-    augment: str = flag("auto", "auto, none, or some of crop,flip,randaugment,mixup,cutmix")
+    augment: str = flag("auto", f"augmentation of training images: {ALLOWED}")
     workers: int | None = flag(None, "threads per rank that decode images; default one per core")
     backend: str = flag("auto", "data-parallel backend", ("auto", *BACKENDS))
     zero_stage: int | None = flag(None, f"ZeRO stage 0 to 3, {_only('zero_stage')}; default 2")

@@ -43,21 +43,25 @@ def test_micro_batches_of_ranks_take_turns_in_the_global_batch():
     assert keys == [[[12, 13], [18, 19]], [[14, 15], [20, 21]], [[16, 17], [22, 23]]]
 
 
-@pytest.mark.parametrize("t", [0, 60])
-def test_the_global_batch_of_digits_does_not_depend_on_ranks_or_micro_batches(t: int):
-    source = load("digits", augment="crop,flip,randaugment,mixup:1,cutmix").train
+@pytest.mark.parametrize(
+    ("t", "more"), [(0, "randaugment,erasing:1"), (60, "trivialaugment,jitter,erasing")]
+)
+def test_the_global_batch_of_digits_does_not_depend_on_ranks_or_micro_batches(t: int, more: str):
+    source = load("digits", augment=f"crop,flip,mixup:1,cutmix,{more}").train
     expected = global_batch(source, t, 1, 24)
     assert expected["keys"].equal(torch.arange(t * 24, t * 24 + 24))
-    assert set(expected) == {"images", "labels", "keys", "partner", "lam", "boxes"}
+    assert set(expected) == {"images", "labels", "keys", "partner", "lam", "boxes", "erased"}
     for ranks, micro in LAYOUTS[1:]:
         got = global_batch(source, t, ranks, micro)
         for name, value in expected.items():
             assert got[name].equal(value), (name, ranks, micro)
 
 
-def test_the_global_batch_of_files_does_not_depend_on_ranks_or_micro_batches(tree: Path):
+@pytest.mark.parametrize("more", ["randaugment", "3augment,jitter,erasing:0.9"])
+def test_the_global_batch_of_files_does_not_depend_on_ranks_or_micro_batches(tree: Path, more: str):
     (tree / "train" / "dog" / "1.jpg").write_bytes(b"damaged")
-    source = load("folder", tree, image_size=24, augment="crop,flip,randaugment,mixup,cutmix").train
+    augment = f"crop,flip,mixup,cutmix,{more}"
+    source = load("folder", tree, image_size=24, augment=augment).train
     source.on_corrupt = lambda text: None
     expected = global_batch(source, 3, 1, 24, workers=0)
     for ranks, micro in LAYOUTS[1:]:
@@ -195,7 +199,7 @@ def test_evaluation_looks_the_same_every_time_and_ahead(tree: Path):
 
 @pytest.mark.needs("cuda")
 def test_a_gpu_gets_pinned_batches_and_the_same_numbers(tree: Path):
-    source = load("folder", tree, image_size=24, augment="crop,flip,mixup,cutmix").train
+    source = load("folder", tree, image_size=24, augment="crop,flip,mixup,cutmix,erasing:1").train
     loader = TrainLoader(source, seed=0, batch_size=8, micro_batch=8, rank=0, ranks=1)
     (batch,) = loader.step(0)
     loader.close()
