@@ -11,7 +11,7 @@ from .draws import CROP, FLIP, uniform
 
 ALLOWED = (
     "auto, none, or some of crop, flip, randaugment[:MAGNITUDE[xOPS]], trivialaugment, 3augment, "
-    "jitter[:SHARE], erasing[:PROBABILITY], mixup[:A], cutmix[:A]"
+    "jitter[:SHARE], erasing[:PROBABILITY], mixup[:A], cutmix[:A], repeat[:TIMES]"
 )
 _POLICIES = {"randaugment", "trivialaugment", "3augment"}  # a run has one of them at most
 _SWITCHES = {"crop": "crop", "flip": "flip", "trivialaugment": "trivial", "3augment": "three"}
@@ -38,6 +38,7 @@ class Augment:
     erasing: float = 0.0  # probability of random erasing
     mixup: float = 0.0  # alpha of Beta(alpha, alpha); 0 is no mixup
     cutmix: float = 0.0  # likewise
+    repeat: int = 1  # times that an image is in a global batch; see order.places
 
     @property
     def mixes(self) -> bool:
@@ -83,6 +84,9 @@ def _setting(name: str, argument: str | None, text: str) -> dict[str, bool | int
         default, low, high = _NUMBERS[name]
         given = default if argument is None else argument
         return {name: _number(given, name, text, low=low, high=high)}
+    if name == "repeat":
+        given = "3" if argument is None else argument
+        return {name: int(_number(given, name, text, high=16, whole=True))}
     raise ConfigError(f"--augment knows no '{name}', got '{text}'; use {ALLOWED}.")
 
 
@@ -100,6 +104,35 @@ def _number(
             f"use {ALLOWED}."
         )
     return number
+
+
+def text(augment: Augment, mixup_until: float | None = None) -> str:
+    """What is done to the images, in the order in which it is done; "" for nothing."""
+    parts = [name for name in ("crop", "flip") if getattr(augment, name)]
+    if augment.ops:
+        parts.append(f"{augment.ops} of RandAugment's operations at {augment.magnitude:g}")
+    parts += ["TrivialAugment"] * augment.trivial + ["3-Augment"] * augment.three
+    if augment.jitter:
+        parts.append(f"colours by up to {augment.jitter:.0%}")
+    if augment.erasing:
+        parts.append(f"erasing of {augment.erasing:.0%} of the images")
+    mixes = [f"{name} {a:g}" for name in ("mixup", "cutmix") if (a := getattr(augment, name))]
+    if mixes and mixup_until != 0:
+        until = "" if mixup_until is None else f" before step {mixup_until:,}"
+        parts.append(" or ".join(mixes) + until)
+    return ", ".join(parts)
+
+
+def check_repeat(augment: Augment, batch_size: int) -> None:
+    """ConfigError if the batch is not made of whole repetitions."""
+    if batch_size % augment.repeat:
+        below = batch_size // augment.repeat * augment.repeat
+        nearest = [str(size) for size in (below, below + augment.repeat) if size]
+        raise ConfigError(
+            f"batch_size must be a multiple of {augment.repeat} with --augment "
+            f"repeat:{augment.repeat}, got {batch_size}; use {' or '.join(nearest)}, or leave "
+            f"repeat out."
+        )
 
 
 def shift_crop(images: Tensor, seed: int, keys: Tensor) -> Tensor:

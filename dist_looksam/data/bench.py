@@ -77,6 +77,8 @@ def main(flags: argparse.Namespace, source: Pictures) -> int:
         print(json.dumps(found))
     else:
         print(_text(speeds, needs))
+        if source.augment.mixes or source.augment.erasing:
+            print("mixing and erasing are made on the device and are not in these numbers")
     return 0
 
 

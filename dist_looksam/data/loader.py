@@ -15,9 +15,10 @@ from torch import Tensor
 
 from ..errors import ConfigError, RunError
 from . import erasing, mixing
-from .augment import Augment
+from .augment import Augment, check_repeat
 from .batch import Batch
 from .blocks import FULL, order_of
+from .order import places
 from .source import UNREADABLE, Source
 
 _CHUNK = 8  # images a thread takes at once
@@ -136,7 +137,8 @@ class TrainLoader:
 
     Step t's global batch is stream positions [t * batch_size, (t + 1) * batch_size). Micro-batch a
     of rank r is the `micro_batch` positions from t * batch_size + (a * ranks + r) * micro_batch, so
-    the union over ranks does not depend on their number.
+    the union over ranks does not depend on their number. With repeated augmentation the batch holds
+    batch_size / repeat samples: see order.places.
     """
 
     def __init__(
@@ -153,6 +155,7 @@ class TrainLoader:
         prefetch_bytes: int = 512 * 2**20,
         pin: bool | None = None,
         shuffle: str = FULL,
+        mixup_until: int | None = None,
     ) -> None:
         """batch_size is global; micro_batch is per rank and forward.
 
@@ -161,15 +164,18 @@ class TrainLoader:
         prefetch        number of steps fetched ahead in the background, within prefetch_bytes
         pin             use page-locked memory; None: if there is CUDA
         shuffle         value of --shuffle
-        ConfigError if the batch does not divide, or if pairs are mixed and micro_batch is odd.
+        mixup_until     first step whose images are not mixed; None: all are, if the source says so
+        ConfigError if the batch does not divide, or holds parts of repetitions or of mixed pairs.
         """
         _check_split(batch_size, micro_batch, ranks)
         check_pairs(source.augment, micro_batch)
+        check_repeat(source.augment, batch_size)
         self.source = source
         self.seed = seed
         self.batch_size, self.micro_batch = batch_size, micro_batch
         self.rank, self.ranks = rank, ranks
         self.accumulation = batch_size // (micro_batch * ranks)
+        self.mixup_until = mixup_until
         self._order = order_of(shuffle, len(source), seed)
         self._fetcher = _Fetcher(source, train=True, workers=workers, pin=pin)
         self._ahead = min(
@@ -198,7 +204,8 @@ class TrainLoader:
         t, a = divmod(number, self.accumulation)
         first = t * self.batch_size + (a * self.ranks + self.rank) * self.micro_batch
         keys = torch.arange(first, first + self.micro_batch)
-        indices, _ = self._order.at(keys)
+        repeat = self.source.augment.repeat
+        indices, _ = self._order.at(places(keys, batch_size=self.batch_size, repeat=repeat))
         return _Job(self._fetcher, indices, keys)
 
     def _finish(self, number: int) -> Batch:
@@ -210,7 +217,8 @@ class TrainLoader:
                 augment.erasing, self.seed, batch.keys, height=height, width=width
             )
             batch = replace(batch, erased=erased, seed=self.seed)
-        if augment.mixes:
+        mixes = self.mixup_until is None or number // self.accumulation < self.mixup_until
+        if augment.mixes and mixes:
             lam, boxes = mixing.draw(augment, self.seed, batch.keys, height=height, width=width)
             partner = mixing.swap(batch.labels)
             batch = replace(batch, partner=partner, lam=lam, boxes=boxes)
@@ -218,7 +226,10 @@ class TrainLoader:
 
     @property
     def steps_per_epoch(self) -> float:
-        """Number of samples / batch_size; below 1 if the batch is larger than the data."""
+        """Number of samples / batch_size; below 1 if the batch is larger than the data.
+
+        With repeated augmentation an epoch is as many steps, with 1 / repeat of the samples.
+        """
         return len(self.source) / self.batch_size
 
     def epoch_of(self, step: int) -> float:

@@ -11,6 +11,7 @@ import torch
 
 from .. import models
 from ..backends import compiled
+from ..data.augment import text
 from ..data.blocks import Blocks, parse_shuffle
 from ..data.extent import Extent
 from ..errors import ConfigError
@@ -232,6 +233,14 @@ def _order(blocks: Blocks) -> str:
     )
 
 
+def _repeated(s: Settings, data: Extent) -> str:
+    times = data.augment.repeat
+    return (
+        f"{s.batch_size // times:,} images {times} times in a batch, augmented anew; an epoch is "
+        f"{data.samples:,} of them, so {times} epochs show every image {times} times"
+    )
+
+
 def _order_note(s: Settings, ranks: int) -> list[str]:
     """Advice where a node would read a window's blocks more often than once."""
     blocks = parse_shuffle(s.shuffle)
@@ -274,6 +283,8 @@ def summary(outcome: Outcome) -> str:
         f"{outcome.flops / 1e9:.3g} GFLOP forward per image",
         "data": f"{data.said}: {data.samples:,} images of {size}, {data.classes:,} classes",
         **({"order": _order(blocks)} if (blocks := parse_shuffle(s.shuffle)) else {}),
+        **({"augmented": done} if (done := text(data.augment, s.mixup_until)) else {}),
+        **({"repeated": _repeated(s, data)} if data.augment.repeat > 1 else {}),
         "batch": f"{s.batch_size:,} = {s.micro_batch} x {outcome.ranks} ranks x {accumulation}",
         "length": f"{outcome.steps:,} steps, {outcome.epochs:.4g} epochs",
         "begins": begins,
@@ -287,7 +298,7 @@ def summary(outcome: Outcome) -> str:
         "planned": cost(outcome),
         **({"to read": str(reads)} if (reads := outcome.reads) else {}),
     }
-    lines = [f"  {name:<12}{text}" for name, text in rows.items()]
+    lines = [f"  {name:<12}{value}" for name, value in rows.items()]
     lines += [f"note: {note}" for note in [*start_notes, *notes(outcome)]]
     return "\n".join(["the settings are good; nothing was trained", *lines])
 

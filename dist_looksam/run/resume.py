@@ -11,9 +11,11 @@ import torch
 from .. import checkpoint, models
 from ..backends.backend import Backend
 from ..data import Data
+from ..data.augment import parse
 from ..data.blocks import FULL
 from ..data.extent import Extent
 from ..data.fingerprint import fingerprint
+from ..data.sets import data_set
 from ..errors import ConfigError, RunError
 from ..maths.schedule import factor
 from ..record import rundir
@@ -128,6 +130,7 @@ def _compare(reader: checkpoint.Reader, now: dict[str, Any]) -> list[str]:
                 f"{name} must be as in the checkpoint {reader.path}, got {now[name]} instead of "
                 f"{old}; {use}, or --resume none for a new run."
             )
+    _compare_repeat(reader, then, now)
     if now["steps"] <= reader.step and then.get("steps", now["steps"]) != now["steps"]:
         raise ConfigError(
             f"steps must be more than the checkpoint's {reader.step}, got {now['steps']}; "
@@ -143,6 +146,20 @@ def _compare(reader: checkpoint.Reader, now: dict[str, Any]) -> list[str]:
     if written != str(torch.__version__):
         notes.append(f"torch is {torch.__version__}, was {written} when it was written")
     return notes
+
+
+def _compare_repeat(reader: checkpoint.Reader, then: dict[str, Any], now: dict[str, Any]) -> None:
+    """ConfigError if another repetition of images would change which of them come next."""
+    before, after = (
+        parse(s.get("augment", "none"), auto=data_set(now["data"]).augment).repeat
+        for s in (then, now)
+    )
+    if before != after:
+        use = f"add repeat:{before} to" if before > 1 else "leave repeat out of"
+        raise ConfigError(
+            f"repeat must be as in the checkpoint {reader.path}, got {after} instead of {before}; "
+            f"{use} --augment, or use --resume none for a new run."
+        )
 
 
 def _anew(step: int, then: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -13,7 +13,7 @@ from ..backends import compiled
 from ..backends.backend import Backend
 from ..backends.rows import BACKENDS
 from ..data import Batch, Data, TrainLoader, cross_entropy, load
-from ..data.augment import parse
+from ..data.augment import check_repeat, parse
 from ..data.extent import Extent, extent
 from ..data.loader import check_pairs
 from ..data.sets import SETS, data_set
@@ -46,6 +46,12 @@ def check(settings: Settings) -> None:
     assert settings.micro_batch is not None
     augment = parse(settings.augment, auto=own.augment)
     check_pairs(augment, settings.micro_batch)
+    check_repeat(augment, settings.batch_size)
+    if settings.mixup_until is not None and not augment.mixes:
+        raise ConfigError(
+            f"mixup_until needs mixup or cutmix in --augment, got {settings.mixup_until} with "
+            f"'{settings.augment}'; add one of them, or leave --mixup_until out."
+        )
     if settings.m is not None:
         check_pairs(augment, settings.m, "m")
     known = own.stands_for or not settings.data_dir  # else the shape is read from the files
@@ -140,6 +146,7 @@ def start(settings: Settings, world: World) -> tuple[Settings, torch.device, Dat
 def train_loader(settings: Settings, data: Data, backend: Backend) -> TrainLoader:
     """The training images of this rank. `settings` are resolved."""
     assert settings.micro_batch is not None
+    assert not isinstance(settings.mixup_until, float)  # a share until the settings are resolved
     return TrainLoader(
         data.train,
         seed=settings.seed,
@@ -149,6 +156,7 @@ def train_loader(settings: Settings, data: Data, backend: Backend) -> TrainLoade
         ranks=backend.size,
         workers=settings.workers,
         shuffle=settings.shuffle,
+        mixup_until=settings.mixup_until,
     )
 
 

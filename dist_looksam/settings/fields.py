@@ -118,6 +118,9 @@ class Fields:
     holdout: int = flag(0, "training images held out for evaluation; 0: evaluation on test images")
     shuffle: str = flag("full", "order of training images: full, or block:B,W,c on network disks")
     augment: str = flag("auto", f"augmentation of training images: {ALLOWED}")
+    mixup_until: int | float | None = flag(
+        None, f"first step without mixup and cutmix{when.MOMENT}; default: the end"
+    )
     workers: int | None = flag(None, "threads per rank that decode images; default one per core")
     backend: str = flag("auto", "data-parallel backend", ("auto", *BACKENDS))
     zero_stage: int | None = flag(None, f"ZeRO stage 0 to 3, {_only('zero_stage')}; default 2")

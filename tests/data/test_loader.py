@@ -44,7 +44,7 @@ def test_micro_batches_of_ranks_take_turns_in_the_global_batch():
 
 
 @pytest.mark.parametrize(
-    ("t", "more"), [(0, "randaugment,erasing:1"), (60, "trivialaugment,jitter,erasing")]
+    ("t", "more"), [(0, "randaugment,erasing:1"), (60, "trivialaugment,jitter,erasing,repeat:4")]
 )
 def test_the_global_batch_of_digits_does_not_depend_on_ranks_or_micro_batches(t: int, more: str):
     source = load("digits", augment=f"crop,flip,mixup:1,cutmix,{more}").train
@@ -92,6 +92,45 @@ def test_an_epoch_shows_every_sample_once():
     for epoch in range(2):
         seen = joined(list(chain(*(loader.step(3 * epoch + t) for t in range(3)))))["labels"]
         assert seen.sort().values.equal(torch.arange(1437))
+
+
+@pytest.mark.parametrize("shuffle", ["full", "block:10,4,3"])
+def test_three_epochs_of_repeat_3_show_every_sample_three_times_in_three_ways(shuffle: str):
+    data = load("digits", augment="crop,repeat,cutmix", holdout=357, shuffle=shuffle)
+    source = data.train
+    source.labels = torch.arange(1080)  # a label of its own for each sample
+    source.source.labels[source.indices] = source.labels
+    options = {"seed": 1, "micro_batch": 36, "rank": 0, "ranks": 1, "shuffle": shuffle}
+    loader = TrainLoader(source, batch_size=108, **options)
+    assert loader.steps_per_epoch == 10 and loader.epoch_of(30) == 3
+    parts = [joined(loader.step(t)) for t in range(30)]
+    for part in parts:
+        assert part["labels"].bincount().sort().values[-36:].tolist() == [3] * 36
+        assert (part["labels"] != part["partner"]).all()
+    assert torch.cat([part["labels"] for part in parts]).bincount().tolist() == [3] * 1080
+    shown = TrainLoader(source, batch_size=108, **options).step(0)  # on the host, not yet mixed
+    copies = torch.stack([batch.images for batch in shown])
+    differ = (copies[0] != copies[1]).flatten(1).any(1)
+    assert differ.double().mean() > 0.8  # of 25 offsets, few are the same
+
+
+def test_a_batch_must_hold_whole_repetitions():
+    source = load("digits", augment="repeat:3").train
+    with pytest.raises(ConfigError, match=r"multiple of 3 .* got 8; use 6 or 9"):
+        TrainLoader(source, seed=0, batch_size=8, micro_batch=8, rank=0, ranks=1)
+
+
+def test_mixing_ends_at_its_step_and_other_augmentation_goes_on(tree: Path):
+    source = load("folder", tree, image_size=24, augment="flip,mixup,erasing").train
+    options = {"seed": 0, "batch_size": 8, "micro_batch": 4, "rank": 0, "ranks": 1}
+    loader = TrainLoader(source, **options, mixup_until=2, workers=1)
+    whole = TrainLoader(source, **options, workers=0)
+    for t in range(4):
+        for got, expected in zip(loader.step(t), whole.step(t), strict=True):
+            assert got.images.equal(expected.images) and got.erased.equal(expected.erased)
+            assert (got.lam is None) == (got.partner is None) == (got.boxes is None) == (t >= 2)
+            assert got.lam is None or got.lam.equal(expected.lam)
+    loader.close()
 
 
 def test_steps_fetched_ahead_equal_steps_asked_for_at_random(tree: Path):
