@@ -25,7 +25,7 @@ Result = TypeVar("Result")
 # A resumed run must have the same values, else it would not continue the run of the checkpoint.
 MUST_AGREE = (
     "model", "optimizer", "base", "batch_size", "data", "image_size", "train_images", "holdout",
-    "seed", "shuffle",
+    "seed", "shuffle", "image_size_from",
 )  # fmt: skip
 NOT_OF_THE_RUN = ("out", "resume", "requeue", "dry_run", "ranks", "local_rank")
 
@@ -121,7 +121,7 @@ def _compare(reader: checkpoint.Reader, now: dict[str, Any]) -> list[str]:
             f"program, whose settings are not known; load it there with restore(engine, path), or "
             f"use --resume none."
         )
-    then = {"shuffle": FULL, **then}  # checkpoints from before there was another order
+    then = {"shuffle": FULL, "image_size_from": None, **then}  # older ones have no others
     for name in MUST_AGREE:
         if name in then and then[name] != now[name]:
             old = then[name]
@@ -165,18 +165,22 @@ def _compare_repeat(reader: checkpoint.Reader, then: dict[str, Any], now: dict[s
 def _anew(step: int, then: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """A warning where another length moves the learning rate: the schedule is that of the new
     length from its first step on, as if the run had had it from the beginning."""
+    notes = []
+    if now.get("image_size_from") and then.get("steps") != now["steps"]:
+        notes = [f"warning: images grow over {now['steps']} steps, not {then.get('steps')}"]
     try:
         before, after = (
             factor(step, steps=s["steps"], warmup=s["warmup_steps"], schedule=s["schedule"])
             for s in (then, now)
         )
     except (KeyError, TypeError):  # of an older version
-        return []
+        return notes
     if then["steps"] == now["steps"] or abs(after - before) < 1e-9:
-        return []
+        return notes
     return [
+        *notes,
         f"warning: the schedule is that of {now['steps']} steps: lr goes on at {after:.1%} of its "
-        f"peak at step {step}, where that of {then['steps']} steps has {before:.1%}"
+        f"peak at step {step}, where that of {then['steps']} steps has {before:.1%}",
     ]
 
 

@@ -15,6 +15,7 @@ from ..backends.rows import BACKENDS
 from ..data import Batch, Data, TrainLoader, cross_entropy, load
 from ..data.augment import check_repeat, parse
 from ..data.extent import Extent, extent
+from ..data.growth import Growth
 from ..data.loader import check_pairs
 from ..data.sets import SETS, data_set
 from ..data.stage import progress
@@ -56,6 +57,28 @@ def check(settings: Settings) -> None:
         check_pairs(augment, settings.m, "m")
     known = own.stands_for or not settings.data_dir  # else the shape is read from the files
     models.check(settings.model, own.size(settings.image_size).shape if known else None)
+
+
+def growth_of(settings: Settings, shape: tuple[int, int, int]) -> Growth | None:
+    """How the images of resolved settings grow; None if they do not.
+
+    ConfigError for data, a model or a compiler that takes images of one size, and for wrong sizes.
+    """
+    first, size = settings.image_size_from, data_set(settings.data).size
+    if first is None:
+        return None
+    patch = models.patch(settings.model, shape)
+    why = ""
+    if size(16).shape == size(32).shape:
+        why = f"data {settings.data}, whose images have one size"
+    elif patch is None:
+        why = f"model {settings.model}, which takes images of one size"
+    elif settings.compile != "off":
+        why = f"compile {settings.compile}, which would compile anew for each size"
+    if why or patch is None:
+        raise ConfigError(f"image_size_from is not for {why}, got {first}; leave it out.")
+    assert settings.steps is not None
+    return Growth(first=first, last=settings.image_size, patch=patch, steps=settings.steps)
 
 
 def check_here(settings: Settings) -> None:
@@ -157,6 +180,7 @@ def train_loader(settings: Settings, data: Data, backend: Backend) -> TrainLoade
         workers=settings.workers,
         shuffle=settings.shuffle,
         mixup_until=settings.mixup_until,
+        growth=growth_of(settings, data.shape),
     )
 
 

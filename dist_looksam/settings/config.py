@@ -75,6 +75,7 @@ class Settings(Fields):
             "keep": 0, "seed": 0, "holdout": 0, "warmup_epochs": 0, "lr": 0, "weight_decay": 0,
             "eps": 0, "m": 1, "shard_ranks": 1, "ranks": 1, "train_images": 1, "max_skips": 0,
             "rho_end": 0, "rho_warmup_steps": 0, "mixup_until": 0,
+            "image_size_from": 1,
         }  # fmt: skip
         for name, least in at_least.items():
             value = getattr(self, name)

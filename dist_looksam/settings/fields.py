@@ -111,6 +111,9 @@ class Fields:
         None, "folder of the data: train/CLASS/* and val/CLASS/*, or shards, see docs/data.md"
     )
     image_size: int = flag(224, "height and width of images of files, in pixels")
+    image_size_from: int | None = flag(
+        None, "image size of the first steps, growing to image_size; default: image_size"
+    )
     data_cache: str | None = flag(
         None, "folder on a disk of the node that shards are copied to first; default: none"
     )

@@ -8,6 +8,7 @@ import torch
 from dist_looksam.data import EvalLoader, TrainLoader, load
 from dist_looksam.data.batch import Batch
 from dist_looksam.data.draws import uniform
+from dist_looksam.data.growth import Growth
 from dist_looksam.errors import ConfigError, RunError
 
 LAYOUTS = [(1, 24), (1, 12), (2, 6), (3, 4), (3, 2), (4, 6), (4, 2)]
@@ -131,6 +132,31 @@ def test_mixing_ends_at_its_step_and_other_augmentation_goes_on(tree: Path):
             assert (got.lam is None) == (got.partner is None) == (got.boxes is None) == (t >= 2)
             assert got.lam is None or got.lam.equal(expected.lam)
     loader.close()
+
+
+def test_images_grow_in_equal_parts_of_the_run_on_any_number_of_ranks(tree: Path):
+    (tree / "train" / "dog" / "1.jpg").write_bytes(b"damaged")
+    augment = "crop,flip,3augment,erasing:0.9,cutmix"
+    source = load("folder", tree, image_size=32, augment=augment).train
+    source.on_corrupt = lambda text: None
+    growth = Growth(first=16, last=32, patch=8, steps=6)
+    assert [growth.side(t) for t in range(8)] == [16, 16, 24, 24, 32, 32, 32, 32]
+    for t in (0, 3, 5):
+        expected = global_batch(source, t, 1, 24, workers=0, growth=growth)
+        assert expected["images"].shape == (24, 3, growth.side(t), growth.side(t))
+        for ranks, micro in ((2, 6), (3, 4)):
+            got = global_batch(source, t, ranks, micro, workers=2, growth=growth)
+            assert all(got[name].equal(expected[name]) for name in expected)
+    same = global_batch(source, 5, 1, 24, workers=0)
+    assert expected["images"].equal(same["images"])
+
+
+@pytest.mark.parametrize("first", [20, 32, 0])
+def test_images_must_begin_at_a_smaller_multiple_of_the_patch(first: int):
+    with pytest.raises(ConfigError, match=f"a multiple of the model's patch of 8 .* got {first}"):
+        Growth(first=first, last=32, patch=8, steps=9)
+    with pytest.raises(ConfigError, match=r"at least the 4 image sizes .* got 3"):
+        Growth(first=8, last=32, patch=8, steps=3)
 
 
 def test_steps_fetched_ahead_equal_steps_asked_for_at_random(tree: Path):
