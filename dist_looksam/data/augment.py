@@ -9,7 +9,18 @@ from torch.nn import functional as F
 from ..errors import ConfigError
 from .draws import CROP, FLIP, uniform
 
-_ALLOWED = "auto, none, or some of crop, flip, randaugment[:MAGNITUDE[xOPS]], mixup[:A], cutmix[:A]"
+ALLOWED = (
+    "auto, none, or some of crop, flip, randaugment[:MAGNITUDE[xOPS]], trivialaugment, 3augment, "
+    "jitter[:SHARE], erasing[:PROBABILITY], mixup[:A], cutmix[:A], repeat[:TIMES]"
+)
+_POLICIES = {"randaugment", "trivialaugment", "3augment"}  # a run has one of them at most
+_SWITCHES = {"crop": "crop", "flip": "flip", "trivialaugment": "trivial", "3augment": "three"}
+_NUMBERS: dict[str, tuple[str, float, float]] = {  # default, smallest, largest
+    "jitter": ("0.3", 0.01, 1),
+    "erasing": ("0.25", 0.01, 1),
+    "mixup": ("0.2", 0.01, 100),
+    "cutmix": ("1", 0.01, 100),
+}
 _PAD = 2
 
 
@@ -21,8 +32,13 @@ class Augment:
     flip: bool = False  # left-right, probability 1/2
     magnitude: float = 0.0  # of RandAugment, 0 to 10
     ops: int = 0  # number of RandAugment's operations; 0 is no RandAugment
+    trivial: bool = False  # TrivialAugment
+    three: bool = False  # 3-Augment
+    jitter: float = 0.0  # most that brightness, contrast and saturation change by, as a share
+    erasing: float = 0.0  # probability of random erasing
     mixup: float = 0.0  # alpha of Beta(alpha, alpha); 0 is no mixup
     cutmix: float = 0.0  # likewise
+    repeat: int = 1  # times that an image is in a global batch; see order.places
 
     @property
     def mixes(self) -> bool:
@@ -38,32 +54,40 @@ def parse(text: str, *, auto: str = "none") -> Augment:
     if words == ["none"]:
         return Augment()
     settings: dict[str, bool | int | float] = {}
-    seen = set()
+    seen: set[str] = set()
     for word in words:
         name, _, argument = word.partition(":")
         if name in seen:
             raise ConfigError(f"--augment names {name} twice, got '{text}'; name it once.")
         seen.add(name)
         settings |= _setting(name, argument if ":" in word else None, text)
+    if len(several := sorted(seen & _POLICIES)) > 1:
+        raise ConfigError(
+            f"--augment takes one of {', '.join(sorted(_POLICIES))}, each of which chooses what is "
+            f"done to an image, got {' and '.join(several)} in '{text}'; leave out the others."
+        )
     return Augment(**settings)  # type: ignore[arg-type]
 
 
 def _setting(name: str, argument: str | None, text: str) -> dict[str, bool | int | float]:
     if name in ("auto", "none"):
-        raise ConfigError(f"--augment {name} stands alone, got '{text}'; use {_ALLOWED}.")
-    if name in ("crop", "flip"):
+        raise ConfigError(f"--augment {name} stands alone, got '{text}'; use {ALLOWED}.")
+    if name in _SWITCHES:
         if argument is not None:
-            raise ConfigError(f"--augment {name} takes no number, got '{text}'; use {_ALLOWED}.")
-        return {name: True}
+            raise ConfigError(f"--augment {name} takes no number, got '{text}'; use {ALLOWED}.")
+        return {_SWITCHES[name]: True}
     if name == "randaugment":
         magnitude, _, ops = (argument or "9x2").partition("x")
         strength = _number(magnitude, name, text, low=0, high=10)
         return {"magnitude": strength, "ops": int(_number(ops or "2", name, text, whole=True))}
-    if name in ("mixup", "cutmix"):
-        default = "0.2" if name == "mixup" else "1"
-        alpha = _number(default if argument is None else argument, name, text, low=0.01, high=100)
-        return {name: alpha}
-    raise ConfigError(f"--augment knows no '{name}', got '{text}'; use {_ALLOWED}.")
+    if name in _NUMBERS:
+        default, low, high = _NUMBERS[name]
+        given = default if argument is None else argument
+        return {name: _number(given, name, text, low=low, high=high)}
+    if name == "repeat":
+        given = "3" if argument is None else argument
+        return {name: int(_number(given, name, text, high=16, whole=True))}
+    raise ConfigError(f"--augment knows no '{name}', got '{text}'; use {ALLOWED}.")
 
 
 def _number(
@@ -77,9 +101,38 @@ def _number(
         kind = "a whole number" if whole else "a number"
         raise ConfigError(
             f"--augment {name} takes {kind} from {low} to {high}, got '{digits}' in '{text}'; "
-            f"use {_ALLOWED}."
+            f"use {ALLOWED}."
         )
     return number
+
+
+def text(augment: Augment, mixup_until: float | None = None) -> str:
+    """What is done to the images, in the order in which it is done; "" for nothing."""
+    parts = [name for name in ("crop", "flip") if getattr(augment, name)]
+    if augment.ops:
+        parts.append(f"{augment.ops} of RandAugment's operations at {augment.magnitude:g}")
+    parts += ["TrivialAugment"] * augment.trivial + ["3-Augment"] * augment.three
+    if augment.jitter:
+        parts.append(f"colours by up to {augment.jitter:.0%}")
+    if augment.erasing:
+        parts.append(f"erasing of {augment.erasing:.0%} of the images")
+    mixes = [f"{name} {a:g}" for name in ("mixup", "cutmix") if (a := getattr(augment, name))]
+    if mixes and mixup_until != 0:
+        until = "" if mixup_until is None else f" before step {mixup_until:,}"
+        parts.append(" or ".join(mixes) + until)
+    return ", ".join(parts)
+
+
+def check_repeat(augment: Augment, batch_size: int) -> None:
+    """ConfigError if the batch is not made of whole repetitions."""
+    if batch_size % augment.repeat:
+        below = batch_size // augment.repeat * augment.repeat
+        nearest = [str(size) for size in (below, below + augment.repeat) if size]
+        raise ConfigError(
+            f"batch_size must be a multiple of {augment.repeat} with --augment "
+            f"repeat:{augment.repeat}, got {batch_size}; use {' or '.join(nearest)}, or leave "
+            f"repeat out."
+        )
 
 
 def shift_crop(images: Tensor, seed: int, keys: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A micro-batch: pinned, copied to the device, normalised and mixed there; and its loss."""
+"""A micro-batch: pinned, copied to the device, normalised, erased, mixed there; and its loss."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .erasing import erase_, num_pixels
 from .mixing import mix
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """n samples. On the host images are uint8; after `to` they are normalised and mixed floats."""
+    """n samples. On the host images are uint8; after `to`, normalised, erased and mixed floats."""
 
     images: Tensor  # [n, C, H, W]: uint8 in 0..255, or float32 after `to`
     labels: Tensor  # int64 [n]
@@ -24,6 +25,8 @@ class Batch:
     partner: Tensor | None = None  # int64 [n], the partner's label; None: no mixing
     lam: Tensor | None = None  # float32 [n], the share of the own label
     boxes: Tensor | None = None  # int64 [n, 4], see mixing.draw
+    erased: Tensor | None = None  # int64 [n, 4], see erasing.draw; None: no erasing
+    seed: int = 0  # of the noise in erased boxes
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -33,7 +36,8 @@ class Batch:
         return self._map(Tensor.pin_memory)
 
     def to(self, device: torch.device | str) -> "Batch":
-        """A batch on `device`, images float32, normalised and mixed; this one is not changed.
+        """A batch on `device`, images float32, normalised, erased, then mixed, in this order as in
+        DeiT; this one is not changed.
 
         Deterministic, so both passes of a look may call it, or share one result. Copies do not
         block the host if the batch is pinned. A batch whose images are floats is only copied.
@@ -43,6 +47,11 @@ class Batch:
             return moved
         mean, std = _per_channel(self.mean, self.std, moved.images.device)
         images = (moved.images.contiguous().float().div_(255) - mean).div_(std)
+        if self.erased is not None and moved.erased is not None:
+            pixels = num_pixels(
+                self.erased
+            )  # counted on the host, so that the device need not wait
+            erase_(images, moved.erased, self.seed, moved.keys, pixels=pixels)
         if moved.lam is not None and moved.boxes is not None:
             images = mix(images, moved.lam, moved.boxes)
         return replace(moved, images=images)

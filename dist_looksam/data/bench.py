@@ -86,6 +86,9 @@ def show(
     """Print them."""
     if not flags.json:
         print(_text(speeds, needs))
+        augment = parse(flags.augment)
+        if augment.mixes or augment.erasing:
+            print("mixing and erasing are made on the device and are not in these numbers")
         return
     routes = {name: asdict(speed) for name, speed in speeds.items()}
     found = {"routes": routes, "node": needs, "decoder": decode.route()[1]}

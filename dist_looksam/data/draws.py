@@ -6,12 +6,17 @@ micro-batches, in both passes of a look, and after a resume.
 
 from torch import Tensor
 
-# Purposes. Each has the 64 stream numbers from here on; one draw uses one stream number. The model
-# has those from 1000 on, for drop-path: models/vit.py.
+# Purposes. Each has the 64 stream numbers from here on, NOISE all above it; one draw uses one
+# stream number. The model has those from 1000 on, for drop-path: models/vit.py.
 CROP = 0
 FLIP = 64
 RANDAUGMENT = 128
 MIX = 192
+TRIVIAL = 256
+THREE = 320
+JITTER = 384
+ERASE = 448
+NOISE = 2**32
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _FIRST = 0xBF58476D1CE4E5B9

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .augment import Augment, flips, shift_crop
-from .randaugment import randaugment_batch
+from .policies import change_batch
 
 
 class Embedded:
@@ -54,8 +54,6 @@ class Embedded:
             images = torch.where(
                 flips(self.seed, keys)[:, None, None, None], images.flip(-1), images
             )
-        if train and self.augment.ops:
-            images = randaugment_batch(
-                images, self.seed, keys, magnitude=self.augment.magnitude, ops=self.augment.ops
-            )
+        if train:
+            images = change_batch(images, self.augment, self.seed, keys)
         return images, labels

@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, RunError
-from . import mixing
-from .augment import Augment
+from . import erasing, mixing
+from .augment import Augment, check_repeat
 from .batch import Batch
 from .blocks import FULL, order_of
+from .growth import Growth
+from .order import places
 from .source import UNREADABLE, Source
 
 _CHUNK = 8  # images a thread takes at once
@@ -28,13 +30,17 @@ _MOST_FAILURES = 100  # unreadable samples in a row, from which on the disk is a
 class _Job:
     """One micro-batch being fetched: by threads, or without threads at `result`."""
 
-    def __init__(self, fetcher: "_Fetcher", indices: Tensor, keys: Tensor) -> None:
+    def __init__(
+        self, fetcher: "_Fetcher", indices: Tensor, keys: Tensor, side: int | None = None
+    ) -> None:
+        """side: height and width of the images in pixels; None: those of the source."""
         self.fetcher = fetcher
         self.indices, self.keys = indices, keys
         self.futures: list[Future[None]] = []
-        if fetcher.pool is None:
+        if not fetcher.source.parallel:
             return
         channels, height, width = fetcher.source.shape
+        height, width = (height, width) if side is None else (side, side)
         # Channels last in memory, as decoders write it; made contiguous on the device.
         shape = (len(keys), height, width, channels)
         if fetcher.pin:  # torch keeps this memory for the next micro-batch
@@ -45,8 +51,9 @@ class _Job:
         self.pixels = buffer.numpy()
         self.labels = torch.empty(len(keys), dtype=torch.int64)
         self.changes = fetcher.changes(keys)
-        for start in range(0, len(keys), _CHUNK):
-            self.futures.append(fetcher.pool.submit(self._fill, slice(start, start + _CHUNK)))
+        if fetcher.pool is not None:
+            for start in range(0, len(keys), _CHUNK):
+                self.futures.append(fetcher.pool.submit(self._fill, slice(start, start + _CHUNK)))
 
     def _fill(self, part: slice) -> None:
         changes, out = self.changes[part], self.pixels[part]
@@ -58,8 +65,10 @@ class _Job:
 
     def result(self) -> tuple[Tensor, Tensor]:
         """Waits; images uint8 [n, C, H, W] and labels int64 [n]. Raises what a thread raised."""
-        if self.fetcher.pool is None:
+        if not self.fetcher.source.parallel:
             return self.fetcher.fetch(self.indices, self.keys)
+        if self.fetcher.pool is None:
+            self._fill(slice(None))
         for future in self.futures:
             future.result()
         return self.images, self.labels
@@ -101,7 +110,9 @@ class _Fetcher:
             if not (self.train and bad.any()):
                 break
             instead = (indices[bad] + step) % len(self.source)
-            images[bad], labels[bad] = self.source.fetch(instead, keys[bad], True)
+            if "out" in how:
+                how = {"out": np.empty_like(how["out"][: len(instead)])}
+            images[bad], labels[bad] = self.source.fetch(instead, keys[bad], True, **how)
             bad = labels == UNREADABLE
         if (self.train and bad.any()) or self._failed >= _MOST_FAILURES:
             last = list(self.source.unreadable)[-1]
@@ -138,7 +149,8 @@ class TrainLoader:
 
     Step t's global batch is stream positions [t * batch_size, (t + 1) * batch_size). Micro-batch a
     of rank r is the `micro_batch` positions from t * batch_size + (a * ranks + r) * micro_batch, so
-    the union over ranks does not depend on their number.
+    the union over ranks does not depend on their number. With repeated augmentation the batch holds
+    batch_size / repeat samples: see order.places.
     """
 
     def __init__(
@@ -155,6 +167,8 @@ class TrainLoader:
         prefetch_bytes: int = 512 * 2**20,
         pin: bool | None = None,
         shuffle: str = FULL,
+        mixup_until: int | None = None,
+        growth: Growth | None = None,
     ) -> None:
         """batch_size is global; micro_batch is per rank and forward.
 
@@ -163,15 +177,19 @@ class TrainLoader:
         prefetch        number of steps fetched ahead in the background, within prefetch_bytes
         pin             use page-locked memory; None: if there is CUDA
         shuffle         value of --shuffle
-        ConfigError if the batch does not divide, or if pairs are mixed and micro_batch is odd.
+        mixup_until     first step whose images are not mixed; None: all are, if the source says so
+        growth          sides of the images over the steps; None: that of the source
+        ConfigError if the batch does not divide, or holds parts of repetitions or of mixed pairs.
         """
         _check_split(batch_size, micro_batch, ranks)
         check_pairs(source.augment, micro_batch)
+        check_repeat(source.augment, batch_size)
         self.source = source
         self.seed = seed
         self.batch_size, self.micro_batch = batch_size, micro_batch
         self.rank, self.ranks = rank, ranks
         self.accumulation = batch_size // (micro_batch * ranks)
+        self.mixup_until, self.growth = mixup_until, growth
         self._order = order_of(shuffle, len(source), seed)
         self._fetcher = _Fetcher(source, train=True, workers=workers, pin=pin)
         self._ahead = min(
@@ -200,14 +218,22 @@ class TrainLoader:
         t, a = divmod(number, self.accumulation)
         first = t * self.batch_size + (a * self.ranks + self.rank) * self.micro_batch
         keys = torch.arange(first, first + self.micro_batch)
-        indices, _ = self._order.at(keys)
-        return _Job(self._fetcher, indices, keys)
+        repeat = self.source.augment.repeat
+        indices, _ = self._order.at(places(keys, batch_size=self.batch_size, repeat=repeat))
+        side = None if self.growth is None else self.growth.side(t)
+        return _Job(self._fetcher, indices, keys, side)
 
     def _finish(self, number: int) -> Batch:
         batch = self._fetcher.finish(self._jobs.pop(number))
         augment = self.source.augment
-        if augment.mixes:
-            _, height, width = self.source.shape
+        height, width = batch.images.shape[-2:]
+        if augment.erasing:
+            erased = erasing.draw(
+                augment.erasing, self.seed, batch.keys, height=height, width=width
+            )
+            batch = replace(batch, erased=erased, seed=self.seed)
+        mixes = self.mixup_until is None or number // self.accumulation < self.mixup_until
+        if augment.mixes and mixes:
             lam, boxes = mixing.draw(augment, self.seed, batch.keys, height=height, width=width)
             partner = mixing.swap(batch.labels)
             batch = replace(batch, partner=partner, lam=lam, boxes=boxes)
@@ -215,7 +241,10 @@ class TrainLoader:
 
     @property
     def steps_per_epoch(self) -> float:
-        """Number of samples / batch_size; below 1 if the batch is larger than the data."""
+        """Number of samples / batch_size; below 1 if the batch is larger than the data.
+
+        With repeated augmentation an epoch is as many steps, with 1 / repeat of the samples.
+        """
         return len(self.source) / self.batch_size
 
     def epoch_of(self, step: int) -> float:

@@ -9,6 +9,18 @@ from torch import Tensor
 _CACHED_EPOCHS = 3
 
 
+def places(positions: Tensor, *, batch_size: int, repeat: int) -> Tensor:
+    """The places in the order of samples, int64 [n], of stream positions, int64 [n].
+
+    Repeated augmentation (Hoffer et al. 2019, arXiv:1901.09335; Berman et al. 2019,
+    arXiv:1902.05509): a global batch holds batch_size / repeat samples `repeat` times, each time
+    augmented anew, batch_size / repeat positions apart, so that mixing seldom joins a sample with
+    itself. A place for each position without repetition.
+    """
+    num_samples = batch_size // repeat
+    return positions // batch_size * num_samples + positions % batch_size % num_samples
+
+
 class Order:
     """The endless stream of sample indices: one permutation of range(size) after the other.
 

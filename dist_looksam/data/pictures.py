@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import exp, log, sqrt
 from threading import Lock
 
@@ -11,10 +11,10 @@ import torch
 from PIL import Image, UnidentifiedImageError, features
 from torch import Tensor
 
+from . import policies
 from .augment import Augment, flips
 from .decode import Box, library, square_into
 from .draws import CROP, uniform
-from .randaugment import randaugment, randaugment_draws
 from .source import UNREADABLE
 
 SUFFIXES = (
@@ -105,16 +105,13 @@ class Pictures:
         augment = self.augment
         crops: list[list[float] | None] = [None] * len(keys)
         flipped: list[bool] = [False] * len(keys)
-        operations: list[list[float] | None] = [None] * len(keys)
         if augment.crop:
             draws = uniform(self.seed, keys[:, None], CROP + torch.arange(2 * _TRIES + 2))
             crops = list(draws.tolist())
         if augment.flip:
             flipped = list(flips(self.seed, keys).tolist())
-        if augment.ops:
-            operations = list(randaugment_draws(self.seed, keys, augment.ops))
-        rows = zip(crops, flipped, operations)
-        return [Change(*row, magnitude=augment.magnitude) for row in rows]
+        rows = zip(crops, flipped, policies.draw(augment, self.seed, keys))
+        return [Change(*row, augment=augment) for row in rows]
 
     def _read(self, out: np.ndarray, index: int, change: "Change") -> bool:
         try:
@@ -137,8 +134,8 @@ class Change:
 
     crop: list[float] | None = None
     flip: bool = False
-    operations: list[float] | None = None
-    magnitude: float = 0.0
+    policy: Sequence[float] = ()  # see policies.draw
+    augment: Augment = field(default_factory=Augment)
 
     def region(self, width: int, height: int) -> Box:
         return centre(width, height) if self.crop is None else random(width, height, self.crop)
@@ -146,10 +143,9 @@ class Change:
     def write(self, out: np.ndarray, data: bytes, *, in_c: bool) -> None:
         """Writes the picture of these bytes to `out`, uint8 [side, side, 3]."""
         square_into(out, data, self.region, mirror=self.flip, in_c=in_c)
-        if self.operations:
+        if self.policy:
             fill = tuple(round(255 * level) for level in IMAGENET_MEAN)
-            picture = Image.fromarray(out)
-            picture = randaugment(picture, self.operations, magnitude=self.magnitude, fill=fill)
+            picture = policies.change(Image.fromarray(out), self.policy, self.augment, fill=fill)
             out[:] = np.asarray(picture)
 
 

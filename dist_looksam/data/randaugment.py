@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
@@ -80,15 +79,3 @@ def randaugment(
         strength = magnitude / 10 if sign < 0.5 else -magnitude / 10
         image = OPERATIONS[name](image, strength, fill)
     return image
-
-
-def randaugment_batch(
-    images: Tensor, seed: int, keys: Tensor, *, magnitude: float, ops: int
-) -> Tensor:
-    """RandAugment of grey images uint8 [n, 1, H, W] in memory; what comes in from outside is 0."""
-    draws = randaugment_draws(seed, keys, ops)
-    changed = [
-        np.asarray(randaugment(Image.fromarray(pixels), row, magnitude=magnitude, fill=0))
-        for pixels, row in zip(images[:, 0].numpy(), draws)
-    ]
-    return torch.from_numpy(np.stack(changed))[:, None] if changed else images

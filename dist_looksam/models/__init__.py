@@ -7,6 +7,7 @@ from .named import (
     create,
     flops_per_image,
     names,
+    patch,
     resolve,
     takes_keys,
 )
@@ -14,5 +15,5 @@ from .vit import ViT
 
 __all__ = [
     "ViT", "call", "check", "checkpoint_activations", "create", "flops_per_image", "names",
-    "resolve", "takes_keys",
+    "patch", "resolve", "takes_keys",
 ]  # fmt: skip

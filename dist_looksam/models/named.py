@@ -38,8 +38,8 @@ def resolve(name: str, image_shape: tuple[int, int, int]) -> str:
         return name
     _, height, width = image_shape
     for candidate, largest in _AUTO:
-        patch = SIZES[candidate].patch
-        if height % patch == 0 and width % patch == 0 and max(height, width) <= (largest or 10**9):
+        side = SIZES[candidate].patch
+        if height % side == 0 and width % side == 0 and max(height, width) <= (largest or 10**9):
             return candidate
     raise ConfigError(
         f"model=auto finds no ViT for {height}x{width} images: sides must be multiples of 2 up to "
@@ -83,14 +83,21 @@ def check(name: str, image_shape: tuple[int, int, int] | None) -> None:
         return
     if image_shape is None:
         return
-    patch = SIZES[name].patch
+    side = SIZES[name].patch
     _, height, width = image_shape
-    if height % patch or width % patch:
+    if height % side or width % side:
         raise ConfigError(
-            f"model {name} cuts images into {patch}x{patch} patches, got "
-            f"{height}x{width} images: resize them to multiples of {patch} or take a model "
+            f"model {name} cuts images into {side}x{side} patches, got "
+            f"{height}x{width} images: resize them to multiples of {side} or take a model "
             f"whose patch divides them (model=auto looks for one)."
         )
+
+
+def patch(name: str, image_shape: tuple[int, int, int]) -> int | None:
+    """Side of the patches in pixels of a model that takes images of several sizes; None for others,
+    which are timm's."""
+    size = SIZES.get(resolve(name, image_shape))
+    return None if size is None else size.patch
 
 
 def _timm(name: str) -> Any:

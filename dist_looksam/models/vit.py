@@ -1,6 +1,7 @@
 """The Vision Transformer (pre-norm, learned positions, mean over tokens), and its FLOPs."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -77,6 +78,14 @@ def _scaled(branch: Tensor, kept: Tensor | None) -> Tensor:
     return branch if kept is None else branch * kept.to(branch.dtype)[:, None, None]
 
 
+@lru_cache(maxsize=64)
+def _resizing(old: int, new: int, device: torch.device) -> Tensor:
+    """The matrix [new, old] that resizes a column of `old` numbers: bicubic, antialiased."""
+    unit_columns = torch.eye(old)[None, None]
+    resized = F.interpolate(unit_columns, size=(new, old), mode="bicubic", antialias=True)
+    return resized[0, 0].to(device)
+
+
 class ViT(nn.Module):
     """Images [n, C, H, W] -> logits [n, num_classes]; no buffers, no class token.
 
@@ -104,7 +113,8 @@ class ViT(nn.Module):
         super().__init__()
         channels, height, width = image_shape
         self.size = size
-        self.num_tokens = (height // size.patch) * (width // size.patch)
+        self.grid = (height // size.patch, width // size.patch)
+        self.num_tokens = self.grid[0] * self.grid[1]
         self.patch_embed = nn.Linear(channels * size.patch**2, size.dim)
         self.pos_embed = nn.Parameter(torch.empty(1, self.num_tokens, size.dim))
         self.drop_path = drop_path
@@ -133,7 +143,20 @@ class ViT(nn.Module):
         n, c, height, width = images.shape
         p = self.size.patch
         cut = images.view(n, c, height // p, p, width // p, p)
-        return cut.permute(0, 2, 4, 1, 3, 5).reshape(n, self.num_tokens, c * p * p)
+        return cut.permute(0, 2, 4, 1, 3, 5).reshape(n, -1, c * p * p)
+
+    def _positions(self, height: int, width: int) -> Tensor:
+        """pos_embed, resized to images of other sides by a product of matrices, whose gradient has
+        the same bits every time, which that of torch's interpolate has not on a GPU."""
+        grid = height // self.size.patch, width // self.size.patch
+        if grid == self.grid:
+            return self.pos_embed
+        like = self.pos_embed
+        rows, columns = (_resizing(*sides, like.device) for sides in zip(self.grid, grid))
+        table = like.unflatten(1, self.grid)
+        return torch.einsum(
+            "yh,xw,nhwd->nyxd", rows.to(like.dtype), columns.to(like.dtype), table
+        ).flatten(1, 2)
 
     def _kept(self, n: int, keys: Tensor | None, device: torch.device) -> Tensor | None:
         """Factors of all blocks' branches, by one draw; None where nothing is dropped."""
@@ -144,12 +167,13 @@ class ViT(nn.Module):
         return kept_branches(n, self.drop_path * rates / max(1, depth - 1), keys)
 
     def forward(self, images: Tensor, keys: Tensor | None = None) -> Tensor:
-        """Logits [n, num_classes].
+        """Logits [n, num_classes]. The sides of images may be other multiples of the patch than
+        those of `image_shape`: the positions are interpolated.
 
         `keys`, int64 [n] on the images' device, are the seeds of drop-path. They must differ
         between steps, or a sample always loses the same branches.
         """
-        x = self.patch_embed(self._patches(images)) + self.pos_embed
+        x = self.patch_embed(self._patches(images)) + self._positions(*images.shape[-2:])
         kept = self._kept(len(x), keys, x.device)
         for i, block in enumerate(self.blocks):
             own = None if kept is None else kept[2 * i : 2 * i + 2]

@@ -11,8 +11,10 @@ import torch
 
 from .. import models
 from ..backends import compiled
+from ..data.augment import text
 from ..data.blocks import Blocks, parse_shuffle
 from ..data.extent import Extent
+from ..data.growth import Growth
 from ..errors import ConfigError
 from ..optim.perturbed import ALL
 from ..plan import Plan, machine, plan
@@ -116,6 +118,7 @@ def check(
         models.checkpoint_activations(model)
     if settings.compile != "off":
         compiled.blocks(model)
+    assemble.growth_of(settings, data.shape)
     optimizer = assemble.optimizer_of(settings, model)
     plans, unplanned = _plans(asked, data, ranks, launcher)
     return Outcome(
@@ -241,6 +244,21 @@ def _order(blocks: Blocks) -> str:
     )
 
 
+def _sizes(growth: Growth) -> str:
+    return (
+        f"{growth.num_sides}, from {growth.first} to {growth.last} pixels by {growth.patch}, each "
+        f"for about {growth.steps / growth.num_sides:,.0f} steps"
+    )
+
+
+def _repeated(s: Settings, data: Extent) -> str:
+    times = data.augment.repeat
+    return (
+        f"{s.batch_size // times:,} images {times} times in a batch, augmented anew; an epoch is "
+        f"{data.samples:,} of them, so {times} epochs show every image {times} times"
+    )
+
+
 def _order_note(s: Settings, ranks: int) -> list[str]:
     """Advice where a node would read a window's blocks more often than once."""
     blocks = parse_shuffle(s.shuffle)
@@ -275,6 +293,7 @@ def summary(outcome: Outcome) -> str:
     size = "x".join(map(str, data.shape))
     decay = "constant" if s.schedule == "constant" else f"{s.schedule} to 0"
     begins, start_notes = resume.outlook(s, data)
+    growth = assemble.growth_of(s, data.shape)
     about = "about " if s.rule.looks == "adaptive" else ""
     rows = {
         "method": _method(s),
@@ -283,6 +302,9 @@ def summary(outcome: Outcome) -> str:
         f"{outcome.flops / 1e9:.3g} GFLOP forward per image",
         "data": f"{data.said}: {data.samples:,} images of {size}, {data.classes:,} classes",
         **({"order": _order(blocks)} if (blocks := parse_shuffle(s.shuffle)) else {}),
+        **({"sizes": _sizes(growth)} if growth else {}),
+        **({"augmented": done} if (done := text(data.augment, s.mixup_until)) else {}),
+        **({"repeated": _repeated(s, data)} if data.augment.repeat > 1 else {}),
         "batch": f"{s.batch_size:,} = {s.micro_batch} x {outcome.ranks} ranks x {accumulation}",
         "length": f"{outcome.steps:,} steps, {outcome.epochs:.4g} epochs",
         "begins": begins,
@@ -296,7 +318,7 @@ def summary(outcome: Outcome) -> str:
         "planned": cost(outcome),
         **({"to read": str(reads)} if (reads := outcome.reads) else {}),
     }
-    lines = [f"  {name:<12}{text}" for name, text in rows.items()]
+    lines = [f"  {name:<12}{value}" for name, value in rows.items()]
     lines += [f"note: {note}" for note in [*start_notes, *notes(outcome)]]
     return "\n".join(["the settings are good; nothing was trained", *lines])
 

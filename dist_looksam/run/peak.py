@@ -13,9 +13,9 @@ def peak_share(settings: Settings, data: Data, device: torch.device, *, ranks: i
     is. None on a CPU, and for a card that is not in the table of `plan.machines`.
 
     Operations are those of the model, a backward counted as two forwards: recomputed activations do
-    not count. Source: Chowdhery et al., arXiv:2204.02311, appendix B.
+    not count. None also if images grow. Source: Chowdhery et al., arXiv:2204.02311, appendix B.
     """
-    if device.type != "cuda":
+    if device.type != "cuda" or settings.image_size_from is not None:
         return None
     peak = dense_peak(torch.cuda.get_device_name(device), settings.precision)
     if peak is None:

@@ -11,9 +11,11 @@ import torch
 from .. import checkpoint, models
 from ..backends.backend import Backend
 from ..data import Data
+from ..data.augment import parse
 from ..data.blocks import FULL
 from ..data.extent import Extent
 from ..data.fingerprint import fingerprint
+from ..data.sets import data_set
 from ..errors import ConfigError, RunError
 from ..maths.schedule import factor
 from ..record import rundir
@@ -23,7 +25,7 @@ Result = TypeVar("Result")
 # A resumed run must have the same values, else it would not continue the run of the checkpoint.
 MUST_AGREE = (
     "model", "optimizer", "base", "batch_size", "data", "image_size", "train_images", "holdout",
-    "seed", "shuffle",
+    "seed", "shuffle", "image_size_from",
 )  # fmt: skip
 NOT_OF_THE_RUN = ("out", "resume", "requeue", "dry_run", "ranks", "local_rank")
 
@@ -119,7 +121,7 @@ def _compare(reader: checkpoint.Reader, now: dict[str, Any]) -> list[str]:
             f"program, whose settings are not known; load it there with restore(engine, path), or "
             f"use --resume none."
         )
-    then = {"shuffle": FULL, **then}  # checkpoints from before there was another order
+    then = {"shuffle": FULL, "image_size_from": None, **then}  # older ones have no others
     for name in MUST_AGREE:
         if name in then and then[name] != now[name]:
             old = then[name]
@@ -128,6 +130,7 @@ def _compare(reader: checkpoint.Reader, now: dict[str, Any]) -> list[str]:
                 f"{name} must be as in the checkpoint {reader.path}, got {now[name]} instead of "
                 f"{old}; {use}, or --resume none for a new run."
             )
+    _compare_repeat(reader, then, now)
     if now["steps"] <= reader.step and then.get("steps", now["steps"]) != now["steps"]:
         raise ConfigError(
             f"steps must be more than the checkpoint's {reader.step}, got {now['steps']}; "
@@ -145,21 +148,39 @@ def _compare(reader: checkpoint.Reader, now: dict[str, Any]) -> list[str]:
     return notes
 
 
+def _compare_repeat(reader: checkpoint.Reader, then: dict[str, Any], now: dict[str, Any]) -> None:
+    """ConfigError if another repetition of images would change which of them come next."""
+    before, after = (
+        parse(s.get("augment", "none"), auto=data_set(now["data"]).augment).repeat
+        for s in (then, now)
+    )
+    if before != after:
+        use = f"add repeat:{before} to" if before > 1 else "leave repeat out of"
+        raise ConfigError(
+            f"repeat must be as in the checkpoint {reader.path}, got {after} instead of {before}; "
+            f"{use} --augment, or use --resume none for a new run."
+        )
+
+
 def _anew(step: int, then: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """A warning where another length moves the learning rate: the schedule is that of the new
     length from its first step on, as if the run had had it from the beginning."""
+    notes = []
+    if now.get("image_size_from") and then.get("steps") != now["steps"]:
+        notes = [f"warning: images grow over {now['steps']} steps, not {then.get('steps')}"]
     try:
         before, after = (
             factor(step, steps=s["steps"], warmup=s["warmup_steps"], schedule=s["schedule"])
             for s in (then, now)
         )
     except (KeyError, TypeError):  # of an older version
-        return []
+        return notes
     if then["steps"] == now["steps"] or abs(after - before) < 1e-9:
-        return []
+        return notes
     return [
+        *notes,
         f"warning: the schedule is that of {now['steps']} steps: lr goes on at {after:.1%} of its "
-        f"peak at step {step}, where that of {then['steps']} steps has {before:.1%}"
+        f"peak at step {step}, where that of {then['steps']} steps has {before:.1%}",
     ]
 
 

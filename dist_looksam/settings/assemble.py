@@ -14,8 +14,9 @@ from ..backends import compiled
 from ..backends.backend import Backend
 from ..backends.rows import BACKENDS
 from ..data import Batch, Data, TrainLoader, cross_entropy, load
-from ..data.augment import parse
+from ..data.augment import check_repeat, parse
 from ..data.extent import Extent, extent
+from ..data.growth import Growth
 from ..data.loader import check_pairs
 from ..data.sets import SETS, data_set
 from ..data.stage import progress
@@ -47,10 +48,38 @@ def check(settings: Settings) -> None:
     assert settings.micro_batch is not None
     augment = parse(settings.augment, auto=own.augment)
     check_pairs(augment, settings.micro_batch)
+    check_repeat(augment, settings.batch_size)
+    if settings.mixup_until is not None and not augment.mixes:
+        raise ConfigError(
+            f"mixup_until needs mixup or cutmix in --augment, got {settings.mixup_until} with "
+            f"'{settings.augment}'; add one of them, or leave --mixup_until out."
+        )
     if settings.m is not None:
         check_pairs(augment, settings.m, "m")
     known = own.stands_for or not settings.data_dir  # else the shape is read from the files
     models.check(settings.model, own.size(settings.image_size).shape if known else None)
+
+
+def growth_of(settings: Settings, shape: tuple[int, int, int]) -> Growth | None:
+    """How the images of resolved settings grow; None if they do not.
+
+    ConfigError for data, a model or a compiler that takes images of one size, and for wrong sizes.
+    """
+    first, size = settings.image_size_from, data_set(settings.data).size
+    if first is None:
+        return None
+    patch = models.patch(settings.model, shape)
+    why = ""
+    if size(16).shape == size(32).shape:
+        why = f"data {settings.data}, whose images have one size"
+    elif patch is None:
+        why = f"model {settings.model}, which takes images of one size"
+    elif settings.compile != "off":
+        why = f"compile {settings.compile}, which would compile anew for each size"
+    if why or patch is None:
+        raise ConfigError(f"image_size_from is not for {why}, got {first}; leave it out.")
+    assert settings.steps is not None
+    return Growth(first=first, last=settings.image_size, patch=patch, steps=settings.steps)
 
 
 def check_here(settings: Settings) -> None:
@@ -142,6 +171,7 @@ def start(settings: Settings, world: World) -> tuple[Settings, torch.device, Dat
 def train_loader(settings: Settings, data: Data, backend: Backend) -> TrainLoader:
     """The training images of this rank. `settings` are resolved."""
     assert settings.micro_batch is not None
+    assert not isinstance(settings.mixup_until, float)  # a share until the settings are resolved
     return TrainLoader(
         data.train,
         seed=settings.seed,
@@ -151,6 +181,8 @@ def train_loader(settings: Settings, data: Data, backend: Backend) -> TrainLoade
         ranks=backend.size,
         workers=settings.workers,
         shuffle=settings.shuffle,
+        mixup_until=settings.mixup_until,
+        growth=growth_of(settings, data.shape),
     )
 
 

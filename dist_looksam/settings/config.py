@@ -74,7 +74,8 @@ class Settings(Fields):
             "image_size": 1, "workers": 0, "save_every": 0, "eval_every": 0, "probe_every": 0,
             "keep": 0, "seed": 0, "holdout": 0, "warmup_epochs": 0, "lr": 0, "weight_decay": 0,
             "eps": 0, "m": 1, "shard_ranks": 1, "ranks": 1, "train_images": 1, "max_skips": 0,
-            "rho_end": 0, "rho_warmup_steps": 0,
+            "rho_end": 0, "rho_warmup_steps": 0, "mixup_until": 0,
+            "image_size_from": 1,
         }  # fmt: skip
         for name, least in at_least.items():
             value = getattr(self, name)
@@ -185,6 +186,7 @@ class Settings(Fields):
             steps=steps,
             warmup_steps=self._warmup(steps, samples),
             warmup_epochs=None,
+            mixup_until=when.step_of(self.mixup_until, steps),
             **when.window(self, steps),
         )
 

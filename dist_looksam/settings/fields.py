@@ -6,6 +6,7 @@ from typing import Any
 
 from ..backends.compiled import COMPILES
 from ..backends.rows import BACKENDS
+from ..data.augment import ALLOWED
 from ..data.sets import SETS
 from ..engine import ASCENTS
 from ..maths.schedule import RHO_SCHEDULES, SCALINGS, SCHEDULES
@@ -110,13 +111,19 @@ class Fields:
         None, "folder of the data: train/CLASS/* and val/CLASS/*, or shards, see docs/data.md"
     )
     image_size: int = flag(224, "height and width of images of files, in pixels")
+    image_size_from: int | None = flag(
+        None, "image size of the first steps, growing to image_size; default: image_size"
+    )
     data_cache: str | None = flag(
         None, "folder on a disk of the node that shards are copied to first; default: none"
     )
     train_images: int | None = flag(None, "training images, held-out ones included; default all")
     holdout: int = flag(0, "training images held out for evaluation; 0: evaluation on test images")
     shuffle: str = flag("full", "order of training images: full, or block:B,W,c on network disks")
-    augment: str = flag("auto", "auto, none, or some of crop,flip,randaugment,mixup,cutmix")
+    augment: str = flag("auto", f"augmentation of training images: {ALLOWED}")
+    mixup_until: int | float | None = flag(
+        None, f"first step without mixup and cutmix{when.MOMENT}; default: the end"
+    )
     workers: int | None = flag(None, "threads per rank that decode images; default one per core")
     backend: str = flag("auto", "data-parallel backend", ("auto", *BACKENDS))
     zero_stage: int | None = flag(None, f"ZeRO stage 0 to 3, {_only('zero_stage')}; default 2")

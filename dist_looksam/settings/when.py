@@ -1,4 +1,4 @@
-"""When a run looks, and how far: shares of a run as steps, the factor of rho at a step."""
+"""When a run looks and mixes, and how far: shares of a run as steps, rho's factor at a step."""
 
 from typing import Any
 
@@ -32,7 +32,8 @@ def share_of_run(look_from: int | float, look_until: int | float | None) -> floa
 def check(s: Any) -> None:
     """ConfigError for settings that contradict each other in runs of any length."""
     first, until = s.look_from, s.look_until
-    for name, moment in {"look_from": first, "look_until": until}.items():
+    moments = {"look_from": first, "look_until": until, "mixup_until": s.mixup_until}
+    for name, moment in moments.items():
         if isinstance(moment, float) and not 0 <= moment <= 1:
             raise ConfigError(
                 f"{name} must be a share of the run in [0.0, 1.0] or a whole number of steps, got "

@@ -17,6 +17,9 @@ def test_words_become_settings():
     assert parse("randaugment:7.5x3, flip") == Augment(magnitude=7.5, ops=3, flip=True)
     assert parse("randaugment:4") == Augment(magnitude=4, ops=2)
     assert parse("mixup:0.8,cutmix") == Augment(mixup=0.8, cutmix=1)
+    assert parse("3augment,jitter,erasing") == Augment(three=True, jitter=0.3, erasing=0.25)
+    assert parse("repeat") == Augment(repeat=3) and parse("repeat:2") == Augment(repeat=2)
+    assert parse("trivialaugment,jitter:0.4") == Augment(trivial=True, jitter=0.4)
 
 
 @pytest.mark.parametrize(
@@ -34,6 +37,11 @@ def test_words_become_settings():
         ("mixup:", "mixup takes a number"),
         ("mixup:0", "mixup takes a number"),
         ("cutmix:big", "got 'big' in 'cutmix:big'"),
+        ("erasing:1.5", "erasing takes a number from 0.01 to 1, got '1.5'"),
+        ("repeat:1.5", "repeat takes a whole number from 1 to 16, got '1.5'"),
+        ("3augment:2", "3augment takes no number"),
+        ("randaugment,crop,3augment", "takes one of 3augment, randaugment, trivialaugment"),
+        ("trivialaugment,randaugment", "got randaugment and trivialaugment in"),
     ],
 )
 def test_a_wrong_word_is_named_with_what_is_allowed(text: str, says: str):

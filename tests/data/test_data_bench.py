@@ -23,8 +23,9 @@ def test_bench_measures_both_routes_and_says_what_a_node_needs(tree: Path, needs
         assert speed["mb_per_s"] > 0
     rate = found["routes"]["C"]["images_per_s"]
     assert found["node"]["cores"] == -(-(10**6) // rate)
-    assert main(flags) == 0
-    assert "images/s a core" in capfd.readouterr().out
+    assert main([*flags, "--augment", "3augment,jitter,erasing"]) == 0
+    told = capfd.readouterr().out
+    assert "images/s a core" in told and "erasing are made on the device and are not in" in told
 
 
 def test_bench_says_what_a_plan_needs_and_keeps_the_speed_in_a_machine_file(

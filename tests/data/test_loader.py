@@ -8,6 +8,7 @@ import torch
 from dist_looksam.data import EvalLoader, TrainLoader, load
 from dist_looksam.data.batch import Batch
 from dist_looksam.data.draws import uniform
+from dist_looksam.data.growth import Growth
 from dist_looksam.errors import ConfigError, RunError
 
 LAYOUTS = [(1, 24), (1, 12), (2, 6), (3, 4), (3, 2), (4, 6), (4, 2)]
@@ -43,21 +44,25 @@ def test_micro_batches_of_ranks_take_turns_in_the_global_batch():
     assert keys == [[[12, 13], [18, 19]], [[14, 15], [20, 21]], [[16, 17], [22, 23]]]
 
 
-@pytest.mark.parametrize("t", [0, 60])
-def test_the_global_batch_of_digits_does_not_depend_on_ranks_or_micro_batches(t: int):
-    source = load("digits", augment="crop,flip,randaugment,mixup:1,cutmix").train
+@pytest.mark.parametrize(
+    ("t", "more"), [(0, "randaugment,erasing:1"), (60, "trivialaugment,jitter,erasing,repeat:4")]
+)
+def test_the_global_batch_of_digits_does_not_depend_on_ranks_or_micro_batches(t: int, more: str):
+    source = load("digits", augment=f"crop,flip,mixup:1,cutmix,{more}").train
     expected = global_batch(source, t, 1, 24)
     assert expected["keys"].equal(torch.arange(t * 24, t * 24 + 24))
-    assert set(expected) == {"images", "labels", "keys", "partner", "lam", "boxes"}
+    assert set(expected) == {"images", "labels", "keys", "partner", "lam", "boxes", "erased"}
     for ranks, micro in LAYOUTS[1:]:
         got = global_batch(source, t, ranks, micro)
         for name, value in expected.items():
             assert got[name].equal(value), (name, ranks, micro)
 
 
-def test_the_global_batch_of_files_does_not_depend_on_ranks_or_micro_batches(tree: Path):
+@pytest.mark.parametrize("more", ["randaugment", "3augment,jitter,erasing:0.9"])
+def test_the_global_batch_of_files_does_not_depend_on_ranks_or_micro_batches(tree: Path, more: str):
     (tree / "train" / "dog" / "1.jpg").write_bytes(b"damaged")
-    source = load("folder", tree, image_size=24, augment="crop,flip,randaugment,mixup,cutmix").train
+    augment = f"crop,flip,mixup,cutmix,{more}"
+    source = load("folder", tree, image_size=24, augment=augment).train
     source.on_corrupt = lambda text: None
     expected = global_batch(source, 3, 1, 24, workers=0)
     for ranks, micro in LAYOUTS[1:]:
@@ -88,6 +93,70 @@ def test_an_epoch_shows_every_sample_once():
     for epoch in range(2):
         seen = joined(list(chain(*(loader.step(3 * epoch + t) for t in range(3)))))["labels"]
         assert seen.sort().values.equal(torch.arange(1437))
+
+
+@pytest.mark.parametrize("shuffle", ["full", "block:10,4,3"])
+def test_three_epochs_of_repeat_3_show_every_sample_three_times_in_three_ways(shuffle: str):
+    data = load("digits", augment="crop,repeat,cutmix", holdout=357, shuffle=shuffle)
+    source = data.train
+    source.labels = torch.arange(1080)  # a label of its own for each sample
+    source.source.labels[source.indices] = source.labels
+    options = {"seed": 1, "micro_batch": 36, "rank": 0, "ranks": 1, "shuffle": shuffle}
+    loader = TrainLoader(source, batch_size=108, **options)
+    assert loader.steps_per_epoch == 10 and loader.epoch_of(30) == 3
+    parts = [joined(loader.step(t)) for t in range(30)]
+    for part in parts:
+        assert part["labels"].bincount().sort().values[-36:].tolist() == [3] * 36
+        assert (part["labels"] != part["partner"]).all()
+    assert torch.cat([part["labels"] for part in parts]).bincount().tolist() == [3] * 1080
+    shown = TrainLoader(source, batch_size=108, **options).step(0)  # on the host, not yet mixed
+    copies = torch.stack([batch.images for batch in shown])
+    differ = (copies[0] != copies[1]).flatten(1).any(1)
+    assert differ.double().mean() > 0.8  # of 25 offsets, few are the same
+
+
+def test_a_batch_must_hold_whole_repetitions():
+    source = load("digits", augment="repeat:3").train
+    with pytest.raises(ConfigError, match=r"multiple of 3 .* got 8; use 6 or 9"):
+        TrainLoader(source, seed=0, batch_size=8, micro_batch=8, rank=0, ranks=1)
+
+
+def test_mixing_ends_at_its_step_and_other_augmentation_goes_on(tree: Path):
+    source = load("folder", tree, image_size=24, augment="flip,mixup,erasing").train
+    options = {"seed": 0, "batch_size": 8, "micro_batch": 4, "rank": 0, "ranks": 1}
+    loader = TrainLoader(source, **options, mixup_until=2, workers=1)
+    whole = TrainLoader(source, **options, workers=0)
+    for t in range(4):
+        for got, expected in zip(loader.step(t), whole.step(t), strict=True):
+            assert got.images.equal(expected.images) and got.erased.equal(expected.erased)
+            assert (got.lam is None) == (got.partner is None) == (got.boxes is None) == (t >= 2)
+            assert got.lam is None or got.lam.equal(expected.lam)
+    loader.close()
+
+
+def test_images_grow_in_equal_parts_of_the_run_on_any_number_of_ranks(tree: Path):
+    (tree / "train" / "dog" / "1.jpg").write_bytes(b"damaged")
+    augment = "crop,flip,3augment,erasing:0.9,cutmix"
+    source = load("folder", tree, image_size=32, augment=augment).train
+    source.on_corrupt = lambda text: None
+    growth = Growth(first=16, last=32, patch=8, steps=6)
+    assert [growth.side(t) for t in range(8)] == [16, 16, 24, 24, 32, 32, 32, 32]
+    for t in (0, 3, 5):
+        expected = global_batch(source, t, 1, 24, workers=0, growth=growth)
+        assert expected["images"].shape == (24, 3, growth.side(t), growth.side(t))
+        for ranks, micro in ((2, 6), (3, 4)):
+            got = global_batch(source, t, ranks, micro, workers=2, growth=growth)
+            assert all(got[name].equal(expected[name]) for name in expected)
+    same = global_batch(source, 5, 1, 24, workers=0)
+    assert expected["images"].equal(same["images"])
+
+
+@pytest.mark.parametrize("first", [20, 32, 0])
+def test_images_must_begin_at_a_smaller_multiple_of_the_patch(first: int):
+    with pytest.raises(ConfigError, match=f"a multiple of the model's patch of 8 .* got {first}"):
+        Growth(first=first, last=32, patch=8, steps=9)
+    with pytest.raises(ConfigError, match=r"at least the 4 image sizes .* got 3"):
+        Growth(first=8, last=32, patch=8, steps=3)
 
 
 def test_steps_fetched_ahead_equal_steps_asked_for_at_random(tree: Path):
@@ -195,7 +264,7 @@ def test_evaluation_looks_the_same_every_time_and_ahead(tree: Path):
 
 @pytest.mark.needs("cuda")
 def test_a_gpu_gets_pinned_batches_and_the_same_numbers(tree: Path):
-    source = load("folder", tree, image_size=24, augment="crop,flip,mixup,cutmix").train
+    source = load("folder", tree, image_size=24, augment="crop,flip,mixup,cutmix,erasing:1").train
     loader = TrainLoader(source, seed=0, batch_size=8, micro_batch=8, rank=0, ranks=1)
     (batch,) = loader.step(0)
     loader.close()

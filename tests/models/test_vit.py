@@ -4,6 +4,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
+from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -64,6 +65,24 @@ def test_no_matrix_starts_at_zero_because_lamb_could_not_grow_it():
 def test_images_need_not_be_square():
     model = models.create("vit_ti16", num_classes=3, image_shape=(3, 32, 48))
     assert model(torch.randn(2, 3, 32, 48)).shape == (2, 3)
+
+
+def test_images_of_other_sides_get_interpolated_positions_and_their_gradient():
+    model = small()
+    own = model.pos_embed
+    for height, width in ((12, 20), (36, 28), (28, 28)):
+        grid = height // 4, width // 4
+        table = own.view(1, 7, 7, -1).permute(0, 3, 1, 2)
+        resized = F.interpolate(table, size=grid, mode="bicubic", antialias=True)
+        expected = resized.permute(0, 2, 3, 1).flatten(1, 2)
+        got = model._positions(height, width)
+        assert torch.allclose(got, expected, atol=1e-6)
+        weights = torch.randn(got.shape, generator=torch.Generator().manual_seed(0))
+        (want,) = torch.autograd.grad((expected * weights).sum(), own)
+        (grad,) = torch.autograd.grad((got * weights).sum(), own)
+        assert torch.allclose(grad, want, atol=1e-5)
+        assert model(torch.randn(2, 1, height, width)).shape == (2, 10)
+    assert model._positions(28, 28) is own
 
 
 def test_patches_are_squares_of_the_image_in_reading_order():

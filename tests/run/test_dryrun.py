@@ -38,6 +38,9 @@ WRONG = {
     "image": ({"image_size": 225}, "16x16 patches, got 225x225 images"),
     "augment": ({"augment": "crop,flop"}, "--augment knows no 'flop'"),
     "pairs": ({"augment": "mixup", "micro_batch": 1}, "micro_batch must be even"),
+    "repetition": ({"augment": "repeat:3"}, "a multiple of 3 .*got 32768; use 32766 or 32769"),
+    "no mixing": ({"mixup_until": 0.9}, "mixup_until needs mixup or cutmix .*got 0.9 with 'crop"),
+    "end of mixing": ({"augment": "mixup", "mixup_until": -1}, "mixup_until must be >= 0"),
     "fp16 at stage 0": ({"zero_stage": 0}, "fp16 needs ZeRO stage 1, 2 or 3, got stage 0"),
     "stage": ({"zero_stage": 5}, "zero_stage must be 0, 1, 2 or 3, got 5"),
     "stage of ddp": ({"backend": "ddp"}, "zero_stage is of the backends zero"),
@@ -105,11 +108,12 @@ def test_a_good_recipe_is_a_short_summary(tmp_path, capfd):
     assert main(["--config", str(RECIPE), "--dry_run", "--out", str(out)]) == 0
     told = capfd.readouterr()
     assert told.err == "" and not out.exists()
-    assert len(told.out.splitlines()) == 17
+    assert len(told.out.splitlines()) == 18
     for says in (
         "look_layer_sam on lamb: rho 0.0007 (layer scope), k 5, alpha 0.7, reuse paper",
         "vit_b16, 86,566,120 parameters, 34.9 GFLOP forward",
         "taken for ImageNet-1k: 1,281,167 images of 3x224x224, 1,000 classes",
+        "augmented   crop, flip\n",
         "32,768 = 512 x 64 ranks x 1",
         "11,729 steps, 300 epochs",
         "0.0283 after 1,250 steps of warm-up, then cosine to 0",
