@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .augment import Augment, parse
-from .batch import Batch, cross_entropy
+from .batch import Batch
 from .blocks import FULL, check_mixed, parse_shuffle
 from .loader import EvalLoader, TrainLoader
 from .order import Order
@@ -14,7 +14,7 @@ from .subset import split
 
 __all__ = [
     "Augment", "Batch", "Data", "EvalLoader", "Order", "Source", "TrainLoader",
-    "cross_entropy", "load",
+    "load",
 ]  # fmt: skip
 
 

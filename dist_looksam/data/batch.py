@@ -1,4 +1,4 @@
-"""A micro-batch: pinned, copied to the device, normalised, erased, mixed there; and its loss."""
+"""A micro-batch: pinned, copied to the device, normalised, erased and mixed there."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from .erasing import erase_, num_pixels
 from .mixing import mix
@@ -48,9 +47,7 @@ class Batch:
         mean, std = _per_channel(self.mean, self.std, moved.images.device)
         images = (moved.images.contiguous().float().div_(255) - mean).div_(std)
         if self.erased is not None and moved.erased is not None:
-            pixels = num_pixels(
-                self.erased
-            )  # counted on the host, so that the device need not wait
+            pixels = num_pixels(self.erased)  # on the host, so that the device need not wait
             erase_(images, moved.erased, self.seed, moved.keys, pixels=pixels)
         if moved.lam is not None and moved.boxes is not None:
             images = mix(images, moved.lam, moved.boxes)
@@ -69,18 +66,3 @@ def _per_channel(
     """Both as [C, 1, 1]. Cached, because making a tensor on a GPU from numbers synchronises."""
     rows = torch.tensor([mean, std], device=device)[:, :, None, None]
     return rows[0], rows[1]
-
-
-def cross_entropy(logits: Tensor, batch: Batch, label_smoothing: float = 0.0) -> Tensor:
-    """Mean loss over the micro-batch, float32 scalar; logits [n, classes] of any float type.
-
-    A mixed sample's loss is lam * loss(own label) + (1 - lam) * loss(partner's label).
-    """
-    logits = logits.float()
-    own = F.cross_entropy(logits, batch.labels, label_smoothing=label_smoothing, reduction="none")
-    if batch.partner is None or batch.lam is None:
-        return own.mean()
-    partner = F.cross_entropy(
-        logits, batch.partner, label_smoothing=label_smoothing, reduction="none"
-    )
-    return (batch.lam * own + (1 - batch.lam) * partner).mean()

@@ -13,7 +13,7 @@ from .. import models
 from ..backends import compiled
 from ..backends.backend import Backend
 from ..backends.rows import BACKENDS
-from ..data import Batch, Data, TrainLoader, cross_entropy, load
+from ..data import Batch, Data, TrainLoader, class_weights, load, losses
 from ..data.augment import check_repeat, parse
 from ..data.extent import Extent, extent
 from ..data.growth import Growth
@@ -47,6 +47,8 @@ def check(settings: Settings) -> None:
         )
     assert settings.micro_batch is not None
     augment = parse(settings.augment, auto=own.augment)
+    if settings.class_weights is not None:
+        class_weights.read(settings.class_weights)
     check_pairs(augment, settings.micro_batch)
     check_repeat(augment, settings.batch_size)
     if settings.mixup_until is not None and not augment.mixes:
@@ -186,13 +188,19 @@ def train_loader(settings: Settings, data: Data, backend: Backend) -> TrainLoade
     )
 
 
-def loss_of(settings: Settings, device: torch.device) -> Any:
-    """loss(model, batch): mean cross-entropy of one micro-batch."""
+def loss_of(settings: Settings, data: Data, device: torch.device) -> Any:
+    """loss(model, batch): mean loss of one micro-batch. Raises as `class_weights.scaled`."""
+    smoothing, threshold = settings.label_smoothing, settings.bce_target_thresh
+    weights = None
+    if settings.class_weights is not None:
+        weights = class_weights.scaled(settings.class_weights, data.train).to(device)
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
         batch = batch.to(device)
         logits = models.call(model, batch.images, batch.keys)
-        return cross_entropy(logits, batch, settings.label_smoothing)
+        if settings.loss == "bce":
+            return losses.binary_cross_entropy(logits, batch, smoothing, threshold)
+        return losses.cross_entropy(logits, batch, smoothing, weights)
 
     return loss
 
@@ -246,7 +254,7 @@ def engine_of(settings: Settings, data: Data, device: torch.device) -> Engine:
     )
     return Engine(
         backend,
-        loss=loss_of(settings, device),
+        loss=loss_of(settings, data, device),
         clip=settings.clip,
         ascent=settings.ascent,
         m=settings.m if settings.rule.two_passes else None,

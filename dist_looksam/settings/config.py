@@ -53,6 +53,7 @@ class Settings(Fields):
                 f"and {self.warmup_steps}; leave one out."
             )
         self._check_backend()
+        self._check_loss()
         if data_set(self.data).data_dir == "needs":
             data_set(self.data).check_dir(self.data_dir)
 
@@ -67,6 +68,25 @@ class Settings(Fields):
                     f"{what} is of {'backend' if len(owners) == 1 else 'the backends'} {named}, "
                     f"got backend {self.backend}; leave it out or use --backend {owners[0]}."
                 )
+
+    def _check_loss(self) -> None:
+        """ConfigError for settings that the loss does not have."""
+        threshold = self.bce_target_thresh
+        for name, owner in (("bce_target_thresh", "bce"), ("class_weights", "ce")):
+            if getattr(self, name) is not None and self.loss != owner:
+                raise ConfigError(
+                    f"{name} is of loss {owner}, got loss {self.loss}; leave it out or use --loss "
+                    f"{owner}."
+                )
+        if threshold is None:
+            return
+        if not 0 <= threshold < 1:
+            raise ConfigError(f"bce_target_thresh must be in [0, 1), got {threshold}.")
+        if self.label_smoothing:
+            raise ConfigError(
+                f"label_smoothing and bce_target_thresh, which makes targets 0 or 1, must not both "
+                f"be given, got {self.label_smoothing} and {threshold}; leave one out."
+            )
 
     def _check_numbers(self) -> None:
         at_least = {

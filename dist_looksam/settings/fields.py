@@ -7,6 +7,7 @@ from typing import Any
 from ..backends.compiled import COMPILES
 from ..backends.rows import BACKENDS
 from ..data.augment import ALLOWED
+from ..data.losses import LOSSES
 from ..data.sets import SETS
 from ..engine import ASCENTS
 from ..maths.schedule import RHO_SCHEDULES, SCALINGS, SCHEDULES
@@ -106,6 +107,13 @@ class Fields:
     model: str = flag("auto", "vit_ti16, vit_s16, vit_b16, ..., a timm name, or auto: by data set")
     drop_path: float = flag(0.0, "rate of dropped residual branches in the last block, in [0, 1)")
     label_smoothing: float = flag(0.0, "share of the target that all classes get, in [0, 1)")
+    loss: str = flag("ce", "cross-entropy, or binary cross-entropy, of training", LOSSES)
+    bce_target_thresh: float | None = flag(
+        None, "of loss bce: targets above it become 1, others 0; default: none do"
+    )
+    class_weights: str | None = flag(
+        None, "of loss ce: balanced, or a YAML file of weights by class name; default none"
+    )
     data: str = flag("fashion_mnist", "data set", SETS)
     data_dir: str | None = flag(
         None, "folder of the data: train/CLASS/* and val/CLASS/*, or shards, see docs/data.md"

@@ -4,7 +4,8 @@ from scipy.stats import kstest
 from torch.nn import functional as F
 
 from dist_looksam.data.augment import Augment
-from dist_looksam.data.batch import Batch, cross_entropy
+from dist_looksam.data.batch import Batch
+from dist_looksam.data.losses import cross_entropy
 from dist_looksam.data.mixing import draw, mix, swap
 
 

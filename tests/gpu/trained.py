@@ -71,7 +71,7 @@ def engine_of(backend: str, optimizer: str, model: str, images: int, compiled: s
     made = settings.backend_row.make(
         settings, net, lambda inner: assemble.optimizer_of(settings, inner), DEVICE
     )
-    return Engine(made, loss=assemble.loss_of(settings, DEVICE))
+    return Engine(made, loss=assemble.loss_of(settings, DATA, DEVICE))
 
 
 def batch_of(images: int) -> Batch:
@@ -97,7 +97,7 @@ def bare_loop(model: str, images: int, compiled: str, batch: Batch) -> Callable[
         compile_blocks(net)
     groups = table.groups(net, settings.weight_decay or 0.0)
     optimizer = torch.optim.AdamW(groups, lr=1e-3, fused=True)
-    loss = assemble.loss_of(settings, DEVICE)
+    loss = assemble.loss_of(settings, DATA, DEVICE)
 
     def step() -> Tensor:
         optimizer.zero_grad()
