@@ -10,16 +10,34 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..errors import ConfigError
 from .vit import Size, ViT
 
+_WIDTHS = {"ti": (192, 12, 3), "s": (384, 12, 6), "b": (768, 12, 12), "l": (1024, 24, 16)}
+
+
+def _family(name: str, which: tuple[str, ...], *, patch: int = 16, **rest: Any) -> dict[str, Size]:
+    """Sizes of a paper, by our names."""
+    made = {}
+    for width in which:
+        dim, depth, heads = _WIDTHS[width]
+        made[name.format(width)] = Size(patch=patch, dim=dim, depth=depth, heads=heads, **rest)
+    return made
+
+
+# The variants: DeiT (arXiv:2012.12877), DeiT III (2204.07118), DINOv2 with registers (2309.16588),
+# and the q and k of ViT-22B (2302.05442) in smaller sizes.
 SIZES = {
-    "vit_ti16": Size(patch=16, dim=192, depth=12, heads=3),
-    "vit_s16": Size(patch=16, dim=384, depth=12, heads=6),
-    "vit_b16": Size(patch=16, dim=768, depth=12, heads=12),
-    "vit_l16": Size(patch=16, dim=1024, depth=24, heads=16),
+    **_family("vit_{}16", ("ti", "s", "b", "l")),
     "vit_28": Size(patch=7, dim=96, depth=4, heads=3),
     "vit_28_mini": Size(patch=7, dim=32, depth=2, heads=2),
     "vit_28_p4": Size(patch=4, dim=64, depth=4, heads=2),
     "vit_8": Size(patch=2, dim=64, depth=4, heads=2),
-}
+    **_family("deit_{}16", ("ti", "s", "b"), class_token=True, class_position=True),
+    **_family("deit3_{}16", ("s", "b", "l"), class_token=True, layer_scale=1e-4),
+    **_family(
+        "dinov2_{}14_reg4", ("s", "b", "l"),
+        patch=14, class_token=True, registers=4, layer_scale=1e-5,
+    ),
+    **_family("vit_{}16_qk", ("s", "b", "l"), qk_norm=True),
+}  # fmt: skip
 # `auto`: the first whose patch divides the image and whose largest side is not exceeded.
 _AUTO = [("vit_8", 16), ("vit_28", 28), ("vit_28_p4", 64), ("vit_s16", None)]
 

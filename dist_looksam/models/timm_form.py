@@ -18,11 +18,22 @@ def as_timm(weights: dict[str, Tensor], size: Size) -> tuple[dict[str, Tensor], 
             weight = weight.view(size.dim, -1, patch, patch).contiguous()
         name = name.replace("patch_embed.", "patch_embed.proj.")
         names[name.replace(".fc", ".mlp.fc")] = weight
-    side = math.isqrt(weights["pos_embed"].shape[1]) * patch
+    side = math.isqrt(weights["pos_embed"].shape[1] - size.class_position) * patch
     channels, classes = names["patch_embed.proj.weight"].shape[1], len(weights["head.bias"])
     call = (
         f"timm.models.VisionTransformer(img_size={side}, patch_size={patch}, in_chans={channels}, "
         f"embed_dim={size.dim}, depth={size.depth}, num_heads={size.heads}, num_classes={classes}, "
-        f"class_token=False, global_pool='avg', fc_norm=False)"
+        f"{_variant(size)})"
     )
     return names, call
+
+
+def _variant(size: Size) -> str:
+    """The arguments of timm's VisionTransformer beyond width and depth."""
+    pool = "token" if size.class_token else "avg"
+    text = f"class_token={size.class_token}, global_pool={pool!r}, fc_norm=False"
+    if size.added_tokens and not size.class_position:
+        text += f", no_embed_class=True, reg_tokens={size.registers}"
+    if size.layer_scale:
+        text += f", init_values={size.layer_scale:g}"
+    return text + (", qk_norm=True" if size.qk_norm else "")

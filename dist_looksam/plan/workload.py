@@ -114,12 +114,17 @@ def _vit(net: ViT, num_classes: int) -> tuple[_Saved, _Saved, int]:
 
     A block keeps its norms' outputs, q, k, v, the attention's output, the MLP's inner layer before
     and after GELU: 14 x tokens x dim in the arithmetic's precision; twice the residual stream; and
-    in fp32 the attention's log-sums and the norms' means and deviations.
+    in fp32 the attention's log-sums and the norms' means and deviations. LayerScale adds both
+    branches' outputs; norms of q and k add their own, a copy, and their means and deviations.
+    For a class token the last norm's output is kept whole.
     """
     size, tokens = net.size, net.num_tokens
     stream = tokens * size.dim
-    block = 14 * stream, 2 * stream, tokens * (size.heads + 4)
-    own = block[0] * size.depth + tokens * net.patch_embed.in_features + 2 * size.dim
+    more = 2 * (size.layer_scale > 0) + 3 * size.qk_norm
+    norms = 4 * (1 + size.heads * size.qk_norm)
+    block = (14 + more) * stream, 2 * stream, tokens * (size.heads + norms)
+    own = block[0] * size.depth + net.num_patches * net.patch_embed.in_features + 2 * size.dim
+    own += (stream - size.dim) * size.class_token
     fp32 = block[2] * size.depth + 2 * tokens + 2 * num_classes
     return (own, block[1] * size.depth + stream, fp32), block, 5 * stream
 

@@ -1,4 +1,5 @@
-"""Ranks that train with every loss on every backend, the real loss of train.py around a small net.
+"""Ranks that train with every loss on every backend, the real loss of train.py around a small net,
+or around a ViT with everything that a published variant has.
 
 python losses_worker.py FOLDER     the cases by number of ranks: FOLDER/cases.json
 """
@@ -19,11 +20,29 @@ import zero_worker
 from dist_looksam import Engine
 from dist_looksam.data import Batch
 from dist_looksam.data.mixing import swap
+from dist_looksam.models.vit import Size, ViT
 from dist_looksam.settings import assemble, config
 
 COUNTS = {"a": 5, "b": 3, "c": 2}  # of training samples
 LABELS = torch.repeat_interleave(torch.arange(3), torch.tensor(list(COUNTS.values())))
 DATA = SimpleNamespace(train=SimpleNamespace(labels=LABELS, class_names=tuple(COUNTS)))
+
+
+NET = task.net
+VARIANT = Size(
+    patch=2, dim=8, depth=2, heads=2, class_token=True, registers=2, layer_scale=0.5, qk_norm=True
+)
+
+
+def vit() -> ViT:
+    torch.manual_seed(0)
+    return ViT(VARIANT, num_classes=3, image_shape=(1, 4, 4))
+
+
+def images(step: int) -> torch.Tensor:
+    """Of a step's global batch, for `vit`."""
+    draw = torch.Generator().manual_seed(2000 + step)
+    return torch.randn(task.BATCH, 1, 4, 4, generator=draw)
 
 
 def shares(step: int) -> torch.Tensor:
@@ -34,9 +53,10 @@ def shares(step: int) -> torch.Tensor:
     return lam.repeat_interleave(2)
 
 
-def batches(step: int, rank: int, ranks: int) -> list[Batch]:
+def batches(case: dict, step: int, rank: int, ranks: int) -> list[Batch]:
     """This rank's two micro-batches."""
     x, y = task.batch(step)
+    x = images(step) if case.get("net") == "vit" else x
     whole = {"images": x, "labels": y, "keys": torch.arange(task.BATCH), "partner": swap(y)}
     whole["lam"], n = shares(step), task.BATCH // (2 * ranks)
     starts = [(a * ranks + rank) * n for a in range(2)]
@@ -45,6 +65,8 @@ def batches(step: int, rank: int, ranks: int) -> list[Batch]:
 
 
 def engine_of(case: dict) -> Engine:
+    task.net = vit if case.get("net") == "vit" else NET
+    case = {**case, "units": "net" not in case}  # of FSDP2, by names of the small net's layers
     if case["on"] == "zero":
         made = zero_worker.open_engine({**case, "stage": 2})
     else:
@@ -56,7 +78,9 @@ def engine_of(case: dict) -> Engine:
 
 def played(case: dict) -> dict:
     engine, rank, ranks = engine_of(case), dist.get_rank(), dist.get_world_size()
-    losses = [float(engine.step(batches(step, rank, ranks)).loss) for step in range(task.STEPS)]
+    losses = [
+        float(engine.step(batches(case, step, rank, ranks)).loss) for step in range(task.STEPS)
+    ]
     return {"weights": engine.backend.full_weights(), "losses": losses}
 
 
