@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .. import checkpoint, files, models
+from ..backends.averages import KEY as EMA
 from ..checkpoint.commands import weights_of
 from ..checkpoint.form import digest_of
 from ..data import Data, load
@@ -35,6 +36,7 @@ class Trained:
     label: str
     weights: Path
     step: int | None
+    ema: bool = False  # the averages of the weights
     card: Card | None = None  # stored with the weights; those of older versions have none
 
     @property
@@ -89,7 +91,7 @@ class Trained:
         if self.step is not None:
             reader = checkpoint.Reader(self.weights)
             reader.verify()
-            return weights_of(reader)
+            return weights_of(reader, key=EMA if self.ema else "weight")
         try:
             return load_file(self.weights)
         except (SafetensorError, OSError) as error:
@@ -118,7 +120,7 @@ def open_(path: Path, *, step: int | None, ema: bool = False, **given: Any) -> T
     """A run directory's settings; checks that its weights are there.
 
     Args:
-        step: of the checkpoint; None: the weights at the end. ema: those averaged over steps.
+        step: of the checkpoint; None: the weights at the end. ema: the averages of either.
         given: settings instead of the run's own; None: the run's own.
 
     Raises:
@@ -126,19 +128,27 @@ def open_(path: Path, *, step: int | None, ema: bool = False, **given: Any) -> T
     """
     known = _config(path)
     file = _weights(path, step, rundir.WEIGHTS_EMA if ema else rundir.WEIGHTS)
-    return _trained(path, known, file, given, step=step)
+    if ema and step is not None:
+        _check_averages(checkpoint.Reader(file))
+    return _trained(path, known, file, given, step=step, ema=ema)
 
 
-def open_weights(path: Path, **given: Any) -> Trained:
+def open_weights(path: Path, *, ema: bool = False, **given: Any) -> Trained:
     """A safetensors file or a checkpoint alone, with the settings that are known of it.
 
+    Args:
+        ema: the averages of the checkpoint's weights.
+
     Raises:
-        ConfigError: it is neither, or the settings it lacks are not given. RunError: it is damaged.
+        ConfigError: it is neither, has no averages, or the settings it lacks are not given.
+        RunError: it is damaged.
     """
     if (path / checkpoint.MANIFEST).is_file():
         reader = checkpoint.Reader(path)
+        if ema:
+            _check_averages(reader)
         config = dict(reader.extra.get("settings") or {})
-        return _trained(path, config, path, given, step=reader.step)
+        return _trained(path, config, path, given, step=reader.step, ema=ema)
     beside = path.parent / rundir.CONFIG
     config = _config(path.parent) if beside.is_file() else {}
     about = _metadata(path)
@@ -148,6 +158,14 @@ def open_weights(path: Path, **given: Any) -> Trained:
     return _trained(path, config, path, given)
 
 
+def _check_averages(reader: checkpoint.Reader) -> None:
+    if EMA not in reader.keys:
+        raise ConfigError(
+            f"--weights ema needs a checkpoint with averages of the weights, got {reader.path}, "
+            f"which holds {', '.join(['weights', *reader.keys])}; leave out --weights ema."
+        )
+
+
 def _trained(
     path: Path,
     known: dict[str, Any],
@@ -155,6 +173,7 @@ def _trained(
     given: Mapping[str, Any],
     *,
     step: int | None = None,
+    ema: bool = False,
 ) -> Trained:
     if given.get("data"):  # other data have no held-out images, nor the run's folder
         known = {k: v for k, v in known.items() if k not in _OF_OWN_DATA}
@@ -180,6 +199,7 @@ def _trained(
         label=str(label),
         weights=weights,
         step=step,
+        ema=ema,
         card=_card(weights, step),
     )
 

@@ -15,12 +15,23 @@ def factor(step: int, *, steps: int, warmup: int, schedule: str) -> float:
     """
     if step < warmup:
         return (step + 1) / warmup
-    done = min(1.0, (step - warmup) / max(1, steps - warmup))
+    return _decayed(min(1.0, (step - warmup) / max(1, steps - warmup)), schedule)
+
+
+def _decayed(done: float, schedule: str) -> float:
+    """The factor from 1 at done = 0 to 0 at done = 1."""
     if schedule == "constant":
         return 1.0
     if schedule == "linear":
         return 1.0 - done
     return 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+def extended_factor(step: int, *, first: int, start: float, steps: int, schedule: str) -> float:
+    """The factor at `step` >= `first` of a run that was made longer at `first`, where it is
+    `start`: from there it decays towards 0, which it would reach at step `steps`, in the shape of
+    the schedule."""
+    return start * _decayed((step - first) / (steps - first), schedule)
 
 
 def rho_factor(

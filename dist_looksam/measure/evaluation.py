@@ -67,20 +67,15 @@ def opened(flags: Any, **given: Any) -> Trained:
     """What `flags.weights_of` names: a run directory, or weights alone."""
     path, ema = flags.weights_of, flags.weights == "ema"
     if path.is_dir() and not (path / checkpoint.MANIFEST).is_file():
-        if ema and flags.step is not None:
-            raise ConfigError(
-                f"--weights ema are those at the end of a run, got --step {flags.step} besides; "
-                f"leave one out."
-            )
         return open_(path, step=flags.step, ema=ema, **given)
     if not path.exists():
         raise ConfigError(
             f"RUN must be a run directory, a checkpoint or a safetensors file, got {path}, which "
             f"does not exist; give what train.py --out wrote."
         )
-    if ema or flags.step is not None:
+    if flags.step is not None or (ema and path.is_file()):
         raise ConfigError(f"--step and --weights choose among the weights of a run, got {path}.")
-    return open_weights(path, **given)
+    return open_weights(path, ema=ema, **given)
 
 
 @torch.no_grad()
@@ -133,6 +128,7 @@ def _facts(trained: Trained) -> dict[str, Any]:
         "run": str(trained.path),
         "weights": str(trained.weights),
         "step": trained.step,
+        "ema": trained.ema,
         **{name: known[name] for name in names},
     }
 
@@ -192,9 +188,10 @@ def _text(found: dict[str, Any]) -> str:
     shown = ("nan" if found[key] is None else f"{found[key]:.4f}" for key in names)
     numbers = "  ".join(f"{name} {x}" for name, x in zip(names.values(), shown, strict=True))
     unreadable = f", {found['unreadable']:,} unreadable" if found["unreadable"] else ""
+    averages = " (averages)" if found["ema"] else ""
     head = ("class", "mistaken for", "images", "top1")
     return (
-        f"{found['weights']}: {found['images']:,} images of {found['data']}{unreadable}\n"
+        f"{found['weights']}{averages}: {found['images']:,} images of {found['data']}{unreadable}\n"
         f"{numbers}\n\n{table_text(head, rows, left=2)}"
     )
 

@@ -140,7 +140,18 @@ def _loss(steps: Rows, evaluations: Rows, x: alt.X) -> alt.LayerChart:
             .encode(x=x, y=y, color=colour)
         )
     layers += _skipped(steps, x)
-    return alt.layer(*layers).properties(width=560, height=270, title="Loss")
+    title = "Loss" + not_finite(steps, evaluations)
+    return alt.layer(*layers).properties(width=560, height=270, title=title)
+
+
+def not_finite(steps: Rows, evaluations: Rows) -> str:
+    """Where the loss was nan or infinite, which no line shows; "" for nowhere."""
+    lost = [row["step"] for row in steps if row["loss"] is None]
+    later = [row["step"] for row in evaluations if row["eval_loss"] is None]
+    counts = [many(len(x), kind) for x, kind in ((lost, "step"), (later, "evaluation")) if x]
+    if not counts:
+        return ""
+    return f": nan in {' and '.join(counts)}, first at step {min(lost + later):,}"
 
 
 def _dots(dots: Rows) -> alt.Chart:

@@ -6,7 +6,7 @@ from pathlib import Path
 import altair as alt
 
 from dist_looksam.report import about, drawing
-from dist_looksam.report.curves import lines_of, smooth
+from dist_looksam.report.curves import lines_of, not_finite, smooth
 from dist_looksam.report.drawing import Rows
 
 
@@ -14,9 +14,10 @@ def overlaid(folders: Sequence[Path], out: Path) -> Path:
     """Draw the runs over each other into `out`; returns it. ConfigError as `curves`."""
     losses: Rows = []
     top1: Rows = []
-    names = about.labels(folders)
-    for folder, name in zip(folders, names, strict=True):
+    names = []
+    for folder, label in zip(folders, about.labels(folders), strict=True):
         steps, evaluations = lines_of(folder)
+        names.append(name := label + not_finite(steps, evaluations))
         losses += [row | {"run": name} for row in smooth(steps, "loss")]
         top1 += [
             {"step": row["step"], "value": row["eval_top1"], "run": name}

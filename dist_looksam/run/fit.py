@@ -17,7 +17,6 @@ from ..data.card import card, metadata
 from ..data.fingerprint import fingerprint
 from ..engine import Report
 from ..errors import RunError
-from ..maths.schedule import factor
 from ..optim.later import Later
 from ..record import rundir, trackers
 from ..record.metrics import MetricsLog, peak_memory
@@ -26,7 +25,7 @@ from ..record.progress import Progress
 from ..record.version import made_with
 from ..settings import assemble, config, when
 from ..settings.config import Settings
-from . import results, resume
+from . import extension, results, resume
 from .advice import Advice, nothing_learnt, without_effect
 from .interrupt import REQUEUES, WATCHED, Interrupt, Interrupted, requeue
 from .peak import peak_share
@@ -74,6 +73,7 @@ class Fit:
         self._shared: tuple[int | None, Later] | None = None
         self.caught: list[signal.Signals] = []  # by any rank
         reader, notes = resume.prepare(self.backend, settings, data)
+        self.extension = extension.of(settings, reader)
         self.notes = [*data.notes, *notes]
         if self.first:
             self.made_with = made_with()
@@ -193,8 +193,7 @@ class Fit:
     def _set_lr(self, step: int) -> float:
         """Set the learning rate and the factor of rho."""
         s = self.settings
-        assert s.warmup_steps is not None
-        share = factor(step, steps=self.steps, warmup=s.warmup_steps, schedule=s.schedule)
+        share = extension.lr_factor(step, vars(s), self.extension)
         for group, peak in zip(self.engine.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * share
         self.engine.optimizer.rho_scale = when.rho_scale(s, step, lr=share)
@@ -316,6 +315,7 @@ class Fit:
             self.log.flush()  # so that the metrics reach the step of the checkpoint
             extra = {
                 "settings": resume.saved_settings(self.settings, self.data),
+                extension.KEY: self.extension,
                 **asdict(self.found),
                 "probed_looks": 0 if self.probe is None else self.probe.looks,
                 "data": fingerprint(self.data),

@@ -17,9 +17,9 @@ from ..data.extent import Extent
 from ..data.fingerprint import fingerprint
 from ..data.sets import data_set
 from ..errors import ConfigError, RunError
-from ..maths.schedule import factor
 from ..record import rundir
 from ..settings.config import Settings
+from . import extension
 
 Result = TypeVar("Result")
 # A resumed run must have the same values, else it would not continue the run of the checkpoint.
@@ -27,7 +27,7 @@ MUST_AGREE = (
     "model", "optimizer", "base", "batch_size", "data", "image_size", "train_images", "holdout",
     "seed", "shuffle", "image_size_from",
 )  # fmt: skip
-NOT_OF_THE_RUN = ("out", "resume", "requeue", "dry_run", "ranks", "local_rank")
+NOT_OF_THE_RUN = ("out", "resume", "requeue", "dry_run", "ranks", "local_rank", "extend")
 
 
 def shared(backend: Backend, work: Callable[[], Result]) -> Result:
@@ -71,6 +71,7 @@ def prepare(
         notes += _changed_data(reader, data)
         if (ranks := reader.manifest["ranks"]) != backend.size:
             notes.append(f"ranks are {backend.size}, were {ranks} when the checkpoint was written")
+    extension.check(settings, reader)
     step, path = (None, None) if reader is None else (reader.step, reader.path)
     notes += shared(backend, lambda: rundir.prepare(out, resume_step=step, resumed=path))
     if reader is not None:
@@ -98,10 +99,12 @@ def outlook(settings: Settings, data: Data | Extent) -> tuple[str, list[str]]:
             damaged.append(str(error))
             continue
         notes = [*damaged, *_compare(reader, saved_settings(settings, data))]
+        extension.check(settings, reader)
         begins = f"at step {reader.step:,}, from {path}, whose contents were not read"
         return begins, notes
     if candidates:
         raise _none_whole(settings, damaged)
+    extension.check(settings, None)
     if rundir.used(out):
         return f"anew in {out}; the run that is there gets another name", []
     return f"anew in {out}", []
@@ -141,7 +144,9 @@ def _compare(reader: checkpoint.Reader, now: dict[str, Any]) -> list[str]:
         for name in now
         if name not in NOT_OF_THE_RUN and name in then and then[name] != now[name]
     ]
-    notes += _anew(reader.step, then, now)
+    if now.get("image_size_from") and then.get("steps") != now["steps"]:
+        notes.append(f"warning: images grow over {now['steps']} steps, not {then.get('steps')}")
+    notes += extension.notes(reader, now)
     written = reader.manifest["versions"].get("torch")
     if written != str(torch.__version__):
         notes.append(f"torch is {torch.__version__}, was {written} when it was written")
@@ -160,28 +165,6 @@ def _compare_repeat(reader: checkpoint.Reader, then: dict[str, Any], now: dict[s
             f"repeat must be as in the checkpoint {reader.path}, got {after} instead of {before}; "
             f"{use} --augment, or use --resume none for a new run."
         )
-
-
-def _anew(step: int, then: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """A warning where another length moves the learning rate: the schedule is that of the new
-    length from its first step on, as if the run had had it from the beginning."""
-    notes = []
-    if now.get("image_size_from") and then.get("steps") != now["steps"]:
-        notes = [f"warning: images grow over {now['steps']} steps, not {then.get('steps')}"]
-    try:
-        before, after = (
-            factor(step, steps=s["steps"], warmup=s["warmup_steps"], schedule=s["schedule"])
-            for s in (then, now)
-        )
-    except (KeyError, TypeError):  # of an older version
-        return notes
-    if then["steps"] == now["steps"] or abs(after - before) < 1e-9:
-        return notes
-    return [
-        *notes,
-        f"warning: the schedule is that of {now['steps']} steps: lr goes on at {after:.1%} of its "
-        f"peak at step {step}, where that of {then['steps']} steps has {before:.1%}",
-    ]
 
 
 def _changed_data(reader: checkpoint.Reader, data: Data) -> list[str]:

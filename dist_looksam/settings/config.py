@@ -47,6 +47,11 @@ class Settings(Fields):
                 f"either epochs or steps must be given, got epochs {self.epochs:g} and steps "
                 f"{self.steps}; leave one out."
             )
+        if self.extend and self.resume == "none":
+            raise ConfigError(
+                "extend makes a run longer, got no --resume; name the run with --resume RUN, or "
+                "leave --extend out."
+            )
         if self.warmup_epochs is not None and self.warmup_steps is not None:
             raise ConfigError(
                 f"either warmup_epochs or warmup_steps must be given, got {self.warmup_epochs:g} "

@@ -104,7 +104,7 @@ class Fields:
     )
     schedule: str = flag("cosine", "learning rate after the warm-up", SCHEDULES)
     ema: float = flag(0.0, "decay of the moving average of weights, as 0.9998; 0: there is none")
-    model: str = flag("auto", "vit_ti16, vit_s16, vit_b16, ..., a timm name, or auto: by data set")
+    model: str = flag("auto", "vit_s16, deit3_b16, ..., a timm name, or auto: by data set")
     drop_path: float = flag(0.0, "rate of dropped residual branches in the last block, in [0, 1)")
     label_smoothing: float = flag(0.0, "share of the target that all classes get, in [0, 1)")
     loss: str = flag("ce", "cross-entropy, or binary cross-entropy, of training", LOSSES)
@@ -155,6 +155,9 @@ class Fields:
     seed: int = flag(0, "seed of weights, sample order, augmentation and dropout")
     out: str = flag("runs/latest", "run directory")
     resume: str = flag("none", "what to resume: auto (newest in --out), none, a run or checkpoint")
+    extend: bool = flag(
+        False, "with --resume and more --steps: lr goes on from its value of then; default off"
+    )
     save_every: int = flag(0, "steps between checkpoints; 0: one at the end")
     keep: int = flag(0, "number of checkpoints to keep, the newest; 0: all")
     requeue: bool = flag(False, "requeue the SLURM job after SIGUSR1 or SIGUSR2; default off")

@@ -13,6 +13,7 @@ import pytest
 from dist_looksam.cli import main as cli
 from dist_looksam.errors import ConfigError
 from dist_looksam.report import curves, drawing, probe_figures
+from dist_looksam.report.overlaid import overlaid
 
 K = 5
 
@@ -227,6 +228,27 @@ def test_a_quantity_has_the_same_axis_in_every_run_and_the_last_accuracy_is_name
 @pytest.mark.parametrize("steps", [1, 2, 7])
 def test_a_run_that_has_hardly_begun_can_be_drawn(tmp_path, steps):
     assert curves(run(tmp_path, steps)).exists()
+
+
+def test_a_loss_that_is_nan_is_named_where_it_began_and_is_not_drawn_as_0(tmp_path, monkeypatch):
+    charts = []
+    monkeypatch.setattr(drawing, "save_png", lambda chart, path: charts.append(chart.to_dict()))
+    folders = [run(tmp_path / name, 60) for name in "ab"]
+    rows = [json.loads(x) for x in (folders[1] / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        if row["step"] >= 50:
+            row["loss" if "loss" in row else "eval_loss"] = None
+    (folders[1] / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    evaluations = sum("eval_loss" in row and row["step"] >= 50 for row in rows)
+    curves(folders[1])
+    panel = charts[0]["vconcat"][0]["hconcat"][0]
+    also = f" and {evaluations} evaluation{'s' * (evaluations > 1)}"
+    assert panel["title"] == f"Loss: nan in 12 steps{also}, first at step 6"
+    drawn = [row["value"] for x in charts[0]["datasets"].values() for row in x if "kind" in row]
+    assert drawn and 0 not in drawn
+    overlaid(folders, tmp_path / "both.png")
+    names = charts[1]["hconcat"][0]["encoding"]["color"]["scale"]["domain"]
+    assert [": nan in 12 steps" in name for name in names] == [False, True]
 
 
 def test_a_run_whose_losses_are_all_lost_can_be_drawn(tmp_path):

@@ -86,6 +86,19 @@ def test_an_average_that_begins_at_a_resume_begins_with_the_weights_of_then(run,
         assert torch.allclose(ema[name], 0.75 * before[name] + 0.25 * w, atol=1e-7), name
 
 
+def test_the_averages_of_a_checkpoint_score_what_the_run_said(run, capsys):
+    def scored(*flags):
+        assert main(["eval", *map(str, flags), "--json", "--device", "cpu"]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    got, want = scored(run, "--weights", "ema", "--step", 30), evaluations(run)[-1]
+    assert got["top1"] == pytest.approx(want["ema_top1"], abs=1e-8) and got["ema"]
+    assert got["loss"] == pytest.approx(want["ema_loss"], rel=1e-6)
+    alone = scored(run / "checkpoints" / "step-17", "--weights", "ema")["loss"]
+    assert alone == scored(run, "--weights", "ema", "--step", 17)["loss"]
+    assert alone != scored(run, "--step", 17)["loss"]
+
+
 @pytest.mark.parametrize("value", ["1", "-0.1"])
 def test_a_decay_out_of_range_is_one_sentence(value, tmp_path, capsys):
     train(tmp_path / "run", "--ema", value, code=2)
