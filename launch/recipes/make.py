@@ -27,6 +27,7 @@ SOURCES = {
     "vit": "Dosovitskiy et al., arXiv:2010.11929: ViT-B/16 from scratch on ImageNet",
     "m": "Foret et al., arXiv:2010.01412, section 4.1: SAM gains more as m falls",
     "colossal": "ColossalAI, examples/vit-b16: read; with dropout 0.1, which our ViT lacks",
+    "deit3": "DeiT III, arXiv:2204.07118: commands and engine.py of its code, read",
     "lamb": "You et al., arXiv:1904.00962: lr as the square root of the batch",
 }
 
@@ -52,10 +53,26 @@ class Base:
     source: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class DeiT3:
+    """What DeiT III's command says of a size, at batch 2,048."""
+
+    lr: float
+    drop_path: float
+    image_size: int
+
+
 MODELS = {
     "vit_s16": Model(title="ViT-S/16", nodes=2, most=1024, norm=207.8, rho=0.1, m=256),
     "vit_b16": Model(title="ViT-B/16", nodes=8, most=512, norm=293.5, rho=0.2, m=64),
+    "deit3_s16": Model(title="DeiT III-S/16", nodes=2, most=1024, norm=207.8, rho=0.1, m=256),
+    "deit3_b16": Model(title="DeiT III-B/16", nodes=8, most=512, norm=293.5, rho=0.2, m=64),
 }
+DEIT3 = {
+    "deit3_s16": DeiT3(lr=0.004, drop_path=0.05, image_size=224),
+    "deit3_b16": DeiT3(lr=0.003, drop_path=0.2, image_size=192),
+}
+OF_DEIT3 = ("lamb", "look_layer_sam")
 BASES = {
     "adamw": Base(lr=0.003, weight_decay=0.3, source="[chen] [gsam]"),
     "lamb": Base(lr=0.01, weight_decay=0.1, source="[look]"),
@@ -66,7 +83,9 @@ SAVE_EVERY, KEEP = 2000, 2  # at batch 4,096
 
 PUBLIC = ("vit_b16", "lamb_public", 32768)  # the one public recipe at such a batch
 
-ALL = [*((m, o, b) for m in MODELS for o in METHODS for b in BATCHES), PUBLIC]
+PLAIN = [m for m in MODELS if m not in DEIT3]
+ALL = [*((m, o, b) for m in PLAIN for o in METHODS for b in BATCHES), PUBLIC]
+ALL += [(m, o, b) for m in DEIT3 for o in OF_DEIT3 for b in BATCHES]
 MARK = "<!-- from here on make.py writes -->"
 COLUMNS = (
     "recipe", "steps", "warm-up", "lr", "decay", "rho", "precision", "passes", "GPUs", "hours",
@@ -124,10 +143,42 @@ def _public() -> list[Line]:
     return [(name, *line) for name, line in (ours | own).items()]
 
 
+def _deit3(model: str, method: str, batch: int) -> list[Line]:
+    """The settings of a recipe after DeiT III: those of ours with its numbers."""
+    ours = {name: (value, said) for name, value, said in _ours(model, method, batch)}
+    its, scaled = DEIT3[model], DEIT3[model].lr * sqrt(batch / 2048)
+    del ours["warmup_steps"]
+    smaller = its.image_size < ours["image_size"][0]
+    then = ", which then fine-tunes 20 epochs at 224" if smaller else ""
+    warmup = {"warmup_epochs": (5, "[deit3]; at other batches as many images: extrapolated")}
+    own = {
+        "image_size": (its.image_size, f"[deit3]{then}"),
+        "augment": (
+            "crop,flip,3augment,jitter:0.3,mixup:0.8,cutmix:1,repeat:4",
+            "[deit3], which repeats 3 times: no power of two has 3",
+        ),
+        "epochs": (800, "[deit3]"),
+        "lr": (its.lr, f"at 2,048 [deit3]; {scaled:.3g} here"),
+        "lr_base_batch": (2048, ""),
+        "schedule": ("cosine", "[deit3], to 1e-5; here to 0"),
+        "weight_decay": (0.05, "[deit3]; its table has 0.02: second-hand"),
+        "eps": (1e-8, "of timm's optimizers, as [deit3]; gradients of this loss are small"),
+        "clip": (1.0, "[deit3]: FusedLAMB's"),
+        "drop_path": (its.drop_path, "[deit3], in every block; here growing to it"),
+        "loss": ("bce", "[deit3]"),
+        "bce_target_thresh": (0, "[deit3]: both classes of a mixed image have target 1"),
+    }
+    return [(name, *line) for name, line in (ours | warmup | own).items()]
+
+
 def lines_of(model: str, method: str, batch: int) -> list[Line]:
     """The settings of a recipe, in the order in which they are written."""
     if (model, method, batch) == PUBLIC:
         return _public()
+    return (_deit3 if model in DEIT3 else _ours)(model, method, batch)
+
+
+def _ours(model: str, method: str, batch: int) -> list[Line]:
     of, base = MODELS[model], BASE_OF.get(method, "lamb")
     start, ranks, times = BASES[base], of.nodes * GPUS_OF_NODE, batch // FIRST
     there = "" if times == 1 else f", {start.lr * sqrt(times):.3g} here"
@@ -215,8 +266,8 @@ def _header(
     assert outcome.plan is not None, outcome.unplanned
     per_node = outcome.plan.images_per_s / model.nodes
     text = [
-        f"{model.title}, {method}, batch {outcome.settings.batch_size:,}, {EPOCHS} epochs of "
-        "ImageNet-1k. Not trained by us.",
+        f"{model.title}, {method}, batch {outcome.settings.batch_size:,}, {outcome.epochs:.3g} "
+        "epochs of ImageNet-1k. Not trained by us.",
         "Written by make.py, which has every number once: change it there, or by flags.",
         "",
         *_commands(name, model.nodes),
@@ -239,8 +290,9 @@ def recipe(model: str, method: str, batch: int) -> str:
     header = _header(name, MODELS[model], method, outcome_of(lines), lines)
     body = []
     for setting, value, said in lines:
-        line = f"{setting}: {value}"
-        body.append(f"{line:<26}# {said}" if said else line)
+        number = isinstance(value, float) and "e" in str(value)
+        line = f"{setting}: {value:.1e}" if number else f"{setting}: {value}"  # YAML wants a dot
+        body.append(f"{line:<25} # {said}" if said else line)
     return header + "\n\n" + "\n".join(body) + "\n"
 
 

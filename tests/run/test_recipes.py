@@ -19,6 +19,8 @@ ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "launch" / "recipes"
 FILES = sorted(FOLDER.glob("*.yaml"))
 PUBLIC = "vit_b16-lamb_public-32k"
+DEIT3 = [p for p in FILES if p.stem.startswith("deit3_")]
+OURS = [p for p in FILES if p.stem != PUBLIC and p not in DEIT3]
 METHODS = ("adamw", "lamb", "sam", "look_sam", "layer_sam", "look_layer_sam")
 # batch: steps of 300 epochs of 1,281,167 images, warm-up, lr from 3e-3 and from 1e-2. By hand.
 ARITHMETIC = {
@@ -42,18 +44,23 @@ def make():
 
 def test_there_is_a_recipe_for_every_model_method_and_batch():
     wanted = {f"{m}-{o}-{b}k" for m in ("vit_s16", "vit_b16") for o in METHODS for b in ARITHMETIC}
-    assert {p.stem for p in FILES} == wanted | {PUBLIC}
+    assert {p.stem for p in OURS} == wanted
+    methods = ("lamb", "look_layer_sam")
+    wanted = {
+        f"{m}-{o}-{b}k" for m in ("deit3_s16", "deit3_b16") for o in methods for b in ARITHMETIC
+    }
+    assert {p.stem for p in DEIT3} == wanted and FOLDER / f"{PUBLIC}.yaml" in FILES
 
 
 def test_every_recipe_passes_the_check(capsys):
     assert recipes.main(["check"]) == 0
     told = capsys.readouterr().out.splitlines()
-    assert told[-1] == "61 recipes, 0 wrong"
+    assert told[-1] == "81 recipes, 0 wrong"
     assert [re.split(r"[ :]+", line)[1] for line in told[:-1]] == [p.name for p in recipes.found()]
 
 
 def test_the_files_are_what_make_py_writes(make):
-    """So that a number stands once: change it in make.py, not in 61 files."""
+    """So that a number stands once: change it in make.py, not in 81 files."""
     made = make.files()
     assert set(made) == {p.name for p in FILES} | {"README.md"}
     for name, text in made.items():
@@ -63,8 +70,8 @@ def test_the_files_are_what_make_py_writes(make):
 @pytest.mark.parametrize("batch", ARITHMETIC)
 def test_steps_warm_up_and_lr_are_the_arithmetic_done_by_hand(batch):
     steps, warmup, adamw, lamb = ARITHMETIC[batch]
-    for path in FILES:
-        if path.stem.endswith(f"-{batch}k") and path.stem != PUBLIC:
+    for path in OURS:
+        if path.stem.endswith(f"-{batch}k"):
             found = recipes.checked(path)
             base = {"adamw": adamw, "lamb": lamb}[found.settings.base]
             assert (found.steps, found.settings.warmup_steps) == (steps, warmup), path
@@ -80,6 +87,20 @@ def test_the_public_recipe_has_its_own_numbers():
     assert (s.batch_size, s.optimizer, s.weight_decay) == (32_768, "lamb", 0.1)
     assert (s.clip, s.schedule, s.precision) == (1.0, "linear", "fp16")
     assert s.augment == "crop,flip,mixup" and s.lr_scaling == "none"
+
+
+def test_recipes_after_deit3_have_its_numbers_at_2048_and_grow_them_by_the_rules():
+    """At 16k, 8 times its batch: lr grows by sqrt(8); 800 and 5 epochs of 1,281,167 images."""
+    for model, lr, drop, side in (("s", 0.0113137, 0.05, 224), ("b", 0.0084853, 0.2, 192)):
+        for method in ("lamb", "look_layer_sam"):
+            found = recipes.checked(FOLDER / f"deit3_{model}16-{method}-16k.yaml")
+            s = found.settings
+            assert found.lr == pytest.approx(lr, rel=1e-5)
+            assert (found.steps, s.warmup_steps) == (62_557, 391)
+            assert (s.optimizer, s.base, s.loss, s.bce_target_thresh) == (method, "lamb", "bce", 0)
+            assert (s.weight_decay, s.eps, s.clip, s.label_smoothing) == (0.05, 1e-8, 1.0, 0.0)
+            assert (s.drop_path, s.image_size, s.model) == (drop, side, f"deit3_{model}16")
+            assert s.augment == "crop,flip,3augment,jitter:0.3,mixup:0.8,cutmix:1,repeat:4"
 
 
 def test_the_cost_is_that_of_the_operations_and_a_little_for_the_rest():
@@ -148,7 +169,15 @@ def test_every_number_has_a_source_or_a_rule_that_is_explained(path):
     head, body = text.split("\n\n")
     for name in re.findall(r"\[(\w+)\]", body):
         assert f"[{name}] " in head
-    for setting in ("epochs", "lr", "lr_scaling", "warmup_steps", "weight_decay", "clip", "rho"):
+    for setting in (
+        "epochs",
+        "lr",
+        "lr_scaling",
+        "warmup_(?:steps|epochs)",
+        "weight_decay",
+        "clip",
+        "rho",
+    ):
         line = re.search(rf"^{setting}:.*$", body, re.M)
         if line or setting != "rho":
             assert line and re.search(r"# .*(\[\w+\]|no source)", line[0]), setting
@@ -160,7 +189,7 @@ def test_recipes_with_an_ascent_name_an_m_that_no_batch_changes():
     for path in FILES:
         settings = recipes.checked(path).settings
         climbs = "sam" in settings.optimizer
-        assert settings.m == ({"vit_s16": 256, "vit_b16": 64}[settings.model] if climbs else None)
+        assert settings.m == ({"s": 256, "b": 64}[settings.model[-3]] if climbs else None)
         own = "fp16" if "public" in path.name else "bf16"
         assert (settings.backend, settings.precision) == (
             ("ddp", "fp16") if climbs else ("zero", own)
@@ -170,7 +199,7 @@ def test_recipes_with_an_ascent_name_an_m_that_no_batch_changes():
 def test_the_list_shows_every_recipe(capsys):
     assert recipes.main([]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert rows[0][:4] == ["recipe", "steps", "warm-up", "lr"] and len(rows) == 63
+    assert rows[0][:4] == ["recipe", "steps", "warm-up", "lr"] and len(rows) == 83
     assert ["vit_b16-look_layer_sam-64k", "5,865", "625", "0.04", "0.0007"] in [r[:5] for r in rows]
 
 
