@@ -21,7 +21,7 @@ from ..plan.reading import Reading, reading
 from ..settings import assemble, when
 from ..settings.config import Settings
 from ..world import World
-from . import resume
+from . import pretrained, resume
 from .advice import without_effect
 
 GPU = "h200"
@@ -35,8 +35,9 @@ SMALL = 1e9  # operations an image; with fewer a GPU waits for kernel launches
 class Outcome:
     """The effect of valid settings. `settings` are resolved.
 
-    perturbed: (layers, their parameters) that are perturbed, and (layers, parameters) of all.
+    perturbed: (layers, their parameters) that are perturbed, and (layers, parameters) trained.
     `plans` are by share of an H200's peak; where there are none, `unplanned` is the reason.
+    init: notes on the weights to start from.
     """
 
     settings: Settings
@@ -48,6 +49,7 @@ class Outcome:
     flops: int  # forward, one image
     plans: dict[float, Plan]
     unplanned: str = ""
+    init: tuple[str, ...] = ()
 
     @property
     def steps(self) -> int:
@@ -98,12 +100,7 @@ def check(settings: Settings, *, ranks: int, launcher: str = "", opened: bool = 
     asked = settings
     settings = settings.resolved(ranks=ranks, launcher=launcher, samples=data.samples)
     with torch.device("meta"):
-        model = models.create(
-            settings.model,
-            num_classes=data.classes,
-            image_shape=data.shape,
-            drop_path=settings.drop_path,
-        )
+        model = assemble.created(settings, data.classes, data.shape)
     if settings.checkpoint_activations:
         models.checkpoint_activations(model)
     if settings.compile != "off":
@@ -120,6 +117,7 @@ def check(settings: Settings, *, ranks: int, launcher: str = "", opened: bool = 
         flops=models.flops_per_image(model, data.shape),
         plans=plans,
         unplanned=unplanned,
+        init=tuple(pretrained.outlook(settings, model, data)) if opened else (),
     )
 
 
@@ -155,7 +153,7 @@ def _plans(
 def notes(outcome: Outcome) -> list[str]:
     """Notes on settings that are allowed but seldom wanted."""
     s = outcome.settings
-    lines = without_effect(s) + _order_note(s, outcome.ranks)
+    lines = [*outcome.init, *without_effect(s), *_order_note(s, outcome.ranks)]
     ascent = s.rule.ascent
     assert s.rho is not None
     if ascent and s.precision == "bf16" and s.rho < LEAST_RHO[ascent]:

@@ -25,7 +25,7 @@ MUST_AGREE = (
     "model", "optimizer", "base", "batch_size", "data", "image_size", "train_images", "holdout",
     "seed", "shuffle",
 )  # fmt: skip
-NOT_OF_THE_RUN = ("out", "resume", "requeue", "dry_run", "ranks", "local_rank")
+NOT_OF_THE_RUN = ("out", "resume", "init", "requeue", "dry_run", "ranks", "local_rank")
 
 
 def shared(backend: Backend, work: Callable[[], Result]) -> Result:
