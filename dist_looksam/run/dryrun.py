@@ -37,6 +37,7 @@ class Outcome:
 
     perturbed: (layers, their parameters) that are perturbed, and (layers, parameters) trained.
     `plans` are by share of an H200's peak; where there are none, `unplanned` is the reason.
+    lrs: the lowest and the highest peak of the learning rate of a layer.
     init: notes on the weights to start from.
     """
 
@@ -47,6 +48,7 @@ class Outcome:
     parameters: int
     perturbed: tuple[tuple[int, int], tuple[int, int]]
     flops: int  # forward, one image
+    lrs: tuple[float, float]
     plans: dict[float, Plan]
     unplanned: str = ""
     init: tuple[str, ...] = ()
@@ -106,6 +108,7 @@ def check(settings: Settings, *, ranks: int, launcher: str = "", opened: bool = 
     if settings.compile != "off":
         compiled.blocks(model)
     optimizer = assemble.optimizer_of(settings, model)
+    lrs = [group["lr"] for group in optimizer.param_groups]
     plans, unplanned = _plans(asked, data, ranks, launcher)
     return Outcome(
         settings=settings,
@@ -115,6 +118,7 @@ def check(settings: Settings, *, ranks: int, launcher: str = "", opened: bool = 
         parameters=sum(p.numel() for p in model.parameters()),
         perturbed=_perturbed(optimizer.param_groups),
         flops=models.flops_per_image(model, data.shape),
+        lrs=(min(lrs), max(lrs)),
         plans=plans,
         unplanned=unplanned,
         init=tuple(pretrained.outlook(settings, model, data)) if opened else (),
@@ -222,6 +226,17 @@ def _whom(outcome: Outcome) -> str:
     )
 
 
+def _trained(outcome: Outcome) -> dict[str, str]:
+    """A row on frozen layers and on other learning rates; {} where there are none."""
+    count, lrs = outcome.perturbed[1][1], [f"{lr:.3g}" for lr in outcome.lrs]
+    parts = []
+    if count < outcome.parameters:
+        parts.append(f"{count:,} of {outcome.parameters:,} parameters")
+    if lrs[0] != lrs[1]:
+        parts.append(f"lr {lrs[0]} to {lrs[1]} by layer")
+    return {"trained": "; ".join(parts)} if parts else {}
+
+
 def _order(blocks: Blocks) -> str:
     turn = f"{blocks.turn} of each in turn" if blocks.turn else "all of them permuted"
     return (
@@ -270,6 +285,7 @@ def summary(outcome: Outcome) -> str:
         **({"perturbed": _whom(outcome)} if s.rule.ascent and s.perturb != ALL else {}),
         "model": f"{outcome.model}, {outcome.parameters:,} parameters, "
         f"{outcome.flops / 1e9:.3g} GFLOP forward per image",
+        **_trained(outcome),
         "data": f"{data.said}: {data.samples:,} images of {size}, {data.classes:,} classes",
         **({"order": _order(blocks)} if (blocks := parse_shuffle(s.shuffle)) else {}),
         "batch": f"{s.batch_size:,} = {s.micro_batch} x {outcome.ranks} ranks x {accumulation}",

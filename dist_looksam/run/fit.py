@@ -56,7 +56,8 @@ class Fit:
         self.settings, self.data, self.device = settings, data, device
         self.out = Path(settings.out)
         self.steps = settings.steps
-        self.engine = assemble.engine_of(settings, data, device, init and init.put)
+        put = None if init is None else init.put
+        self.engine = assemble.engine_of(settings, data, device, put)
         self.backend = self.engine.backend
         self.first = self.backend.rank == 0
         self.lr = float(assemble.base_settings(settings)["lr"])  # of layers with the factor 1

@@ -41,34 +41,39 @@ class Init:
     notes: list[str] = field(default_factory=list)
 
     def fit(
-        self, model: nn.Module, shape: tuple[int, int, int], classes: int, own: Card | None = None
+        self,
+        model: nn.Module,
+        shape: tuple[int, int, int],
+        classes: int,
+        *,
+        same_classes: bool = True,
     ) -> models.Fitted:
-        """What the model takes; adds the notes. own: of the run's data, where they are opened.
-
-        Raises as `models.fitted`."""
-        known = self.card is None or own is None or self.card.class_names == own.class_names
+        """What the model takes; adds the notes. Arguments and errors as of `models.fitted`."""
         found = models.fitted(
-            model, self.weights, image_shape=shape, source=self.source, same_classes=known
+            model, self.weights, image_shape=shape, source=self.source, same_classes=same_classes
         )
         self.notes += found.notes(self.source, classes)
-        if own is not None and self.pixels not in (None, (own.mean, own.std)):
-            self.notes.append(
-                f"warning: init: {self.source} was trained on pixels of mean and std "
-                f"{self.pixels}, this run's have {(own.mean, own.std)}"
-            )
         return found
 
     def put(self, model: nn.Module, data: Data) -> None:
         """Copy the weights into the model of a rank, before it is sharded."""
-        found = self.fit(model, data.shape, data.num_classes, card(data))
+        own = card(data)
+        same = self.card is None or self.card.class_names == own.class_names
+        found = self.fit(model, data.shape, data.num_classes, same_classes=same)
         model.load_state_dict(found.weights, strict=False)
+        if self.pixels not in (None, (own.mean, own.std)):
+            self.notes.append(
+                f"warning: init: {self.source} was trained on pixels of mean and std "
+                f"{self.pixels}, this run's have {(own.mean, own.std)}"
+            )
 
     def digest(self) -> str:
         """Of all weights."""
         total = hashlib.sha256()
         for name, weight in sorted(self.weights.items()):
             total.update(name.encode())
-            total.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            flat = weight.detach().cpu().contiguous().reshape(-1)
+            total.update(flat.view(torch.uint8).numpy().data)
         return total.hexdigest()
 
 
@@ -169,6 +174,9 @@ def outlook(settings: Settings, model: nn.Module, data: Extent) -> list[str]:
     if settings.init.startswith(TIMM):
         models.check(settings.init.removeprefix(TIMM), None)
         return [f"init: {settings.init}, which --dry_run does not fetch"]
+    if not Path(settings.init).exists():
+        return [f"init: {settings.init} is not on this machine; a start here would be refused"]
     init = read(settings.init)
-    init.fit(model, data.shape, data.classes)
+    other = init.card is not None and init.card.data != settings.data
+    init.fit(model, data.shape, data.classes, same_classes=not other)
     return init.notes

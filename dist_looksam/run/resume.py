@@ -23,7 +23,7 @@ Result = TypeVar("Result")
 # A resumed run must have the same values, else it would not continue the run of the checkpoint.
 MUST_AGREE = (
     "model", "optimizer", "base", "batch_size", "data", "image_size", "train_images", "holdout",
-    "seed", "shuffle",
+    "seed", "shuffle", "freeze",
 )  # fmt: skip
 NOT_OF_THE_RUN = ("out", "resume", "init", "requeue", "dry_run", "ranks", "local_rank")
 
@@ -119,7 +119,7 @@ def _compare(reader: checkpoint.Reader, now: dict[str, Any]) -> list[str]:
             f"program, whose settings are not known; load it there with restore(engine, path), or "
             f"use --resume none."
         )
-    then = {"shuffle": FULL, **then}  # checkpoints from before there was another order
+    then = {"shuffle": FULL, "freeze": None, **then}  # of checkpoints from before these settings
     for name in MUST_AGREE:
         if name in then and then[name] != now[name]:
             old = then[name]

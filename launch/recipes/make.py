@@ -28,6 +28,7 @@ SOURCES = {
     "m": "Foret et al., arXiv:2010.01412, section 4.1: SAM gains more as m falls",
     "colossal": "ColossalAI, examples/vit-b16: read; with dropout 0.1, which our ViT lacks",
     "lamb": "You et al., arXiv:1904.00962: lr as the square root of the batch",
+    "mae": "He et al., arXiv:2111.06377: their code's FINETUNE.md, ViT-B: read",
 }
 
 
@@ -66,7 +67,9 @@ SAVE_EVERY, KEEP = 2000, 2  # at batch 4,096
 
 PUBLIC = ("vit_b16", "lamb_public", 32768)  # the one public recipe at such a batch
 
-ALL = [*((m, o, b) for m in MODELS for o in METHODS for b in BATCHES), PUBLIC]
+FINETUNE = ("vit_b16", "finetune", 1024)  # from given weights
+
+ALL = [*((m, o, b) for m in MODELS for o in METHODS for b in BATCHES), PUBLIC, FINETUNE]
 MARK = "<!-- from here on make.py writes -->"
 COLUMNS = (
     "recipe", "steps", "warm-up", "lr", "decay", "rho", "precision", "passes", "GPUs", "hours",
@@ -124,10 +127,45 @@ def _public() -> list[Line]:
     return [(name, *line) for name, line in (ours | own).items()]
 
 
+def _finetune() -> list[Line]:
+    """The settings of the fine-tuning of MAE, which also erases at random."""
+    model, _, batch = FINETUNE
+    own = "for the weights of MAE; for others"
+    return [
+        ("model", model, ""),
+        ("init", "/data/vit_b16.safetensors", "yours: --init, also timm:NAME or a run"),
+        ("data", "folder", "any images in train/CLASS and val/CLASS"),
+        ("data_dir", "/data/imagenet", "yours: --data_dir"),
+        ("image_size", 224, "positions of another size are interpolated"),
+        ("augment", "crop,flip,randaugment,mixup,cutmix", "[mae], with strengths of ours"),
+        ("epochs", 100, "[mae]"),
+        ("batch_size", batch, "[mae]"),
+        ("micro_batch", 128, "per GPU and forward; changes no result"),
+        ("ranks", GPUS_OF_NODE, "that --dry_run checks for"),
+        ("optimizer", "adamw", ""),
+        ("lr", 5e-4, f"[mae], at 256, 0.002 here; {own} tune"),
+        ("lr_scaling", "linear", "[mae]"),
+        ("lr_base_batch", 256, ""),
+        ("layer_decay", 0.65, f"[mae]; {own} tune"),
+        ("warmup_epochs", 5, "[mae]"),
+        ("schedule", "cosine", "[mae]"),
+        ("weight_decay", 0.05, "[mae]"),
+        ("drop_path", 0.1, "[mae]"),
+        ("label_smoothing", 0.1, "[mae]"),
+        ("clip", None, "[mae] clips nothing"),
+        ("precision", "bf16", ""),
+        *_backend("adamw"),
+        ("save_every", SAVE_EVERY, ""),
+        ("keep", KEEP, "checkpoints; 0 keeps all"),
+    ]
+
+
 def lines_of(model: str, method: str, batch: int) -> list[Line]:
     """The settings of a recipe, in the order in which they are written."""
     if (model, method, batch) == PUBLIC:
         return _public()
+    if (model, method, batch) == FINETUNE:
+        return _finetune()
     of, base = MODELS[model], BASE_OF.get(method, "lamb")
     start, ranks, times = BASES[base], of.nodes * GPUS_OF_NODE, batch // FIRST
     there = "" if times == 1 else f", {start.lr * sqrt(times):.3g} here"
@@ -174,6 +212,10 @@ def outcome_of(lines: list[Line]) -> dryrun.Outcome:
     return dryrun.check(settings, ranks=settings.ranks, opened=False)
 
 
+def _nodes(outcome: dryrun.Outcome) -> int:
+    return outcome.ranks // GPUS_OF_NODE
+
+
 def _commands(name: str, nodes: int) -> list[str]:
     file = f"--config launch/recipes/{name}.yaml"
     rest = f"      --data_dir /data/imagenet --out runs/{name}"
@@ -213,18 +255,19 @@ def _header(
 ) -> str:
     used = [s for s in SOURCES if any(f"[{s}]" in said for _, _, said in lines)]
     assert outcome.plan is not None, outcome.unplanned
-    per_node = outcome.plan.images_per_s / model.nodes
+    nodes = _nodes(outcome)
+    per_node = outcome.plan.images_per_s / nodes
     text = [
-        f"{model.title}, {method}, batch {outcome.settings.batch_size:,}, {EPOCHS} epochs of "
-        "ImageNet-1k. Not trained by us.",
+        f"{model.title}, {method}, batch {outcome.settings.batch_size:,}, {outcome.epochs:.0f} "
+        "epochs of ImageNet-1k. Not trained by us.",
         "Written by make.py, which has every number once: change it there, or by flags.",
         "",
-        *_commands(name, model.nodes),
+        *_commands(name, nodes),
         "",
         f"{outcome.steps:,} steps, {outcome.passes:,} passes. Cost, computed (dist-looksam plan) "
         "and not measured:",
         dryrun.cost(outcome) + ",",
-        f"if each of {model.nodes} nodes reads and decodes {per_node:,.0f} images/s.",
+        f"if each of {nodes} nodes reads and decodes {per_node:,.0f} images/s.",
         *_ascent(model, method),
         "",
         "Sources (second-hand: its tables were not seen):",
@@ -239,8 +282,8 @@ def recipe(model: str, method: str, batch: int) -> str:
     header = _header(name, MODELS[model], method, outcome_of(lines), lines)
     body = []
     for setting, value, said in lines:
-        line = f"{setting}: {value}"
-        body.append(f"{line:<26}# {said}" if said else line)
+        line = f"{setting}: {'null' if value is None else value}"
+        body.append(f"{line:<24}  # {said}" if said else line)
     return header + "\n\n" + "\n".join(body) + "\n"
 
 

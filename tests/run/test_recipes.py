@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "launch" / "recipes"
 FILES = sorted(FOLDER.glob("*.yaml"))
 PUBLIC = "vit_b16-lamb_public-32k"
+FINETUNE = "vit_b16-finetune-1k"
 METHODS = ("adamw", "lamb", "sam", "look_sam", "layer_sam", "look_layer_sam")
 # batch: steps of 300 epochs of 1,281,167 images, warm-up, lr from 3e-3 and from 1e-2. By hand.
 ARITHMETIC = {
@@ -42,18 +43,18 @@ def make():
 
 def test_there_is_a_recipe_for_every_model_method_and_batch():
     wanted = {f"{m}-{o}-{b}k" for m in ("vit_s16", "vit_b16") for o in METHODS for b in ARITHMETIC}
-    assert {p.stem for p in FILES} == wanted | {PUBLIC}
+    assert {p.stem for p in FILES} == wanted | {PUBLIC, FINETUNE}
 
 
 def test_every_recipe_passes_the_check(capsys):
     assert recipes.main(["check"]) == 0
     told = capsys.readouterr().out.splitlines()
-    assert told[-1] == "61 recipes, 0 wrong"
+    assert told[-1] == "62 recipes, 0 wrong"
     assert [re.split(r"[ :]+", line)[1] for line in told[:-1]] == [p.name for p in recipes.found()]
 
 
 def test_the_files_are_what_make_py_writes(make):
-    """So that a number stands once: change it in make.py, not in 61 files."""
+    """So that a number stands once: change it in make.py, not in 62 files."""
     made = make.files()
     assert set(made) == {p.name for p in FILES} | {"README.md"}
     for name, text in made.items():
@@ -80,6 +81,15 @@ def test_the_public_recipe_has_its_own_numbers():
     assert (s.batch_size, s.optimizer, s.weight_decay) == (32_768, "lamb", 0.1)
     assert (s.clip, s.schedule, s.precision) == (1.0, "linear", "fp16")
     assert s.augment == "crop,flip,mixup" and s.lr_scaling == "none"
+
+
+def test_the_recipe_of_fine_tuning_is_that_of_mae():
+    """Its lr at 256 grows with the batch; 5 of 100 epochs of warm-up, by hand."""
+    found = recipes.checked(FOLDER / f"{FINETUNE}.yaml")
+    s = found.settings
+    assert (found.steps, s.warmup_steps, found.lr) == (125_114, 6_256, 0.002)
+    assert (s.layer_decay, s.weight_decay, s.drop_path) == (0.65, 0.05, 0.1)
+    assert found.lrs == (pytest.approx(0.002 * 0.65**13), 0.002) and s.clip is None
 
 
 def test_the_cost_is_that_of_the_operations_and_a_little_for_the_rest():
@@ -149,7 +159,7 @@ def test_every_number_has_a_source_or_a_rule_that_is_explained(path):
     for name in re.findall(r"\[(\w+)\]", body):
         assert f"[{name}] " in head
     for setting in ("epochs", "lr", "lr_scaling", "warmup_steps", "weight_decay", "clip", "rho"):
-        line = re.search(rf"^{setting}:.*$", body, re.M)
+        line = re.search(rf"^{setting.replace('_steps', '_(steps|epochs)')}:.*$", body, re.M)
         if line or setting != "rho":
             assert line and re.search(r"# .*(\[\w+\]|no source)", line[0]), setting
     assert "computed (dist-looksam plan) and not measured" in head
@@ -170,7 +180,7 @@ def test_recipes_with_an_ascent_name_an_m_that_no_batch_changes():
 def test_the_list_shows_every_recipe(capsys):
     assert recipes.main([]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert rows[0][:4] == ["recipe", "steps", "warm-up", "lr"] and len(rows) == 63
+    assert rows[0][:4] == ["recipe", "steps", "warm-up", "lr"] and len(rows) == 64
     assert ["vit_b16-look_layer_sam-64k", "5,865", "625", "0.04", "0.0007"] in [r[:5] for r in rows]
 
 
