@@ -146,6 +146,22 @@ def test_timms_weights_come_by_name(timm, tmp_path, capsys, monkeypatch):
     assert code == 2 and "timm is not installed here" in said.err
 
 
+@pytest.mark.parametrize("on", ["ddp", "zero --zero_stage 2", "zero --zero_stage 3", "fsdp2"])
+def test_the_plan_keeps_frozen_weights_without_gradients_or_state(on, capsys):
+    def planned(*flags):
+        flags = ["--model", "vit_b16", "--gpus", "8", "--json", "--backend", *on.split(), *flags]
+        assert main(["plan", *flags]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    whole, head = planned(), planned("--freeze", "^(?!head)")
+    assert whole["parameters"] == head["parameters"]
+    more, less = whole["memory"], head["memory"]
+    assert less["weights"] == pytest.approx(more["weights"], rel=0.01)
+    for name in ("base_state", "g_v", "masters"):
+        assert less[name] < 0.02 * more[name] or more[name] == 0, name
+    assert less["peak"] < more["peak"]
+
+
 @pytest.mark.parametrize(
     "flag, value, text",
     [
