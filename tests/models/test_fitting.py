@@ -23,14 +23,9 @@ def fitted(model, weights, shape=SHAPE, **how):
 
 @pytest.fixture
 def timm(needs):
-    """With a torchvision for GPUs beside a torch for CPUs, timm imports only once an operator of
-    torchvision's is declared."""
     needs("timm")
-    try:
-        torch.library.define("torchvision::nms", "(Tensor a, Tensor b, float c) -> Tensor")
-        import timm
-    except RuntimeError:  # it is declared
-        import timm
+    import timm
+
     return timm
 
 
