@@ -5,7 +5,6 @@ checkpoints, or timm:NAME.
 """
 
 import hashlib
-import pickle
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,6 @@ from ..settings.config import Settings
 
 TIMM = "timm:"
 _INSIDE = ("state_dict", "model", "model_state_dict")  # where trainers put the weights in a file
-_NOT_TENSORS = (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError)
 
 
 @dataclass
@@ -144,7 +142,7 @@ def _of_file(path: Path) -> Init:
             raise RunError(f"{path} cannot be read ({error}).") from None
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except _NOT_TENSORS:
+    except Exception:  # torch raises many kinds for bytes that are none of its
         raise ConfigError(
             f"init must be a file of safetensors, or of tensors alone that torch.save wrote, got "
             f"{path}, which is neither; save its state_dict by itself."
