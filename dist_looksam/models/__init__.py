@@ -1,5 +1,6 @@
 """Networks: `create` makes one by name, `call` calls it with the samples' keys."""
 
+from .fitting import Fitted, fitted
 from .named import (
     call,
     check,
@@ -8,12 +9,15 @@ from .named import (
     flops_per_image,
     names,
     patch,
+    pretrained,
     resolve,
     takes_keys,
 )
+from .parts import check_pattern, freeze, lr_scales
 from .vit import ViT
 
 __all__ = [
-    "ViT", "call", "check", "checkpoint_activations", "create", "flops_per_image", "names",
-    "patch", "resolve", "takes_keys",
+    "Fitted", "ViT", "call", "check", "check_pattern", "checkpoint_activations", "create", "fitted",
+    "flops_per_image", "freeze", "lr_scales", "names", "patch", "pretrained", "resolve",
+    "takes_keys",
 ]  # fmt: skip

@@ -156,6 +156,21 @@ def _from_timm(
     return timm.create_model(name, **settings)
 
 
+def pretrained(name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(the weights that timm has for one of its models, timm's description of them). Fetches them
+    where they are not on this machine. ConfigError if that fails, or timm has none."""
+    timm = _timm(name)
+    try:
+        model = timm.create_model(name, pretrained=True)
+    except Exception as error:  # of huggingface_hub, requests, the system, timm itself
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"init timm:{name} must be a model whose weights timm can fetch, got {reason}; fetch "
+            f"them on a machine with access, or name a file."
+        ) from None
+    return model.state_dict(), dict(model.pretrained_cfg)
+
+
 def checkpoint_activations(model: nn.Module) -> None:
     """Keep of each block its input alone, and compute the rest again in backward: a fourth forward
     in place of most of the memory of activations. The gradients are the same, bit for bit.

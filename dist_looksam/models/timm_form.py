@@ -1,10 +1,20 @@
 """Weights of our ViT under timm's names, for timm's VisionTransformer of the same arithmetic."""
 
 import math
+import re
 
 from torch import Tensor
 
 from .vit import Size
+
+_MLP = re.compile(r"^(blocks\.\d+)\.(fc[12]\.)")
+
+
+def timm_name(name: str) -> str:
+    """timm's name of an entry of our ViT; any other name is returned unchanged."""
+    if name in ("patch_embed.weight", "patch_embed.bias"):
+        name = name.replace("patch_embed.", "patch_embed.proj.")
+    return _MLP.sub(r"\1.mlp.\2", name)
 
 
 def as_timm(weights: dict[str, Tensor], size: Size) -> tuple[dict[str, Tensor], str]:
@@ -16,8 +26,7 @@ def as_timm(weights: dict[str, Tensor], size: Size) -> tuple[dict[str, Tensor], 
     for name, weight in weights.items():
         if name == "patch_embed.weight":
             weight = weight.view(size.dim, -1, patch, patch).contiguous()
-        name = name.replace("patch_embed.", "patch_embed.proj.")
-        names[name.replace(".fc", ".mlp.fc")] = weight
+        names[timm_name(name)] = weight
     side = math.isqrt(weights["pos_embed"].shape[1] - size.class_position) * patch
     channels, classes = names["patch_embed.proj.weight"].shape[1], len(weights["head.bias"])
     call = (

@@ -1,6 +1,6 @@
 """The table of optimizer names, and how a row becomes an optimizer."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -150,22 +150,32 @@ def unused(name: str, base: str) -> list[str]:
     return flags + [flag for flag in ("betas", "momentum", "eps") if flag not in BASES[base].uses]
 
 
-def groups(model: nn.Module, weight_decay: float, perturb: str = ALL) -> list[dict[str, Any]]:
+def groups(
+    model: nn.Module,
+    weight_decay: float,
+    perturb: str = ALL,
+    lrs: Mapping[int, float] | None = None,
+) -> list[dict[str, Any]]:
     """Groups of trainable parameters: matrices with weight decay; biases and norms without.
 
     perturb: of `perturbed`. Layers that it leaves out have groups of their own, with perturb False.
+    lrs: the learning rate of every parameter by its id, one to a group; else it is the base's.
     """
     moved = perturbed(model, perturb)
-    parts: dict[tuple[bool, bool], list[nn.Parameter]] = {
-        (is_matrix, may_move): [] for is_matrix in (True, False) for may_move in (True, False)
-    }
+    parts: dict[tuple[bool, bool, float], list[nn.Parameter]] = {}
     for p in model.parameters():
         if p.requires_grad:
-            parts[len(getattr(p, "ds_shape", p.shape)) > 1, id(p) in moved].append(p)
+            is_matrix = len(getattr(p, "ds_shape", p.shape)) > 1
+            lr = lrs[id(p)] if lrs else 0.0
+            parts.setdefault((is_matrix, id(p) in moved, lr), []).append(p)
     return [
-        {"params": part, "weight_decay": weight_decay if is_matrix else 0.0, "perturb": may_move}
-        for (is_matrix, may_move), part in parts.items()
-        if part
+        {
+            "params": part,
+            "weight_decay": weight_decay if is_matrix else 0.0,
+            "perturb": may_move,
+            **({"lr": lr} if lrs else {}),
+        }
+        for (is_matrix, may_move, lr), part in sorted(parts.items(), reverse=True)
     ]
 
 

@@ -93,7 +93,9 @@ def plan(
     samples = samples or left(size.samples, settings.holdout, settings.train_images)
     resolved = settings.resolved(ranks=gpus, launcher=launcher, samples=samples)
     check(resolved)
-    work = workload(resolved.model, classes or size.classes, size.shape, resolved.perturb)
+    work = workload(
+        resolved.model, classes or size.classes, size.shape, resolved.perturb, resolved.freeze
+    )
     assert resolved.micro_batch is not None and resolved.steps is not None
     ranks = Topology(total=gpus, per_node=gpus_per_node)
     run = PlannedRun(settings=resolved, work=work, ranks=ranks, micro_batch=resolved.micro_batch)
@@ -176,7 +178,7 @@ def _plan(run: PlannedRun, machine: Machine, largest: int | None) -> Plan:
         gpus=run.ranks.total,
         gpus_per_node=run.ranks.per_node,
         model=run.work.name,
-        parameters=run.work.parameters,
+        parameters=run.work.parameters + run.work.frozen,
         steps=s.steps,
         micro_batch=run.micro_batch,
         largest_micro_batch=largest,

@@ -30,6 +30,8 @@ class Workload:
     depth       number of blocks.
     working     further numbers that backward needs, of the arithmetic's precision.
     pixels      numbers of one image.
+    frozen      numbers of the layers that are not trained, which none of the above counts but
+                flops and saved.
     """
 
     name: str
@@ -42,9 +44,11 @@ class Workload:
     depth: int
     working: int
     pixels: int
+    frozen: int = 0
 
     @property
     def parameters(self) -> int:
+        """Those that are trained."""
         return sum(self.order)
 
     @property
@@ -70,12 +74,18 @@ class Workload:
 
 @lru_cache(maxsize=64)
 def workload(
-    model: str, num_classes: int, image_shape: tuple[int, int, int], perturb: str = ALL
+    model: str,
+    num_classes: int,
+    image_shape: tuple[int, int, int],
+    perturb: str = ALL,
+    freeze: str | None = None,
 ) -> Workload:
-    """By train.py's names; no memory is taken for our own models. Raises as `models.create`."""
+    """By train.py's names; no memory is taken for our own models. Raises as `models.create` and
+    `models.freeze`."""
     name = models.resolve(model, image_shape)
     with torch.device("meta"):
         net = models.create(name, num_classes=num_classes, image_shape=image_shape)
+    models.freeze(net, freeze)
     block = (0, 0, 0)
     if isinstance(net, ViT):
         saved, block, working = _vit(net, num_classes)
@@ -96,6 +106,7 @@ def workload(
         depth=net.size.depth if isinstance(net, ViT) else 0,
         working=working,
         pixels=channels * height * width,
+        frozen=sum(p.numel() for p in net.parameters() if not p.requires_grad),
     )
 
 

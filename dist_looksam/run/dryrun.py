@@ -23,7 +23,7 @@ from ..plan.reading import Reading, reading
 from ..settings import assemble, when
 from ..settings.config import Settings
 from ..world import World
-from . import resume
+from . import pretrained, resume
 from .advice import without_effect
 
 GPU = "h200"
@@ -37,8 +37,10 @@ SMALL = 1e9  # operations an image; with fewer a GPU waits for kernel launches
 class Outcome:
     """The effect of valid settings. `settings` are resolved.
 
-    perturbed: (layers, their parameters) that are perturbed, and (layers, parameters) of all.
+    perturbed: (layers, their parameters) that are perturbed, and (layers, parameters) trained.
     `plans` are by share of an H200's peak; where there are none, `unplanned` is the reason.
+    lrs: the lowest and the highest peak of the learning rate of a layer.
+    init: notes on the weights to start from.
     """
 
     settings: Settings
@@ -48,8 +50,10 @@ class Outcome:
     parameters: int
     perturbed: tuple[tuple[int, int], tuple[int, int]]
     flops: int  # forward, one image
+    lrs: tuple[float, float]
     plans: dict[float, Plan]
     unplanned: str = ""
+    init: tuple[str, ...] = ()
 
     @property
     def steps(self) -> int:
@@ -108,18 +112,14 @@ def check(
     asked = settings
     settings = settings.resolved(ranks=ranks, launcher=launcher, samples=data.samples)
     with torch.device("meta"):
-        model = models.create(
-            settings.model,
-            num_classes=data.classes,
-            image_shape=data.shape,
-            drop_path=settings.drop_path,
-        )
+        model = assemble.created(settings, data.classes, data.shape)
     if settings.checkpoint_activations:
         models.checkpoint_activations(model)
     if settings.compile != "off":
         compiled.blocks(model)
     assemble.growth_of(settings, data.shape)
     optimizer = assemble.optimizer_of(settings, model)
+    lrs = [group["lr"] for group in optimizer.param_groups]
     plans, unplanned = _plans(asked, data, ranks, launcher)
     return Outcome(
         settings=settings,
@@ -129,8 +129,10 @@ def check(
         parameters=sum(p.numel() for p in model.parameters()),
         perturbed=_perturbed(optimizer.param_groups),
         flops=models.flops_per_image(model, data.shape),
+        lrs=(min(lrs), max(lrs)),
         plans=plans,
         unplanned=unplanned,
+        init=tuple(pretrained.outlook(settings, model, data)) if opened else (),
     )
 
 
@@ -167,7 +169,7 @@ def _plans(
 def notes(outcome: Outcome) -> list[str]:
     """Notes on settings that are allowed but seldom wanted."""
     s = outcome.settings
-    lines = without_effect(s) + _order_note(s, outcome.ranks)
+    lines = [*outcome.init, *without_effect(s), *_order_note(s, outcome.ranks)]
     ascent = s.rule.ascent
     assert s.rho is not None
     if ascent and s.precision == "bf16" and s.rho < LEAST_RHO[ascent]:
@@ -236,6 +238,17 @@ def _whom(outcome: Outcome) -> str:
     )
 
 
+def _trained(outcome: Outcome) -> dict[str, str]:
+    """A row on frozen layers and on other learning rates; {} where there are none."""
+    count, lrs = outcome.perturbed[1][1], [f"{lr:.3g}" for lr in outcome.lrs]
+    parts = []
+    if count < outcome.parameters:
+        parts.append(f"{count:,} of {outcome.parameters:,} parameters")
+    if lrs[0] != lrs[1]:
+        parts.append(f"lr {lrs[0]} to {lrs[1]} by layer")
+    return {"trained": "; ".join(parts)} if parts else {}
+
+
 def _order(blocks: Blocks) -> str:
     turn = f"{blocks.turn} of each in turn" if blocks.turn else "all of them permuted"
     return (
@@ -300,6 +313,7 @@ def summary(outcome: Outcome) -> str:
         **({"perturbed": _whom(outcome)} if s.rule.ascent and s.perturb != ALL else {}),
         "model": f"{outcome.model}, {outcome.parameters:,} parameters, "
         f"{outcome.flops / 1e9:.3g} GFLOP forward per image",
+        **_trained(outcome),
         "data": f"{data.said}: {data.samples:,} images of {size}, {data.classes:,} classes",
         **({"order": _order(blocks)} if (blocks := parse_shuffle(s.shuffle)) else {}),
         **({"sizes": _sizes(growth)} if growth else {}),

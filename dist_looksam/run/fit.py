@@ -29,6 +29,7 @@ from . import extension, results, resume
 from .advice import Advice, nothing_learnt, without_effect
 from .interrupt import REQUEUES, WATCHED, Interrupt, Interrupted, requeue
 from .peak import peak_share
+from .pretrained import Init
 from .scores import Found, scores
 from .unused import Unused
 
@@ -38,7 +39,7 @@ class Fit:
 
     Args:
         settings: resolved. data: opened. device: of this rank.
-        commit: as of `run`.
+        commit: as of `run`. init: weights to start from; None: random ones, or a checkpoint's.
     """
 
     def __init__(
@@ -47,15 +48,18 @@ class Fit:
         data: Data,
         device: torch.device,
         commit: Callable[[], None] | None = None,
+        init: Init | None = None,
     ) -> None:
         self.commit = commit
         assert settings.steps is not None and settings.micro_batch is not None
         self.settings, self.data, self.device = settings, data, device
         self.out = Path(settings.out)
         self.steps = settings.steps
-        self.engine = assemble.engine_of(settings, data, device)
+        put = None if init is None else init.put
+        self.engine = assemble.engine_of(settings, data, device, put)
         self.backend = self.engine.backend
         self.first = self.backend.rank == 0
+        self.lr = float(assemble.base_settings(settings)["lr"])  # of layers with the factor 1
         self.peaks = [group["lr"] for group in self.engine.optimizer.param_groups]
         self.train = assemble.train_loader(settings, data, self.backend)
         self.test = EvalLoader(
@@ -74,7 +78,7 @@ class Fit:
         self.caught: list[signal.Signals] = []  # by any rank
         reader, notes = resume.prepare(self.backend, settings, data)
         self.extension = extension.of(settings, reader)
-        self.notes = [*data.notes, *notes]
+        self.notes = [*data.notes, *notes, *(init.notes if init else ())]
         if self.first:
             self.made_with = made_with()
             config.write(settings, self.out / rundir.CONFIG, self.made_with)
@@ -197,7 +201,7 @@ class Fit:
         for group, peak in zip(self.engine.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * share
         self.engine.optimizer.rho_scale = when.rho_scale(s, step, lr=share)
-        return self.peaks[0] * share
+        return self.lr * share
 
     def _record(self, done: Report, lr: float, *, images: int | None) -> None:
         seen, rho = done.seen, self.settings.rho

@@ -25,9 +25,11 @@ Result = TypeVar("Result")
 # A resumed run must have the same values, else it would not continue the run of the checkpoint.
 MUST_AGREE = (
     "model", "optimizer", "base", "batch_size", "data", "image_size", "train_images", "holdout",
-    "seed", "shuffle", "image_size_from",
+    "seed", "shuffle", "image_size_from", "freeze",
 )  # fmt: skip
-NOT_OF_THE_RUN = ("out", "resume", "requeue", "dry_run", "ranks", "local_rank", "extend")
+NOT_OF_THE_RUN = (
+    "out", "resume", "init", "requeue", "dry_run", "ranks", "local_rank", "extend",
+)  # fmt: skip
 
 
 def shared(backend: Backend, work: Callable[[], Result]) -> Result:
@@ -124,7 +126,8 @@ def _compare(reader: checkpoint.Reader, now: dict[str, Any]) -> list[str]:
             f"program, whose settings are not known; load it there with restore(engine, path), or "
             f"use --resume none."
         )
-    then = {"shuffle": FULL, "image_size_from": None, **then}  # older ones have no others
+    # Older ones have no others.
+    then = {"shuffle": FULL, "image_size_from": None, "freeze": None, **then}
     for name in MUST_AGREE:
         if name in then and then[name] != now[name]:
             old = then[name]

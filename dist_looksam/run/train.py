@@ -17,7 +17,7 @@ from ..settings import assemble, config
 from ..settings.config import Settings
 from ..world import World
 from ..world.roster import LostRank
-from . import agree, dryrun
+from . import agree, dryrun, pretrained
 from .fit import Fit
 from .interrupt import INTERRUPTED, Interrupted
 
@@ -93,7 +93,7 @@ def run(
     with rundir.log_failure(Path(settings.out), world.rank), roster or nullcontext():
         try:
             data = agree.check(settings, data, world.size)
-            fit = Fit(settings, data, device, commit)
+            fit = Fit(settings, data, device, commit, pretrained.begin(settings, world.size))
             if fit.first:
                 rundir.record(fit.out, world, hosts)
             return fit.run()

@@ -208,12 +208,16 @@ def loss_of(settings: Settings, data: Data, device: torch.device) -> Any:
 def model_of(settings: Settings, data: Data) -> nn.Module:
     """The network, the same on every rank."""
     torch.manual_seed(settings.seed)
-    return models.create(
-        settings.model,
-        num_classes=data.num_classes,
-        image_shape=data.shape,
-        drop_path=settings.drop_path,
+    return created(settings, data.num_classes, data.shape)
+
+
+def created(settings: Settings, classes: int, shape: tuple[int, int, int]) -> nn.Module:
+    """A network for so many classes and images of (C, H, W); what --freeze fits has no gradient."""
+    model = models.create(
+        settings.model, num_classes=classes, image_shape=shape, drop_path=settings.drop_path
     )
+    models.freeze(model, settings.freeze)
+    return model
 
 
 def base_settings(settings: Settings) -> dict[str, Any]:
@@ -237,14 +241,27 @@ def optimizer_of(settings: Settings, model: nn.Module) -> Sharpness:
     """The optimizer of the table around its base, over the model's parameters."""
     assert settings.base is not None and settings.weight_decay is not None
     assert settings.rho is not None and settings.alpha is not None
-    groups = table.groups(model, settings.weight_decay, settings.perturb)
-    base = table.build_base(settings.base, groups, **base_settings(settings))
+    how = base_settings(settings)
+    scales = models.lr_scales(model, layer_decay=settings.layer_decay, head_lr=settings.head_lr)
+    lrs = {number: how["lr"] * scale for number, scale in scales.items()}
+    groups = table.groups(model, settings.weight_decay, settings.perturb, lrs)
+    base = table.build_base(settings.base, groups, **how)
     return table.build(base, rule=settings.rule, rho=settings.rho, alpha=settings.alpha)
 
 
-def engine_of(settings: Settings, data: Data, device: torch.device) -> Engine:
-    """The engine on the chosen backend. `settings` are resolved."""
+def engine_of(
+    settings: Settings,
+    data: Data,
+    device: torch.device,
+    init: Callable[[nn.Module, Data], None] | None = None,
+) -> Engine:
+    """The engine on the chosen backend. `settings` are resolved.
+
+    init: writes the weights to start from into each rank's whole network, before it is sharded.
+    """
     model = model_of(settings, data)
+    if init is not None:
+        init(model, data)
     if settings.checkpoint_activations:
         models.checkpoint_activations(model)
     if settings.compile == "blocks":

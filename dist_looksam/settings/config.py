@@ -17,6 +17,7 @@ from ..data.blocks import parse_shuffle
 from ..data.sets import data_set
 from ..errors import ConfigError
 from ..maths.together import Groups, groups
+from ..models import check_pattern
 from ..optim.rule import check_alpha, check_choice, check_rho
 from ..optim.table import base_of, base_row, method, rule_of
 from . import flags, when
@@ -39,6 +40,8 @@ class Settings(Fields):
                 check(value)
         when.check(self)
         parse_shuffle(self.shuffle)
+        if self.freeze is not None:
+            check_pattern(self.freeze)
         self._check_numbers()
         if not self.out or "\0" in self.out:  # "" would be the current directory
             raise ConfigError(f"out must name a directory, got {self.out!r}; name one with --out.")
@@ -111,7 +114,9 @@ class Settings(Fields):
         for name in ("momentum", "drop_path", "label_smoothing", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be in [0, 1), got {getattr(self, name)}.")
-        for name in ("clip", "epochs", "timeout"):
+        if not 0 < self.layer_decay <= 1:
+            raise ConfigError(f"layer_decay must be in (0, 1], got {self.layer_decay}.")
+        for name in ("clip", "epochs", "timeout", "head_lr"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise ConfigError(f"{name} must be > 0 and finite, got {value}.")

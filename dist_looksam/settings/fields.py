@@ -105,6 +105,14 @@ class Fields:
     schedule: str = flag("cosine", "learning rate after the warm-up", SCHEDULES)
     ema: float = flag(0.0, "decay of the moving average of weights, as 0.9998; 0: there is none")
     model: str = flag("auto", "vit_s16, deit3_b16, ..., a timm name, or auto: by data set")
+    init: str | None = flag(
+        None, "weights to start from: a file, a run, a checkpoint or timm:NAME; default: random"
+    )
+    freeze: str | None = flag(
+        None, "regular expression of names of parameters that are not trained; default: none"
+    )
+    layer_decay: float = flag(1.0, "factor of lr from each block to the one before it, in (0, 1]")
+    head_lr: float = flag(1.0, "factor of the head's lr")
     drop_path: float = flag(0.0, "rate of dropped residual branches in the last block, in [0, 1)")
     label_smoothing: float = flag(0.0, "share of the target that all classes get, in [0, 1)")
     loss: str = flag("ce", "cross-entropy, or binary cross-entropy, of training", LOSSES)

@@ -29,6 +29,7 @@ SOURCES = {
     "colossal": "ColossalAI, examples/vit-b16: read; with dropout 0.1, which our ViT lacks",
     "deit3": "DeiT III, arXiv:2204.07118: commands and engine.py of its code, read",
     "lamb": "You et al., arXiv:1904.00962: lr as the square root of the batch",
+    "mae": "He et al., arXiv:2111.06377: their code's FINETUNE.md, ViT-B: read",
 }
 
 
@@ -83,8 +84,9 @@ SAVE_EVERY, KEEP = 2000, 2  # at batch 4,096
 
 PUBLIC = ("vit_b16", "lamb_public", 32768)  # the one public recipe at such a batch
 
+FINETUNE = ("vit_b16", "finetune", 1024)  # from given weights
 PLAIN = [m for m in MODELS if m not in DEIT3]
-ALL = [*((m, o, b) for m in PLAIN for o in METHODS for b in BATCHES), PUBLIC]
+ALL = [*((m, o, b) for m in PLAIN for o in METHODS for b in BATCHES), PUBLIC, FINETUNE]
 ALL += [(m, o, b) for m in DEIT3 for o in OF_DEIT3 for b in BATCHES]
 MARK = "<!-- from here on make.py writes -->"
 COLUMNS = (
@@ -171,10 +173,45 @@ def _deit3(model: str, method: str, batch: int) -> list[Line]:
     return [(name, *line) for name, line in (ours | warmup | own).items()]
 
 
+def _finetune() -> list[Line]:
+    """The settings of the fine-tuning of MAE."""
+    model, _, batch = FINETUNE
+    own = "for the weights of MAE; for others"
+    return [
+        ("model", model, ""),
+        ("init", "/data/vit_b16.safetensors", "yours: --init, also timm:NAME or a run"),
+        ("data", "folder", "any images in train/CLASS and val/CLASS"),
+        ("data_dir", "/data/imagenet", "yours: --data_dir"),
+        ("image_size", 224, "positions of another size are interpolated"),
+        ("augment", "crop,flip,randaugment,erasing:0.25,mixup:0.8,cutmix:1", "[mae]"),
+        ("epochs", 100, "[mae]"),
+        ("batch_size", batch, "[mae]"),
+        ("micro_batch", 128, "per GPU and forward; changes no result"),
+        ("ranks", GPUS_OF_NODE, "that --dry_run checks for"),
+        ("optimizer", "adamw", ""),
+        ("lr", 5e-4, f"[mae], at 256, 0.002 here; {own} tune"),
+        ("lr_scaling", "linear", "[mae]"),
+        ("lr_base_batch", 256, ""),
+        ("layer_decay", 0.65, f"[mae]; {own} tune"),
+        ("warmup_epochs", 5, "[mae]"),
+        ("schedule", "cosine", "[mae]"),
+        ("weight_decay", 0.05, "[mae]"),
+        ("drop_path", 0.1, "[mae]"),
+        ("label_smoothing", 0.1, "[mae]"),
+        ("clip", None, "[mae] clips nothing"),
+        ("precision", "bf16", ""),
+        *_backend("adamw"),
+        ("save_every", SAVE_EVERY, ""),
+        ("keep", KEEP, "checkpoints; 0 keeps all"),
+    ]
+
+
 def lines_of(model: str, method: str, batch: int) -> list[Line]:
     """The settings of a recipe, in the order in which they are written."""
     if (model, method, batch) == PUBLIC:
         return _public()
+    if (model, method, batch) == FINETUNE:
+        return _finetune()
     return (_deit3 if model in DEIT3 else _ours)(model, method, batch)
 
 
@@ -225,6 +262,10 @@ def outcome_of(lines: list[Line]) -> dryrun.Outcome:
     return dryrun.check(settings, ranks=settings.ranks, opened=False)
 
 
+def _nodes(outcome: dryrun.Outcome) -> int:
+    return outcome.ranks // GPUS_OF_NODE
+
+
 def _commands(name: str, nodes: int) -> list[str]:
     file = f"--config launch/recipes/{name}.yaml"
     rest = f"      --data_dir /data/imagenet --out runs/{name}"
@@ -264,18 +305,19 @@ def _header(
 ) -> str:
     used = [s for s in SOURCES if any(f"[{s}]" in said for _, _, said in lines)]
     assert outcome.plan is not None, outcome.unplanned
-    per_node = outcome.plan.images_per_s / model.nodes
+    nodes = _nodes(outcome)
+    per_node = outcome.plan.images_per_s / nodes
     text = [
         f"{model.title}, {method}, batch {outcome.settings.batch_size:,}, {outcome.epochs:.3g} "
         "epochs of ImageNet-1k. Not trained by us.",
         "Written by make.py, which has every number once: change it there, or by flags.",
         "",
-        *_commands(name, model.nodes),
+        *_commands(name, nodes),
         "",
         f"{outcome.steps:,} steps, {outcome.passes:,} passes. Cost, computed (dist-looksam plan) "
         "and not measured:",
         dryrun.cost(outcome) + ",",
-        f"if each of {model.nodes} nodes reads and decodes {per_node:,.0f} images/s.",
+        f"if each of {nodes} nodes reads and decodes {per_node:,.0f} images/s.",
         *_ascent(model, method),
         "",
         "Sources (second-hand: its tables were not seen):",
@@ -290,9 +332,10 @@ def recipe(model: str, method: str, batch: int) -> str:
     header = _header(name, MODELS[model], method, outcome_of(lines), lines)
     body = []
     for setting, value, said in lines:
-        number = isinstance(value, float) and "e" in str(value)
-        line = f"{setting}: {value:.1e}" if number else f"{setting}: {value}"  # YAML wants a dot
-        body.append(f"{line:<25} # {said}" if said else line)
+        number = isinstance(value, float) and "e" in str(value)  # YAML wants a dot
+        text = f"{value:.1e}" if number else "null" if value is None else value
+        line = f"{setting}: {text}"
+        body.append(f"{line:<24}  # {said}" if said else line)
     return header + "\n\n" + "\n".join(body) + "\n"
 
 

@@ -20,7 +20,8 @@ FOLDER = ROOT / "launch" / "recipes"
 FILES = sorted(FOLDER.glob("*.yaml"))
 PUBLIC = "vit_b16-lamb_public-32k"
 DEIT3 = [p for p in FILES if p.stem.startswith("deit3_")]
-OURS = [p for p in FILES if p.stem != PUBLIC and p not in DEIT3]
+FINETUNE = "vit_b16-finetune-1k"
+OURS = [p for p in FILES if p.stem not in (PUBLIC, FINETUNE) and p not in DEIT3]
 METHODS = ("adamw", "lamb", "sam", "look_sam", "layer_sam", "look_layer_sam")
 # batch: steps of 300 epochs of 1,281,167 images, warm-up, lr from 3e-3 and from 1e-2. By hand.
 ARITHMETIC = {
@@ -50,17 +51,18 @@ def test_there_is_a_recipe_for_every_model_method_and_batch():
         f"{m}-{o}-{b}k" for m in ("deit3_s16", "deit3_b16") for o in methods for b in ARITHMETIC
     }
     assert {p.stem for p in DEIT3} == wanted and FOLDER / f"{PUBLIC}.yaml" in FILES
+    assert FOLDER / f"{FINETUNE}.yaml" in FILES
 
 
 def test_every_recipe_passes_the_check(capsys):
     assert recipes.main(["check"]) == 0
     told = capsys.readouterr().out.splitlines()
-    assert told[-1] == "81 recipes, 0 wrong"
+    assert told[-1] == "82 recipes, 0 wrong"
     assert [re.split(r"[ :]+", line)[1] for line in told[:-1]] == [p.name for p in recipes.found()]
 
 
 def test_the_files_are_what_make_py_writes(make):
-    """So that a number stands once: change it in make.py, not in 81 files."""
+    """So that a number stands once: change it in make.py, not in 82 files."""
     made = make.files()
     assert set(made) == {p.name for p in FILES} | {"README.md"}
     for name, text in made.items():
@@ -101,6 +103,15 @@ def test_recipes_after_deit3_have_its_numbers_at_2048_and_grow_them_by_the_rules
             assert (s.weight_decay, s.eps, s.clip, s.label_smoothing) == (0.05, 1e-8, 1.0, 0.0)
             assert (s.drop_path, s.image_size, s.model) == (drop, side, f"deit3_{model}16")
             assert s.augment == "crop,flip,3augment,jitter:0.3,mixup:0.8,cutmix:1,repeat:4"
+
+
+def test_the_recipe_of_fine_tuning_is_that_of_mae():
+    """Its lr at 256 grows with the batch; 5 of 100 epochs of warm-up, by hand."""
+    found = recipes.checked(FOLDER / f"{FINETUNE}.yaml")
+    s = found.settings
+    assert (found.steps, s.warmup_steps, found.lr) == (125_114, 6_256, 0.002)
+    assert (s.layer_decay, s.weight_decay, s.drop_path) == (0.65, 0.05, 0.1)
+    assert found.lrs == (pytest.approx(0.002 * 0.65**13), 0.002) and s.clip is None
 
 
 def test_the_cost_is_that_of_the_operations_and_a_little_for_the_rest():
@@ -169,16 +180,8 @@ def test_every_number_has_a_source_or_a_rule_that_is_explained(path):
     head, body = text.split("\n\n")
     for name in re.findall(r"\[(\w+)\]", body):
         assert f"[{name}] " in head
-    for setting in (
-        "epochs",
-        "lr",
-        "lr_scaling",
-        "warmup_(?:steps|epochs)",
-        "weight_decay",
-        "clip",
-        "rho",
-    ):
-        line = re.search(rf"^{setting}:.*$", body, re.M)
+    for setting in ("epochs", "lr", "lr_scaling", "warmup_steps", "weight_decay", "clip", "rho"):
+        line = re.search(rf"^{setting.replace('_steps', '_(steps|epochs)')}:.*$", body, re.M)
         if line or setting != "rho":
             assert line and re.search(r"# .*(\[\w+\]|no source)", line[0]), setting
     assert "computed (dist-looksam plan) and not measured" in head
@@ -199,7 +202,7 @@ def test_recipes_with_an_ascent_name_an_m_that_no_batch_changes():
 def test_the_list_shows_every_recipe(capsys):
     assert recipes.main([]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert rows[0][:4] == ["recipe", "steps", "warm-up", "lr"] and len(rows) == 83
+    assert rows[0][:4] == ["recipe", "steps", "warm-up", "lr"] and len(rows) == 84
     assert ["vit_b16-look_layer_sam-64k", "5,865", "625", "0.04", "0.0007"] in [r[:5] for r in rows]
 
 

@@ -39,7 +39,7 @@ class Layout:
 
     def weights(self, run: PlannedRun) -> int:
         """Bytes of forward's weights between steps."""
-        return run.weight_bytes * run.work.parameters
+        return run.weight_bytes * (run.work.parameters + run.work.frozen)
 
     def masters(self, run: PlannedRun) -> int:
         """Bytes of additional fp32 weights."""

@@ -21,7 +21,7 @@ class FSDP2(Layout):
         return False
 
     def weights(self, run: PlannedRun) -> int:
-        return 4 * run.shard
+        return 4 * (run.shard + run.work.frozen // _block(run))
 
     def in_backward(self, run: PlannedRun) -> tuple[int, int]:
         return 4 * run.shard if run.accumulation > 1 else 0, _gathered(run)

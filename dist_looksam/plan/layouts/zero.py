@@ -35,7 +35,9 @@ class Zero(Layout):
         return run.sixteen and _stage(run) == 0
 
     def weights(self, run: PlannedRun) -> int:
-        return run.weight_bytes * (run.shard if _stage(run) == 3 else run.work.parameters)
+        if _stage(run) < 3:
+            return super().weights(run)
+        return run.weight_bytes * (run.shard + run.work.frozen // run.ranks.total)
 
     def masters(self, run: PlannedRun) -> int:
         if _stage(run) == 0 or (_stage(run) == 3 and not run.sixteen):
