@@ -135,18 +135,19 @@ def to_text(costs: Sequence[Cost]) -> str:
     return table_text(heads, rows, left=2)
 
 
-def _peers_of(device: str) -> list[str]:
-    """The peers that can run; a line on stderr says for each library which cannot, and why."""
+def _left_out(device: str) -> list[str]:
+    """A line for each library whose peers cannot run, which says why."""
     reasons = {name: peer.why_not(device) for name, peer in PEERS.items()}
-    for reason in dict.fromkeys(filter(None, reasons.values())):
-        without = ", ".join(name for name in reasons if reasons[name] == reason)
-        print(f"left out: {without} ({reason})", file=sys.stderr)
-    return [name for name, reason in reasons.items() if reason is None]
+    return [
+        f"left out: {', '.join(n for n in reasons if reasons[n] == reason)} ({reason})"
+        for reason in dict.fromkeys(filter(None, reasons.values()))
+    ]
 
 
 def _names(text: str, backend: str, device: str) -> list[str]:
     if text == "all":
-        return [*table.METHODS, *(_peers_of(device) if backend == ALONE else [])]
+        able = [name for name, peer in PEERS.items() if peer.why_not(device) is None]
+        return [*table.METHODS, *(able if backend == ALONE else [])]
     names = [n.strip() for n in text.split(",") if n.strip()]
     for name in names:
         if name not in PEERS:
@@ -212,6 +213,9 @@ def main(argv: Sequence[str]) -> int:
     costs = compare(problem, names, repeats=flags.repeats)
     if world.rank == 0:
         print(to_text(costs))
+        asked = flags.optimizers == "all" and flags.backend == ALONE
+        for line in _left_out(flags.device) if asked else ():
+            print(line, file=sys.stderr)
         if flags.out:
             _write(Path(flags.out), vars(flags), costs)
     if how and dist.is_initialized():
