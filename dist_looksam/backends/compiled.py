@@ -15,6 +15,7 @@ from .units import units
 
 COMPILES = ("off", "blocks")
 _LEAST = (2, 5)  # torch: earlier versions compile every block of its own
+_MOST_GRAPHS = 32  # importing timm lifts torch's limit of 8 to 1,000,000 for the whole process
 
 
 def blocks(module: nn.Module) -> list[nn.Module]:
@@ -54,6 +55,8 @@ def compile_blocks(module: nn.Module, *, backend: str = "inductor") -> list[nn.M
     parts = blocks(module)
     kind = type(parts[0])
     eager: Any = kind.forward
+    limits: Any = importlib.import_module("torch._dynamo.config")
+    limits.cache_size_limit = min(limits.cache_size_limit, _MOST_GRAPHS)
     compiled = torch.compile(eager, fullgraph=True, backend=backend)
 
     def forward(block: nn.Module, *args: Any, **how: Any) -> Any:
