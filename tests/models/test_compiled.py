@@ -136,14 +136,14 @@ class Named(nn.Linear):
         return super().forward(x) * len(self.word)
 
 
-def test_more_graphs_than_torch_allows_are_refused_and_not_run_eagerly(monkeypatch):
+def test_more_graphs_than_torch_allows_are_refused_and_not_run_eagerly():
     """Beyond its limit torch.compile runs eagerly, with a line in a log. Importing timm lifts that
     limit to a million: 39 graphs were compiled."""
-    monkeypatch.setattr(torch._dynamo.config, "cache_size_limit", 10**6)
     model = nn.Sequential(*(Named(n) for n in range(1, 40)))
-    compiled.compile_blocks(model, backend="aot_eager")
-    with pytest.raises(ConfigError, match="needs a block that is one graph, got Named"):
-        model(torch.ones(2, 4))
+    with torch._dynamo.config.patch(cache_size_limit=10**6):
+        compiled.compile_blocks(model, backend="aot_eager")
+        with pytest.raises(ConfigError, match="needs a block that is one graph, got Named"):
+            model(torch.ones(2, 4))
 
 
 @pytest.mark.parametrize("net", [nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2), nn.Tanh())])

@@ -1,6 +1,7 @@
 """--track: what metrics.jsonl says is in TensorBoard and W&B, also after an interruption."""
 
 import json
+import time
 import os
 import signal
 import subprocess
@@ -59,7 +60,10 @@ def test_wandb_goes_on_with_the_same_run(tmp_path, monkeypatch):
     name = (tmp_path / "run" / "wandb_id").read_text()
     files = sorted((tmp_path / "run" / "wandb").glob(f"offline-run-*-{name}/run-{name}.wandb"))
     assert len(files) == 2  # one for each start, both of one run
-    assert all(b"train/gv_ratio" in path.read_bytes() for path in files)
+    until = time.monotonic() + 30  # wandb's own process writes them
+    while not all(b"train/gv_ratio" in path.read_bytes() for path in files):
+        assert time.monotonic() < until
+        time.sleep(0.1)
 
 
 @pytest.mark.needs("wandb")

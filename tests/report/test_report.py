@@ -169,10 +169,11 @@ def test_several_runs_are_one_picture_named_by_what_differs(tmp_path, monkeypatc
     assert cli.main(["curves", *folders, "--out", str(out)]) == 0
     assert out.read_bytes().startswith(b"\x89PNG") and not (tmp_path / "sam/curves.png").exists()
     assert charts[0]["title"]["text"] == "2 runs: vit_8, digits"
+    names = [f"{name}: nan in 2 steps, first at step 6" for name in ("sam, k 1", "look_sam, k 5")]
     for panel in charts[0]["hconcat"]:
-        assert panel["encoding"]["color"]["scale"]["domain"] == ["sam, k 1", "look_sam, k 5"]
+        assert panel["encoding"]["color"]["scale"]["domain"] == names
         rows = charts[0]["datasets"][panel["data"]["name"]]
-        assert {row["run"] for row in rows} == {"sam, k 1", "look_sam, k 5"}
+        assert {row["run"] for row in rows} == {*names}
     assert cli.main(["curves", *folders, "--out", "/no/where/x.png"]) == 2
     assert "out must be in a directory that exists" in capsys.readouterr().err
 

@@ -249,9 +249,9 @@ def test_methods_at_one_batch_are_rows_with_the_best_on_top(tmp_path):
             path = tmp_path / f"{method}{seed}"
             made_up.run(path, method, seed=seed, top1=top1 + seed / 100)
     drawn = ranking.chart(study.study(runs.find([str(tmp_path)])), width=300).to_dict()
-    layers = {layer["mark"]["type"]: layer for layer in drawn["layer"]}
-    assert layers["rule"]["encoding"]["y"]["sort"] == ["look_sam", "adamw", "lamb"]
-    rows = layers["text"]["data"]["values"] if "data" in layers["text"] else drawn["data"]["values"]
+    layer = next(layer for layer in drawn["layer"] if layer["mark"]["type"] == "rule")
+    assert layer["encoding"]["y"]["sort"] == ["look_sam", "adamw", "lamb"]
+    rows = drawn["datasets"][layer.get("data", drawn.get("data"))["name"]]
     assert rows[0]["top1"] == "90.50 ± 0.71 %" and (rows[0]["low"], rows[0]["high"]) == (0.9, 0.91)
 
 
