@@ -1,11 +1,11 @@
 """--track: what metrics.jsonl says is in TensorBoard and W&B, also after an interruption."""
 
 import json
-import time
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
