@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+import torch.nn.functional as F
 
 from ..errors import ConfigError, RunError
 from ..record import rundir
@@ -88,6 +89,7 @@ def run(
     """
     # Without it MKL's rounding depends on the addresses of tensors, and a resumed run would differ.
     os.environ.setdefault("MKL_CBWR", "AUTO")
+    linear = F.linear  # DeepSpeed's stage 3 replaces it by one of other rounding, and leaves it so
     settings, device, data, roster = assemble.start(settings, world)
     hosts = roster.hosts if roster else [socket.gethostname()]
     with rundir.log_failure(Path(settings.out), world.rank), roster or nullcontext():
@@ -98,4 +100,5 @@ def run(
                 rundir.record(fit.out, world, hosts)
             return fit.run()
         finally:
+            F.linear = linear
             rundir.release(Path(settings.out))

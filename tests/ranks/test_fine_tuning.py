@@ -64,10 +64,11 @@ def trained(tmp_path_factory):
             out = ["--out", str(folder / f"{method}-{on}"), "--save_every", "5"]
             own = ["--optimizer", method, "--rho", str(how["rho"]), *flags]
             cases[ranks].append([*FLAGS, *own, *out, "--init", str(file)])
-    saved = folder / "look_sam-fsdp2" / "checkpoints" / "step-5"
-    rest = ["--resume", str(saved), "--out", str(folder / "again-fsdp2"), *ON["fsdp2"][1]]
-    own = ["--optimizer", "look_sam", "--rho", "0.05", "--init", str(folder / "gone")]
-    cases[2].append([*FLAGS, *own, *rest])
+    for on in ("zero2", "fsdp2"):
+        saved = folder / f"look_sam-{on}" / "checkpoints" / "step-5"
+        rest = ["--resume", str(saved), "--out", str(folder / f"again-{on}"), *ON[on][1]]
+        own = ["--optimizer", "look_sam", "--rho", "0.05", "--init", str(folder / "gone")]
+        cases[2].append([*FLAGS, *own, *rest])
     play_trains(folder, cases, 600)
     return start, folder
 
@@ -131,8 +132,11 @@ def test_every_backend_takes_the_references_steps_with_frozen_layers_and_lrs_by_
 
 
 @pytest.mark.needs("deepspeed")
-def test_a_resumed_run_goes_on_to_the_bit_and_does_not_need_the_file(trained):
-    on, (_, folder) = "fsdp2", trained
+@pytest.mark.parametrize("on", ["zero2", "fsdp2"])
+def test_a_resumed_run_goes_on_to_the_bit_and_does_not_need_the_file(trained, on):
+    """zero2's differed by 1.2e-7: zero3's run, earlier in this process and after the first start of
+    zero2, had left DeepSpeed's own torch.nn.functional.linear in place."""
+    _, folder = trained
     want, got = (
         load_file(folder / f"{n}-{on}" / "model.safetensors") for n in ("look_sam", "again")
     )
