@@ -77,6 +77,20 @@ def test_an_extended_run_can_be_extended_again_and_without_the_flag_begins_anew(
     assert "--extend goes on at that" in (anew / "log.txt").read_text()
 
 
+def test_rho_and_shares_of_the_run_follow_the_longer_run_and_the_log_says_so(tmp_path):
+    """rho jumped from half of its start to three quarters without a word."""
+    how = ("--rho_schedule", "linear", "--look_from", "0.0", "--augment", "mixup", "--mixup_until")
+    out = train(tmp_path / "run", "--steps", 8, *how, "0.5")
+    middle = out / "checkpoints" / "step-4"
+    longer = train(tmp_path / "out", "--steps", 16, "--extend", *how, "0.5", "--resume", middle)
+    log = (longer / "log.txt").read_text()
+    assert "rho is that of 16 steps: at step 4 its factor is 0.75, where that of 8 steps" in log
+    assert "mixup_until is 8, was 4 when" in log and "extended from 8 to 16 steps" in log
+    rows = map(json.loads, (longer / "metrics.jsonl").read_text().splitlines())
+    rho = {row["step"]: row["rho"] for row in rows if row.get("rho") is not None}
+    assert rho[6] == pytest.approx(0.02 * (1 - 6 / 16))
+
+
 def test_a_dry_run_says_it(first, capsys):
     flags = ["--steps", "16", "--extend", "--resume", str(first / "checkpoints" / "step-4")]
     assert main([*FLAGS, *flags, "--dry_run"]) == 0
