@@ -93,8 +93,8 @@ class Preflight:
         s, init = self.outcome.settings, self.outcome.init
         if init and pretrained.absent(s.init or ""):
             raise ConfigError(
-                f"init must be here as on the nodes, got {s.init}, which is not; correct it, or use "
-                f"--skip data where only the nodes have it."
+                f"init must be here as on the nodes, got {s.init}, which is not; correct it, or "
+                f"use --skip data where only the nodes have it."
             )
         if not {"SITE", "PYTHON"} & {*os.environ}:
             trackers.check(s.track)

@@ -114,6 +114,19 @@ def test_lr_falls_by_layer_from_the_head_to_the_embeddings():
     assert models.lr_scales(model, layer_decay=1.0, head_lr=1.0) == {}
 
 
+def test_tokens_and_layer_scale_have_the_lr_of_their_layer_and_a_stem_that_of_embeddings():
+    """The stem of timm's networks whose blocks are `blocks.0`, ... had the lr of the head."""
+    with torch.device("meta"):
+        model = vit(name="dinov2_s14_reg4", shape=(3, 28, 28))
+    model.conv_stem = torch.nn.Linear(1, 1)
+    model._modules = {"conv_stem": model._modules.pop("conv_stem"), **model._modules}
+    scales = models.lr_scales(model, layer_decay=0.5, head_lr=3.0)
+    of = {name: scales[id(p)] for name, p in model.named_parameters()}
+    first = ("cls_token", "reg_token", "pos_embed", "patch_embed.weight", "conv_stem.weight")
+    assert {of[name] for name in first} == {0.5**13}
+    assert (of["blocks.0.ls1.gamma"], of["blocks.11.ls2.gamma"]) == (0.5**12, 0.5)
+
+
 @pytest.mark.parametrize(
     "how", [{"layer_decay": 0.5, "head_lr": 1}, {"layer_decay": 1, "head_lr": 2}]
 )
