@@ -9,6 +9,7 @@ from dist_looksam import models
 from dist_looksam.errors import ConfigError
 from dist_looksam.models.named import SIZES
 from dist_looksam.models.timm_form import as_timm
+from dist_looksam.models.vit import Size
 
 SHAPE = (1, 8, 8)
 
@@ -67,6 +68,22 @@ def test_positions_are_resampled_as_timm_does_and_the_class_tokens_is_kept(timm)
     assert torch.allclose(found.weights["pos_embed"], want, atol=1e-6)
     assert torch.equal(found.weights["pos_embed"][:, 0], small.pos_embed[:, 0])
     assert found.resized == ((3, 3), (5, 5)) and found.head == ("head.weight", "head.bias")
+
+
+def test_weights_with_and_without_a_position_of_the_class_token_compute_the_same():
+    """DeiT's class token lost its position in a model of DeiT III, whose token has none."""
+    how = {"patch": 2, "dim": 16, "depth": 2, "heads": 2, "class_token": True}
+    torch.manual_seed(1)
+    one, other, back = (
+        models.ViT(Size(**how, class_position=place), num_classes=3, image_shape=SHAPE)
+        for place in (True, False, True)
+    )
+    for model, source in ((other, one), (back, other)):
+        found = fitted(model, source.state_dict())
+        model.load_state_dict(found.weights)
+        assert found.share == 1 and found.resized is None
+        images = torch.randn(4, *SHAPE)
+        assert torch.allclose(model(images), source(images), atol=1e-6)
 
 
 def test_our_names_and_timms_are_the_same_in_both_directions():
