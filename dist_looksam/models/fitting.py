@@ -14,7 +14,7 @@ from .timm_form import timm_name
 
 LEAST = 0.5  # share of the parameters without the head; with fewer a file is of another model
 _NAMED = 4  # entries that a sentence names
-POSITIONS = "pos_embed"
+POSITIONS, CLASS = "pos_embed", "cls_token"
 PATCHES = "patch_embed.proj.weight"
 
 
@@ -73,7 +73,7 @@ def fitted(
     """
     given = {timm_name(name.removeprefix("module.")): w for name, w in weights.items()}
     taken: dict[str, Tensor] = {}
-    resized = None
+    resized = of_class = None
     own = {n: w for n, w in model.state_dict(keep_vars=True).items() if isinstance(w, Tensor)}
     for name, want in own.items():
         weight = given.get(timm_name(name))
@@ -82,9 +82,11 @@ def fitted(
         if timm_name(name) == PATCHES and _flat(weight) == _flat(want):
             weight = weight.reshape(want.shape)
         if name == POSITIONS and weight.shape != want.shape:
-            weight, resized = _positions(model, given, want, image_shape)
+            weight, resized, of_class = _positions(model, given, want, image_shape)
         if weight.shape == want.shape:
             taken[name] = weight.to(want.dtype)
+    if of_class is not None and CLASS in taken:  # the model adds none to its class token
+        taken[CLASS] = taken[CLASS] + of_class.to(taken[CLASS].dtype)
     missing = [name for name in own if name not in taken]
     body = {n: p for n, p in model.named_parameters() if not in_head(model, n)}
     share = sum(p.numel() for n, p in body.items() if n in taken) / max(
@@ -136,28 +138,31 @@ def _positions(
     given: Mapping[str, Tensor],
     want: Tensor,
     image_shape: tuple[int, int, int],
-) -> tuple[Tensor, tuple[tuple[int, int], tuple[int, int]] | None]:
-    """(positions of the file on the model's grid, both grids); what the file has if that has
-    another width, or is no square."""
+) -> tuple[Tensor, tuple[tuple[int, int], tuple[int, int]] | None, Tensor | None]:
+    """(positions of the file on the model's grid, both grids if they differ, that of the class
+    token where the model has no place for it); what the file has, and no more, if that has another
+    width, or is no square."""
     weight = given[POSITIONS]
     if weight.ndim != 3 or want.ndim != 3 or weight.shape[-1] != want.shape[-1]:
-        return weight, None
+        return weight, None, None
     tokens = weight.shape[1]
-    lengths = {n: given[n].shape[1] for n in ("cls_token", "dist_token", "reg_token") if n in given}
-    for first in (sum(lengths.values()), lengths.get("cls_token", 0), 0):
+    lengths = {n: given[n].shape[1] for n in (CLASS, "dist_token", "reg_token") if n in given}
+    for first in (sum(lengths.values()), lengths.get(CLASS, 0), 0):
         side = math.isqrt(max(0, tokens - first))
         if 0 < side * side == tokens - first:
             break
     else:
-        return weight, None
+        return weight, None, None
     grid = _grid(model, image_shape)
     own_first = want.shape[1] - grid[0] * grid[1]
     if own_first < 0:
-        return weight, None
+        return weight, None, None
     kept = weight[:, : min(first, own_first)]
     kept = F.pad(kept, (0, 0, 0, own_first - kept.shape[1]))
     resampled = resample(weight[:, first:], (side, side), grid)
-    return torch.cat([kept.to(resampled.dtype), resampled], 1), ((side, side), grid)
+    both = None if grid == (side, side) else ((side, side), grid)
+    of_class = weight[:, :1] if first and CLASS in given and not own_first else None
+    return torch.cat([kept.to(resampled.dtype), resampled], 1), both, of_class
 
 
 def _grid(model: nn.Module, image_shape: tuple[int, int, int]) -> tuple[int, int]:

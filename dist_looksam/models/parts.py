@@ -12,8 +12,6 @@ from torch import nn
 from ..errors import ConfigError
 
 _BLOCK = re.compile(r"blocks\.(\d+)\.")
-# What timm's and our ViTs have before their blocks.
-_EMBEDDINGS = re.compile(r"(patch_embed|pos_embed|cls_token|dist_token|reg_token|norm_pre)\b")
 
 
 def heads(model: nn.Module) -> tuple[str, ...]:
@@ -31,8 +29,9 @@ def in_head(model: nn.Module, name: str) -> bool:
 def lr_scales(model: nn.Module, *, layer_decay: float, head_lr: float) -> dict[int, float]:
     """The factor of lr by id of each parameter; {} where all are 1.
 
-    Block i of n has layer_decay^(n - i), what comes before the blocks layer_decay^(n + 1), the rest
-    1; the head also times head_lr.
+    Block i of n has layer_decay^(n - i), what stands before the blocks in the order of the
+    parameters (patches, positions, tokens, a stem) layer_decay^(n + 1), the rest 1; the head also
+    times head_lr.
 
     Raises:
         ConfigError: layer_decay of a model without numbered blocks, head_lr of one without a head.
@@ -51,17 +50,14 @@ def lr_scales(model: nn.Module, *, layer_decay: float, head_lr: float) -> dict[i
             f"head_lr needs a model with {' or '.join(heads(model))}, got {type(model).__name__} "
             f"with {names[-1]}; leave it out."
         )
-    top = max(blocks, default=0) + 2
-
-    def scale(name: str) -> float:
-        found, layer = _BLOCK.match(name), top
-        if found:
+    top, layer, scales = max(blocks, default=0) + 2, 0, {}
+    for name, p in model.named_parameters():
+        if found := _BLOCK.match(name):
             layer = int(found[1]) + 1
-        elif _EMBEDDINGS.match(name):
-            layer = 0
-        return layer_decay ** (top - layer) * (head_lr if in_head(model, name) else 1.0)
-
-    return {id(p): scale(name) for name, p in model.named_parameters()}
+        elif layer or not blocks:
+            layer = top
+        scales[id(p)] = layer_decay ** (top - layer) * (head_lr if in_head(model, name) else 1.0)
+    return scales
 
 
 def freeze(model: nn.Module, pattern: str | None) -> list[str]:

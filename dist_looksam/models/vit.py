@@ -213,9 +213,10 @@ class ViT(nn.Module):
         like, own = self.pos_embed, int(self.size.class_position)
         rows, columns = (_resizing(*sides, like.device) for sides in zip(self.grid, grid))
         table = like[:, own:].unflatten(1, self.grid)
-        resized = torch.einsum(
-            "yh,xw,nhwd->nyxd", rows.to(like.dtype), columns.to(like.dtype), table
-        ).flatten(1, 2)
+        with torch.autocast(like.device.type, enabled=False):  # else the residual stream, to which
+            resized = torch.einsum(  # positions are added, would have 16 bits, too
+                "yh,xw,nhwd->nyxd", rows.to(like.dtype), columns.to(like.dtype), table
+            ).flatten(1, 2)
         return torch.cat([like[:, :own], resized], 1) if own else resized
 
     def _tokens(self, images: Tensor) -> Tensor:

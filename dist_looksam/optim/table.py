@@ -13,7 +13,7 @@ from .perturbed import ALL, perturbed
 from .rule import Rule, check_k
 from .sharpness import Sharpness
 
-RHO = {"model": 0.02, "layer": 0.0005}  # by measurement on small data: README, "Defaults"
+RHO = {"model": 0.02, "layer": 0.0005}  # by measurement on small data: docs/methods.md
 ALPHA = 0.7  # of the LookSAM paper
 
 

@@ -6,13 +6,13 @@ from dataclasses import replace
 from typing import Any
 
 from ..backends.zero import config as zero_config
-from ..data import Data
+from ..data import Data, class_weights
 from ..data.fingerprint import fingerprint
 from ..errors import ConfigError
 from ..settings.config import Settings
 
 # Paths may differ between hosts, as long as the files are the same.
-_OWN = {"data_dir", "data_cache", "deepspeed_config", "local_rank", "workers"}
+_OWN = {"data_dir", "data_cache", "deepspeed_config", "class_weights", "local_rank", "workers"}
 
 
 def check(settings: Settings, data: Data, ranks: int) -> Data:
@@ -40,9 +40,12 @@ def check(settings: Settings, data: Data, ranks: int) -> Data:
 def _inputs(settings: Settings, data: Data) -> dict[str, Any]:
     values = {name: getattr(settings, name) for name in settings.__dataclass_fields__}
     own = {name: value for name, value in values.items() if name not in _OWN}
+    which = settings.class_weights
+    weights = None if which is None else class_weights.read(which)
     return {
         **fingerprint(data),
         **own,
+        "class_weights": which if weights is None else sorted(weights.items()),
         "deepspeed_config": zero_config.read(settings.deepspeed_config),
     }
 

@@ -101,7 +101,8 @@ def check(
     """Check everything that can be wrong before a start.
 
     Args:
-        ranks, launcher: as in `World`. opened: read the image folder, if it is on this machine.
+        ranks, launcher: as in `World`. opened: read the image folder and the weights of --init, if
+            they are on this machine.
         data: the size of the data, where it is known already.
 
     Raises:

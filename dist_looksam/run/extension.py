@@ -2,15 +2,18 @@
 
 Without --extend it is that of the longer schedule, as if the run had had it from the beginning.
 With --extend it goes on from its value at the checkpoint, and decays to the new end. Where it went
-on is kept in checkpoints, so that a resumed extended run has the same rates.
+on is kept in checkpoints, so that a resumed extended run has the same rates. rho's own schedule and
+shares of the run, such as --look_from 0.9, are those of the longer run in both cases.
 """
 
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 from .. import checkpoint
 from ..errors import ConfigError
 from ..maths.schedule import extended_factor, factor
+from ..settings import when
 from ..settings.config import Settings
 
 KEY = "extension"  # in a checkpoint's `extra`: (first step, factor of lr there), or null
@@ -93,13 +96,29 @@ def notes(reader: checkpoint.Reader, now: dict[str, Any]) -> list[str]:
         how = "stays" if now["schedule"] == "constant" else f"falls ({now['schedule']}) to 0"
         return [
             f"extended from {then['steps']} to {now['steps']} steps: from step {reader.step} on lr "
-            f"{how}, from {before:.1%} of its peak"
+            f"{how}, from {before:.1%} of its peak",
+            *_rho_note(reader.step, then, now),
         ]
     after = lr_factor(reader.step, now, None)
     if abs(after - before) < 1e-9:
-        return []
+        return _rho_note(reader.step, then, now)
     return [
         f"warning: the schedule is that of {now['steps']} steps: lr goes on at {after:.1%} of its "
         f"peak at step {reader.step}, where that of {then['steps']} steps has {before:.1%}; "
-        f"--extend goes on at that"
+        f"--extend goes on at that",
+        *_rho_note(reader.step, then, now),
+    ]
+
+
+def _rho_note(step: int, then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """A warning where rho, whose own schedule --extend does not change, jumps."""
+    try:
+        was, is_now = (when.rho_scale(SimpleNamespace(**s), step, lr=1.0) for s in (then, now))
+    except (AttributeError, TypeError):  # of an older version
+        return []
+    if abs(is_now - was) < 1e-9:
+        return []
+    return [
+        f"warning: the schedule of rho is that of {now['steps']} steps: at step {step} its factor "
+        f"is {is_now:.3g}, where that of {then['steps']} steps has {was:.3g}"
     ]

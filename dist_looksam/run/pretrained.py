@@ -164,6 +164,11 @@ def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
     return weights
 
 
+def absent(init: str) -> bool:
+    """Whether a file, run or checkpoint is not on this machine."""
+    return not init.startswith(TIMM) and not Path(init).exists()
+
+
 def outlook(settings: Settings, model: nn.Module, data: Extent) -> list[str]:
     """For --dry_run: the notes that a start would log; [] where it would read no weights. timm is
     asked for nothing. Raises as `read` and `models.fitted`."""
@@ -172,7 +177,7 @@ def outlook(settings: Settings, model: nn.Module, data: Extent) -> list[str]:
     if settings.init.startswith(TIMM):
         models.check(settings.init.removeprefix(TIMM), None)
         return [f"init: {settings.init}, which --dry_run does not fetch"]
-    if not Path(settings.init).exists():
+    if absent(settings.init):
         return [f"init: {settings.init} is not on this machine; a start here would be refused"]
     init = read(settings.init)
     other = init.card is not None and init.card.data != settings.data

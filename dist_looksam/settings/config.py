@@ -24,6 +24,8 @@ from . import flags, when
 from .fields import Fields, homes
 from .numbers import check_most, micro_batch
 
+LOSS_OF = {"bce_target_thresh": "bce", "class_weights": "ce"}  # setting: the one loss that has it
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(Fields):
@@ -80,7 +82,7 @@ class Settings(Fields):
     def _check_loss(self) -> None:
         """ConfigError for settings that the loss does not have."""
         threshold = self.bce_target_thresh
-        for name, owner in (("bce_target_thresh", "bce"), ("class_weights", "ce")):
+        for name, owner in LOSS_OF.items():
             if getattr(self, name) is not None and self.loss != owner:
                 raise ConfigError(
                     f"{name} is of loss {owner}, got loss {self.loss}; leave it out or use --loss "
@@ -246,9 +248,9 @@ DEFAULTS = {f.name: f.default for f in fields(Settings)}
 def _flags_first(values: dict[str, Any], argv: Sequence[str]) -> dict[str, Any]:
     """`values` without settings of the --config file that contradict a flag: the flag wins.
 
-    For example --steps 5 replaces the 300 epochs of a recipe, --backend ddp its ZeRO stage, and
-    --zero_stage 2 its backend ddp. Two flags, or two lines of the file, that contradict each other
-    are refused by `Settings`.
+    For example --steps 5 replaces the 300 epochs of a recipe, --loss ce its bce_target_thresh,
+    --backend ddp its ZeRO stage, and --zero_stage 2 its backend ddp. Two flags, or two lines of the
+    file, that contradict each other are refused by `Settings`.
     """
     given = {a.split("=")[0].removeprefix("--") for a in argv if a.startswith("--")}
     if "ranks" in given and not values["dry_run"]:
@@ -260,6 +262,8 @@ def _flags_first(values: dict[str, Any], argv: Sequence[str]) -> dict[str, Any]:
         return values
     lengths = (("steps", "epochs"), ("warmup_steps", "warmup_epochs"))
     dropped = {b for pair in lengths for a, b in (pair, pair[::-1]) if a in given}
+    if "loss" in given:
+        dropped |= {name for name, loss in LOSS_OF.items() if loss != values["loss"]}
     clash = [n for n in values if homes(n) and values["backend"] not in ("auto", *homes(n))]
     if "backend" in given:
         dropped |= {*clash}

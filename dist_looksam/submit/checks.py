@@ -11,7 +11,7 @@ from ..errors import ConfigError, RunError
 from ..plan import Machine, plan
 from ..plan.run import check as check_covered
 from ..record import jobs, rundir, trackers
-from ..run import dryrun, resume
+from ..run import dryrun, pretrained, resume
 from ..settings import assemble
 from ..settings.config import Settings
 from .ways import Asked, Way
@@ -81,20 +81,27 @@ class Preflight:
         return f"{self.extent.said}: {self.extent.samples:,} images"
 
     def _settings(self) -> str:
-        """The dry run, and libraries that this Python lacks, which the nodes run, too."""
+        """The dry run, which reads the weights of --init unless the data are only on the nodes; and
+        libraries that this Python lacks, which the nodes run, too."""
         self.outcome = dryrun.check(
             self.settings,
             ranks=self.asked.ranks,
             launcher=self.launcher,
-            opened=False,
+            opened=self.extent is not None,
             data=self.extent,
         )
-        s = self.outcome.settings
+        s, init = self.outcome.settings, self.outcome.init
+        if init and pretrained.absent(s.init or ""):
+            raise ConfigError(
+                f"init must be here as on the nodes, got {s.init}, which is not; correct it, or "
+                f"use --skip data where only the nodes have it."
+            )
         if not {"SITE", "PYTHON"} & {*os.environ}:
             trackers.check(s.track)
             if missing := s.backend_row.lacking(s):
                 raise ConfigError(missing)
-        return f"{s.optimizer}, {self.outcome.model}, {s.backend}, {self.outcome.steps:,} steps"
+        text = f"{s.optimizer}, {self.outcome.model}, {s.backend}, {self.outcome.steps:,} steps"
+        return "; ".join([text, *init])
 
     def _memory(self) -> str:
         outcome = self.outcome

@@ -60,6 +60,15 @@ def test_a_mistake_is_one_sentence(flags, says):
         config.parse(["--data", "digits", *flags])
 
 
+def test_a_loss_given_by_a_flag_replaces_what_only_the_files_loss_has(file):
+    """--loss ce with a recipe of DeiT III was told to leave out a flag that it had not given."""
+    one, two = "loss: bce\nbce_target_thresh: 0\n", "class_weights: balanced\n"
+    assert config.parse(["--config", file(one), "--loss", "ce"]).bce_target_thresh is None
+    assert config.parse(["--config", file(two), "--loss", "bce"]).class_weights is None
+    with pytest.raises(ConfigError, match=r"bce_target_thresh is of loss bce, got loss ce"):
+        config.parse(["--config", file(one), "--loss", "ce", "--bce_target_thresh", "0"])
+
+
 @pytest.mark.parametrize("text", ["", "# rho: 0.1\n"])
 def test_a_file_without_a_line_is_a_mistake(text, file):
     with pytest.raises(ConfigError, match=r"got .*file.yaml with nothing in it"):

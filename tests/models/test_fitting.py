@@ -9,6 +9,7 @@ from dist_looksam import models
 from dist_looksam.errors import ConfigError
 from dist_looksam.models.named import SIZES
 from dist_looksam.models.timm_form import as_timm
+from dist_looksam.models.vit import Size
 
 SHAPE = (1, 8, 8)
 
@@ -69,6 +70,22 @@ def test_positions_are_resampled_as_timm_does_and_the_class_tokens_is_kept(timm)
     assert found.resized == ((3, 3), (5, 5)) and found.head == ("head.weight", "head.bias")
 
 
+def test_weights_with_and_without_a_position_of_the_class_token_compute_the_same():
+    """DeiT's class token lost its position in a model of DeiT III, whose token has none."""
+    how = {"patch": 2, "dim": 16, "depth": 2, "heads": 2, "class_token": True}
+    torch.manual_seed(1)
+    one, other, back = (
+        models.ViT(Size(**how, class_position=place), num_classes=3, image_shape=SHAPE)
+        for place in (True, False, True)
+    )
+    for model, source in ((other, one), (back, other)):
+        found = fitted(model, source.state_dict())
+        model.load_state_dict(found.weights)
+        assert found.share == 1 and found.resized is None
+        images = torch.randn(4, *SHAPE)
+        assert torch.allclose(model(images), source(images), atol=1e-6)
+
+
 def test_our_names_and_timms_are_the_same_in_both_directions():
     ours = vit().state_dict()
     named, _ = as_timm(ours, SIZES["vit_8"])
@@ -112,6 +129,19 @@ def test_lr_falls_by_layer_from_the_head_to_the_embeddings():
     assert [of[f"blocks.{i}.fc1.bias"] for i in range(4)] == [0.5**4, 0.5**3, 0.5**2, 0.5]
     assert (of["norm.weight"], of["head.weight"]) == (1.0, 3.0)
     assert models.lr_scales(model, layer_decay=1.0, head_lr=1.0) == {}
+
+
+def test_tokens_and_layer_scale_have_the_lr_of_their_layer_and_a_stem_that_of_embeddings():
+    """The stem of timm's networks whose blocks are `blocks.0`, ... had the lr of the head."""
+    with torch.device("meta"):
+        model = vit(name="dinov2_s14_reg4", shape=(3, 28, 28))
+    model.conv_stem = torch.nn.Linear(1, 1)
+    model._modules = {"conv_stem": model._modules.pop("conv_stem"), **model._modules}
+    scales = models.lr_scales(model, layer_decay=0.5, head_lr=3.0)
+    of = {name: scales[id(p)] for name, p in model.named_parameters()}
+    first = ("cls_token", "reg_token", "pos_embed", "patch_embed.weight", "conv_stem.weight")
+    assert {of[name] for name in first} == {0.5**13}
+    assert (of["blocks.0.ls1.gamma"], of["blocks.11.ls2.gamma"]) == (0.5**12, 0.5)
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,16 @@ def test_images_of_other_sides_get_interpolated_positions_and_their_gradient():
     assert model._positions(28, 28) is own
 
 
+def test_images_of_other_sides_have_the_residual_stream_in_fp32_under_autocast_too():
+    """Once the resized positions, and so the whole stream, were in 16 bits until the last size."""
+    model, seen = small(), []
+    model.blocks[1].register_forward_pre_hook(lambda _, args: seen.append(args[0].dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        for side in (12, 28):
+            model(torch.randn(2, 1, side, side))
+    assert seen == [torch.float32, torch.float32]
+
+
 def test_patches_are_squares_of_the_image_in_reading_order():
     model = models.create("vit_8", num_classes=2, image_shape=(1, 8, 8))
     cut = model._patches(torch.arange(64.0).view(1, 1, 8, 8))

@@ -13,7 +13,9 @@ from PIL import Image
 
 from dist_looksam.data import load
 from dist_looksam.data.fingerprint import fingerprint
+from dist_looksam.run import agree
 from dist_looksam.run.train import main
+from dist_looksam.settings import config
 from launch import HERE, environment
 
 FLAGS = ["--data", "folder", "--image_size", "28", "--model", "vit_28_mini", "--batch_size", "4",
@@ -154,6 +156,19 @@ def test_ranks_with_other_deepspeed_files_do_not_train(tmp_path):
                       "--backend", "zero", "--deepspeed_config", str(file)])  # fmt: skip
     (code, said), _ = start(flags)
     assert code == 2 and "deepspeed_config must be the same on all ranks" in said
+
+
+def test_files_of_class_weights_are_compared_by_what_they_say(tmp_path):
+    """Their paths alone were compared: ranks with other weights would have trained together."""
+
+    def inputs(text):
+        file = tmp_path / f"{len(list(tmp_path.iterdir()))}.yaml"
+        file.write_text(text)
+        return agree._inputs(config.parse(["--data", "digits", "--class_weights", str(file)]), data)
+
+    data = load("digits")
+    one, same, other = inputs("a: 1\nb: 2"), inputs("{b: 2, a: 1}"), inputs("a: 1\nb: 3")
+    assert repr(one) == repr(same) and differing(one, other) == ["class_weights"]
 
 
 def test_the_same_data_in_another_place_train(tmp_path):

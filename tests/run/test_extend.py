@@ -17,9 +17,12 @@ FLAGS += ["look_sam", "--k", "3", "--batch_size", "16", "--warmup_steps", "2", "
 
 @pytest.fixture(autouse=True, scope="module")
 def quick():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(results, "_draw", lambda out: "no picture")  # most of the time
+        patch.setattr(results, "_draw", lambda out: "")  # it takes most of the time
         yield
+    torch.set_num_threads(before)
 
 
 def train(out, *flags, code=0):
@@ -70,6 +73,20 @@ def test_an_extended_run_can_be_extended_again_and_without_the_flag_begins_anew(
     anew = train(tmp_path / "anew", "--steps", 10, "--resume", last)
     assert rates(anew)[8] == pytest.approx(peak * (1 + math.cos(math.pi * 6 / 8)) / 2, rel=1e-6)
     assert "--extend goes on at that" in (anew / "log.txt").read_text()
+
+
+def test_rho_and_shares_of_the_run_follow_the_longer_run_and_the_log_says_so(tmp_path):
+    """rho jumped from half of its start to three quarters without a word."""
+    how = ("--rho_schedule", "linear", "--look_from", "0.0", "--augment", "mixup", "--mixup_until")
+    out = train(tmp_path / "run", "--steps", 8, *how, "0.5")
+    middle = out / "checkpoints" / "step-4"
+    longer = train(tmp_path / "out", "--steps", 16, "--extend", *how, "0.5", "--resume", middle)
+    log = (longer / "log.txt").read_text()
+    assert "rho is that of 16 steps: at step 4 its factor is 0.75, where that of 8 steps" in log
+    assert "mixup_until is 8, was 4 when" in log and "extended from 8 to 16 steps" in log
+    rows = map(json.loads, (longer / "metrics.jsonl").read_text().splitlines())
+    rho = {row["step"]: row["rho"] for row in rows if row.get("rho") is not None}
+    assert rho[6] == pytest.approx(0.02 * (1 - 6 / 16))
 
 
 def test_a_dry_run_says_it(first, capsys):

@@ -199,6 +199,8 @@ REFUSED = [  # options, flags, the sentence
     ("--machine x100", "", "gpu must be one of h200, h100"),
     ("", "--data tar --data_dir far", "data_dir must be here as on the nodes, got far"),
     ("", "--data tar --data_dir data", "shards like train-000000.tar, got none in data"),
+    ("", "--init far.pth", "init must be here as on the nodes, got far.pth, which is not"),
+    ("", "--init file", "init must be a file of safetensors, or of tensors alone"),
     ("", "--out file/run", "out must be a directory that can be written, got file/run, where"),
     ("", "--dry_run", "submit makes the dry run by itself"),
     ("", "--optimizr sam", "unknown flag, got --optimizr"),
