@@ -203,7 +203,9 @@ def to_resume(out: Path, resume: str) -> list[Path]:
     """The checkpoints that --resume allows, in the order in which they are tried; [] for none."""
     if resume == "none":
         return []
-    if resume != "auto":
+    own = checkpoint.found(out / "checkpoints")
+    # A requeued SLURM job gets its flags again: it has gone on from the path of --resume before.
+    if resume != "auto" and not (own and _earlier_start(job(out))):
         path = Path(resume)
         saved = [path] if (path / checkpoint.MANIFEST).is_file() else []
         if not (saved := saved or checkpoint.found(path / "checkpoints")):
@@ -212,7 +214,7 @@ def to_resume(out: Path, resume: str) -> list[Path]:
                 f"{resume}; name a directory like RUN or RUN/checkpoints/step-100."
             )
         return saved
-    return checkpoint.found(out / "checkpoints")
+    return own
 
 
 def record(out: Path, world: World, hosts: list[str]) -> None:

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from dist_looksam.cli.main import main
+from dist_looksam.record import rundir
 from dist_looksam.run import results
 
 FLAGS = ["train", "--data", "digits", "--device", "cpu", "--workers", "0", "--optimizer"]
@@ -106,3 +107,20 @@ def test_what_cannot_be_extended_is_one_sentence(first, tmp_path, capsys, flags,
     train(tmp_path / "out", "--extend", *(named.get(flag, flag) for flag in flags), code=2)
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and re.search(said, error), error
+
+
+def test_a_requeued_job_goes_on_from_its_own_checkpoints_and_not_from_the_path_again(
+    first, tmp_path, monkeypatch
+):
+    """SLURM starts it with the flags that it had, so it began at step 4 after each time limit."""
+    middle = str(first / "checkpoints" / "step-4")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    out = train(tmp_path / "out", "--steps", 12, "--extend", "--resume", middle)
+    names = [p.name for p in rundir.to_resume(out, middle)]
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    again = [p.name for p in rundir.to_resume(out, middle)]
+    assert names == ["step-4"] and again == ["step-12", "step-8"]
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    assert [p.name for p in rundir.to_resume(out, middle)] == ["step-4"]
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    assert [p.name for p in rundir.to_resume(tmp_path / "other", middle)] == ["step-4"]
