@@ -42,8 +42,12 @@ case "${1:-}" in
     *) die "unknown argument $1; allowed: --all, or nothing" ;;
 esac
 
-fingerprint() { { cat pyproject.toml setup.py dist_looksam/data/*.c cluster/setup.sh && echo "$root $TORCH"; } | sha256sum; }
-made() { [[ -x .venv/bin/python && -s $stamp && $(<"$stamp") == "$(fingerprint)" && ! -e $unfinished ]]; }
+# fingerprint [all] - of what .venv/ is made from, without or with what only --all installs.
+fingerprint() { { cat pyproject.toml setup.py dist_looksam/data/*.c cluster/setup.sh && echo "$root $TORCH ${1:-}"; } | sha256sum; }
+made() {
+    [[ -x .venv/bin/python && -s $stamp && ! -e $unfinished ]] || return
+    [[ $(<"$stamp") == "$(fingerprint all)" || (! $all && $(<"$stamp") == "$(fingerprint)") ]]
+}
 
 missing_packages() {
     local p
@@ -143,7 +147,7 @@ install_python_packages() {
     fi
     say "checking that torch and deepspeed import"
     DS_ACCELERATOR=${DS_ACCELERATOR:-cpu} .venv/bin/python -c 'import torch, deepspeed' >/dev/null
-    fingerprint >"$stamp.new"
+    fingerprint ${all:+all} >"$stamp.new"
     rm -f "$unfinished"
     mv "$stamp.new" "$stamp"
 }
