@@ -28,13 +28,10 @@ def example():
 
 @pytest.fixture(autouse=True)
 def accelerate_is_new():
-    """Accelerate's state is of the process. Threads are slower than one where others compute."""
+    """Accelerate's state is of the process."""
     import accelerate.state
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     yield
-    torch.set_num_threads(threads)
     for kind in ("AcceleratorState", "GradientState", "PartialState"):
         getattr(accelerate.state, kind)._reset_state()
 

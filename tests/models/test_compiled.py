@@ -20,7 +20,6 @@ IMAGE = (1, 8, 8)
 
 @pytest.fixture(autouse=True)
 def fresh():
-    torch.set_num_threads(1)  # these networks are too small for more
     torch._dynamo.reset()
     counters.clear()
 

@@ -32,14 +32,6 @@ ALL = Size(
 )
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def small(name: str) -> models.ViT:
     """Two blocks, 3 x 3 patches, and no vector that is all ones or zeros."""
     size = dataclasses.replace(SIZES[name], depth=2)

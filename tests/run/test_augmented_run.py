@@ -18,15 +18,6 @@ FLAGS += ["--optimizer", "look_sam", "--steps", "12", "--batch_size", "12", "--s
 FLAGS += ["--augment", DEIT, "--mixup_until", "0.75", "--image_size_from", "8"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Small models on a busy machine: threads would wait for each other most of the time."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     root, random = tmp_path_factory.mktemp("jpegs"), np.random.default_rng(0)

@@ -18,12 +18,9 @@ FLAGS += ["look_sam", "--k", "3", "--batch_size", "16", "--warmup_steps", "2", "
 
 @pytest.fixture(autouse=True, scope="module")
 def quick():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(results, "_draw", lambda out: "")  # it takes most of the time
         yield
-    torch.set_num_threads(before)
 
 
 def train(out, *flags, code=0):

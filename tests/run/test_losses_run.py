@@ -21,10 +21,6 @@ LOSSES = {
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(results, "_draw", lambda out: "")  # it takes most of the time
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def rows(out):

@@ -22,14 +22,6 @@ BASE = ["--data", "digits", "--batch_size", "32", "--steps", str(STEPS), "--eval
 BASE += ["--k", "3"]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def train(out, *flags, steps=STEPS):
     with contextlib.redirect_stdout(io.StringIO()):
         assert main([*BASE, *flags, "--steps", str(steps), "--out", str(out)]) == 0
