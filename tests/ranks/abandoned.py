@@ -57,9 +57,8 @@ def held(engine: Engine) -> list[torch.Tensor]:
 
 
 def shown(engine: Engine) -> list[torch.Tensor]:
-    """Bits of the weights that forward sees; at stage 3 with padding, which may be anything."""
-    tensors = [getattr(p, "ds_tensor", p).detach() for p in engine.module.parameters()]
-    local = [t.to_local() if hasattr(t, "to_local") else t for t in tensors]
+    """Bits of the weights that forward sees."""
+    local = [task.own_part(p) for p in engine.module.parameters()]
     return [t.contiguous().view(-1).view(torch.uint8).clone() for t in local]
 
 

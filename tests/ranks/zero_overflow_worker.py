@@ -25,7 +25,7 @@ def snapshot(engine) -> dict:
         for key, value in state.get(flat.master, {}).items():
             found[f"{key} {i}"] = torch.as_tensor(value).clone()
     for name, p in zero.module.named_parameters():
-        found[f"visible {name}"] = getattr(p, "ds_tensor", p).detach().clone()
+        found[f"visible {name}"] = task.own_part(p).clone()
     return found
 
 
