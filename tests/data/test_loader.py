@@ -185,6 +185,29 @@ def test_later_steps_are_fetched_in_the_background_within_their_bytes(tree: Path
         loader.close()
 
 
+def test_memory_of_a_batch_is_used_again_only_when_nothing_refers_to_it(tree: Path):
+    """Views of torch and of NumPy refer to it too."""
+    source = load("folder", tree, image_size=24, augment="crop").train
+    how = {"seed": 0, "batch_size": 4, "micro_batch": 4, "rank": 0, "ranks": 1}
+    loader = TrainLoader(source, **how, workers=1, prefetch=0, pin=False)
+
+    def images(t: int) -> torch.Tensor:
+        return loader.step(t)[0].images
+
+    first = images(0)
+    address, row, pixels = first.data_ptr(), first[1:2, :, 3], first.numpy()[2:, 0]
+    expected = row.clone(), pixels.copy()
+    del first
+    second = images(1)
+    assert second.data_ptr() != address
+    assert row.equal(expected[0]) and (pixels == expected[1]).all()
+    del row
+    assert images(2).data_ptr() != address
+    del pixels
+    assert {images(t).data_ptr() for t in (3, 4)} <= {address, images(2).data_ptr()}
+    loader.close()
+
+
 def test_closing_ends_the_threads(tree: Path):
     before = threading.active_count()
     source = load("folder", tree, image_size=24).train
