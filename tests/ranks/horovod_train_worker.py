@@ -1,6 +1,6 @@
 """Ranks of Horovod that run train.py once for every line of flags.
 
-horovodrun -np RANKS python horovod_train_worker.py CASES.json
+horovod_forked.py RANKS horovod_train_worker.py CASES.json
 """
 
 import json
