@@ -25,7 +25,8 @@ LOADS = "forks.load_deepspeed()"
 
 def run(command: list[str], timeout: float, env: dict[str, str]) -> subprocess.CompletedProcess:
     """As subprocess.run, for a command [python, script of this folder, arguments ...]."""
-    server = _server("deepspeed" if LOADS in Path(command[1]).read_text() else "", env["PYTHONPATH"])
+    library = "deepspeed" if LOADS in Path(command[1]).read_text() else ""
+    server = _server(library, env["PYTHONPATH"])
     assert server.stdin and server.stdout
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
@@ -90,11 +91,11 @@ def _exit_code(child: int, timeout: float) -> int | None:
 
 
 def main() -> None:
+    import forks
+    import task  # noqa: F401
     import torch
 
     import dist_looksam.run.train  # noqa: F401
-    import forks
-    import task  # noqa: F401
 
     torch.set_num_threads(1)
     if sys.argv[1:]:
