@@ -15,7 +15,6 @@ from dist_looksam.settings import config
 from dist_looksam.world import World
 
 torch.set_num_threads(1)
-sys.modules["altair"] = None  # as in train_worker.py
 for flags in json.loads(Path(sys.argv[1]).read_text()):
     train.run(config.parse(flags), World.from_env())
 leave(0)
