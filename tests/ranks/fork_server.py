@@ -30,6 +30,8 @@ def run(command: list[str], timeout: float, env: dict[str, str]) -> subprocess.C
     assert server.stdin and server.stdout
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
+        out.touch()
+        err.touch()
         worker = {"argv": command[1:], "env": env, "cwd": os.getcwd(), "timeout": timeout}
         server.stdin.write(json.dumps({**worker, "out": str(out), "err": str(err)}) + "\n")
         server.stdin.flush()
@@ -57,7 +59,7 @@ def _work(argv: list[str], env: dict[str, str], cwd: str, out: str, err: str) ->
     code: object = 1
     try:
         for name, number in ((os.devnull, 0), (out, 1), (err, 2)):
-            os.dup2(os.open(name, os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT), number)
+            os.dup2(os.open(name, os.O_WRONLY if number else os.O_RDONLY), number)
         os.environ.clear()
         os.environ |= env
         os.chdir(cwd)
