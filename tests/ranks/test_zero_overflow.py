@@ -50,6 +50,21 @@ CASES += [
     for bad in (2, 3)
 ]  # fmt: skip
 
+# What the host does where the gradients are on a GPU: it does not ask whether they are finite.
+ON_GPU = [
+    {"optimizer": o, "stage": s, "precision": p, "bad_pass": bad, "gpu": True, **more}
+    for o, stages in (("look_layer_sam", (0, 1, 2, 3)), ("look_sam", (1, 3)))
+    for s in stages
+    for p, more in (("fp32", {}), ("bf16", {"config": UNCHECKED}))
+    for bad in (1, 2)
+    if not (s == 0 and p == "bf16")
+] + [
+    {"optimizer": "look_sam", "stage": s, "precision": "fp32", "m": m, "bad_call": n, "gpu": True}
+    for s, m in ((1, 6), (2, 12), (3, 12))
+    for n in (2, 3)
+]
+CASES += ON_GPU
+
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory):
@@ -71,6 +86,16 @@ def test_a_step_that_overflows_changes_no_bit_and_training_goes_on(result, numbe
         bad = case.get("bad_step", 3)
         assert rank["looks"][bad] and rank["looks"][bad + 1], "the next step must look again"
         assert all(rank["moved"])
+        assert rank["skipped"] == 1, "what DeepSpeed counts"
+        assert rank["applied"] == [step != bad for step in range(8)]
+
+
+@pytest.mark.parametrize("case", ON_GPU, ids=json.dumps)
+def test_after_the_first_step_the_host_reads_nothing(result, case):
+    """But, copied before, whether the last look was skipped, and whether the last step was."""
+    for rank in result(2, CASES.index(case)):
+        assert [now for now, _ in rank["reads"][1:]] == [0] * 7
+        assert all(later <= 2 for _, later in rank["reads"])
 
 
 def test_secondary_copies_are_put_back_with_the_weights(tmp_path_factory):
