@@ -107,8 +107,8 @@ def test_a_step_that_overflows_changes_no_bit_and_training_goes_on(result, numbe
 
 @pytest.mark.parametrize("case", ON_GPU, ids=named)
 def test_after_the_first_step_the_host_reads_nothing(result, case):
-    """But, copied before, whether the last look was skipped, and whether the last step was. Nor does
-    it wait for the whole device: DeepSpeed did so 3 to 5 times a step, to time itself."""
+    """But, copied before, whether the last look was skipped, and whether the last step was. Nor
+    does it wait for the whole device: DeepSpeed did so 3 to 5 times a step, to time itself."""
     for rank in result(2, CASES.index(case)):
         assert [now for now, _ in rank["reads"][1:]] == [0] * 7
         assert all(later <= 2 for _, later in rank["reads"])

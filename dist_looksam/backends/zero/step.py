@@ -157,7 +157,7 @@ class Zero(ZeroGroups):
         with offload, in the first step, with a base that cannot skip on the device; and where
         DeepSpeed steps a scheduler, or looks by itself."""
         skips = self._began and skips_on_device(self.optimizer.base_optimizer)
-        return not skips or self.layout.waits
+        return not skips or self._offloaded or self.layout.waits
 
     @torch.no_grad()
     def perturb(self) -> bool:
