@@ -97,9 +97,10 @@ class Engine:
     trained and count in no norm.
 
     A step reads from the device only: after a look, whether it was skipped, where the next step
-    would not look anyway; in fp16 the overflow flag, as every loss scaler does; under ZeRO the
-    overflow flag of each pass, and with offload it synchronises; and, with a base optimizer that
-    cannot skip on the device (fused SGD at its first step, every foreign one), whether to step it.
+    would not look anyway; in fp16 the overflow flag, as every loss scaler does; under ZeRO in its
+    first step and where a DeepSpeedEngine has a scheduler, or checks bf16 for overflow, that of
+    each pass, and with offload it synchronises; and, with a base optimizer that cannot skip on the
+    device (fused SGD at its first step, every foreign one), whether to step it.
     """
 
     def __init__(

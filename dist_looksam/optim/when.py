@@ -161,7 +161,7 @@ def _norm(seen: Seen) -> Tensor:
     norm, finite = seen.grad_norm, seen.finite
     if finite.device == norm.device:
         return torch.where(finite, norm, torch.nan)
-    return norm if bool(finite) else torch.full_like(norm, torch.nan)  # on the host, as under ZeRO
+    return norm if bool(finite) else torch.full_like(norm, torch.nan)  # on the host: ZeRO in fp16
 
 
 DECIDERS: dict[str, type[Decider]] = {"periodic": Periodic, "adaptive": Adaptive}

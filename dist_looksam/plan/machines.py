@@ -68,7 +68,7 @@ class Network:
 
 PRODUCTS = 0.56  # share of the peak that products and attention reached on an H200 (docs/gpu)
 _BYTES = 0.7  # share of a data sheet's memory bandwidth that kernels reach, assumed
-LAUNCH = 21e-6  # an H200's host (docs/gpu); an H100's had 46e-6 (docs/planning.md)
+LAUNCH = 42e-6  # an H200's host (docs/gpu); an H100's had 46e-6 (docs/planning.md)
 _ASSUMED = "{:.0%} of its operations and {:.0%} of its bytes assumed"
 
 

@@ -15,9 +15,9 @@ _REUSE = 3  # sums of g and g_v; g_v in the base's step
 _AHEAD = 9  # sums of v and of g; a copy of w; eps; w back
 _LOOK = 15  # sums of w, g; copies of both; eps; w back; sums of g, g_s; g, g_v in the base's step
 
-# What the host does in a forward and backward for each layer, in launches of a kernel, by compile:
-# vit_b16's 151 had 2,000. A compiled block has fewer, and calls that take longer (docs/gpu).
-KERNELS = {"off": 13, "blocks": 10}
+# Kernels that the host launches in a forward and backward for each layer, by compile: vit_b16's 151
+# had 2,000 in two passes (docs/planning.md); a compiled block has fewer (docs/gpu).
+KERNELS = {"off": 6.5, "blocks": 5}
 # How often a pass reads or writes each byte that autograd keeps (docs/gpu: H200, ViT-B and ViT-S).
 TRAFFIC = {"off": 8.5, "blocks": 4.2}
 

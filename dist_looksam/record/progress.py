@@ -76,11 +76,13 @@ class Progress:
         loss: float | None = None,
         images_per_s: float | None = None,
         mfu: float | None = None,
+        peak_memory: int | None = None,
         epoch: float | None = None,
         look: bool = False,
         **facts: str,
     ) -> None:
-        """`step` steps are done; `look` is of the last one. None leaves a number as it was."""
+        """`step` steps are done; `look` is of the last one. None leaves a number as it was.
+        `peak_memory`: bytes."""
         if not self._shown:
             return
         now = time.monotonic()
@@ -94,6 +96,8 @@ class Progress:
             self._facts["images/s"] = f"{images_per_s:,.0f}" if images_per_s < 1e9 else "-"
         if mfu is not None:
             self._facts["MFU"] = f"{mfu:.1%}"
+        if peak_memory is not None:
+            self._facts["GiB"] = f"{peak_memory / 2**30:.1f}"
         self._facts |= facts
         if epoch is not None:
             self._epoch = f" epoch {int(epoch)}"

@@ -232,6 +232,7 @@ class Fit:
             loss=last.get("loss"),
             images_per_s=last.get("images_per_s"),
             mfu=last.get("mfu"),
+            peak_memory=last.get("peak_memory"),
             look=seen.look,
         )
 

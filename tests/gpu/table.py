@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from speed import PROCESSES
+
 Line = dict[str, Any]
 
 
@@ -38,7 +40,23 @@ def speed(found: list[Line]) -> str:
             x.get("first_cycle_s"),
         ])  # fmt: skip
     parts = [table([*heads, "first cycle s"], rows)] if rows else []
-    return "\n\n".join(parts + notes([x for x in found if "ms" not in x]))
+    return "\n\n".join(parts + notes([x for x in found if "ms" not in x]) + not_run(found))
+
+
+def not_run(found: list[Line]) -> list[str]:
+    """The rows that all.sh measures on a GPU and that no line tells of."""
+    named = ("compile", "model", "micro_batch")
+    done = {(*(x[n] for n in named), x["backend"], x["optimizer"]) for x in found if "backend" in x}
+    told = [group for x in found for group in (*x.get("skipped", ()), x.get("group", ()))]
+    left_out = set(map(tuple, told))
+    rows: dict[str, dict[tuple[str, str], None]] = {}
+    for group in (g for of_process in PROCESSES for g in of_process):
+        missing = [row for row in group[3] if (*group[:3], *row) not in done]
+        if missing and group[:3] not in left_out:
+            mode, model, images = group[:3]
+            rows.setdefault(f"{model}, {images}, {mode}", {}).update(dict.fromkeys(missing))
+    said = [f"- {where}: {', '.join(map(' '.join, few))}" for where, few in rows.items()]
+    return ["Not yet run:\n\n" + "\n".join(said)] if said else []
 
 
 def notes(found: list[Line]) -> list[str]:

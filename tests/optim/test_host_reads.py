@@ -1,7 +1,8 @@
 """The host reads nothing from the device in a step between looks.
 
 Counted on a CPU, whose tensors say that they are on a GPU, so that the code does what it does
-there. On a real one tests/gpu/test_device.py lets torch raise where the host would wait.
+there. On a real one tests/gpu/test_device.py lets torch raise where the host would wait. Under
+ZeRO: tests/ranks/test_zero_overflow.py.
 """
 
 import copy
@@ -10,29 +11,18 @@ from itertools import pairwise
 import pytest
 import small
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from reads import Reads, as_on_a_gpu
 
 from dist_looksam import Engine
 from dist_looksam.optim import table, when
 from dist_looksam.optim.later import Later
 
 
-class Reads(TorchDispatchMode):
-    """Counts tensors whose value is asked for: bool(t), float(t), t.item(), t.tolist() of one."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.count += function is torch.ops.aten._local_scalar_dense.default
-        return function(*args, **(kwargs or {}))
-
-
-@pytest.fixture
-def as_on_a_gpu(monkeypatch):
+@pytest.fixture(autouse=True)
+def on_a_gpu(monkeypatch):
     monkeypatch.setenv("DIST_LOOKSAM_KERNELS", "off")  # which need Triton
-    monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda tensor: True), raising=False)
+    with as_on_a_gpu():
+        yield
 
 
 def engine_of(name: str, base: str, k: int, **how) -> Engine:
@@ -46,7 +36,7 @@ def engine_of(name: str, base: str, k: int, **how) -> Engine:
 
 @pytest.mark.parametrize("base", ["adamw", "lamb", "lars", "sgd"])
 @pytest.mark.parametrize("name", ["adamw", "look_sam", "look_layer_sam"])
-def test_the_host_reads_nothing_between_looks(as_on_a_gpu, name, base):
+def test_the_host_reads_nothing_between_looks(name, base):
     """One number in the first step after a look: whether that was skipped."""
     k = 4 if table.method(name).settable_k else 1
     name = base if name == "adamw" else name
@@ -65,7 +55,7 @@ def test_the_host_reads_nothing_between_looks(as_on_a_gpu, name, base):
 
 
 @pytest.mark.parametrize("name", ["sam_k", "look_sam", "look_layer_sam"])
-def test_adaptive_looks_read_one_number_of_two_steps_before(as_on_a_gpu, monkeypatch, name):
+def test_adaptive_looks_read_one_number_of_two_steps_before(monkeypatch, name):
     """Also before and after the window; after a look, whether that was skipped, as without."""
     ages = []
 

@@ -4,6 +4,9 @@ import json
 
 import cases
 import pytest
+import task
+
+from dist_looksam.backends.zero import config as zero_config
 
 pytestmark = pytest.mark.needs("deepspeed")
 
@@ -51,13 +54,40 @@ CASES += [
 ]  # fmt: skip
 
 
+def trains(stage: int, precision: str) -> dict:
+    """DeepSpeed's configuration as train.py has it."""
+    how = {"batch_size": task.BATCH, "micro_batch": task.BATCH // 4, "ranks": 2, "offload": False}
+    return zero_config.make({}, stage=stage, precision=precision, **how)
+
+
+# What the host does where the gradients are on a GPU: it does not ask whether they are finite.
+ON_GPU = [
+    {"optimizer": o, "stage": s, "precision": p, "bad_pass": bad, "gpu": True,
+     "config": trains(s, p)}
+    for o, stages in (("look_layer_sam", (0, 1, 2, 3)), ("look_sam", (3,)))
+    for s in stages
+    for p in ("fp32", "bf16")
+    for bad in (1, 2)
+    if not (s == 0 and p == "bf16")
+] + [
+    {"optimizer": "look_sam", "stage": s, "precision": "fp32", "m": m, "bad_call": n, "gpu": True}
+    for s, m in ((1, 6), (2, 12), (3, 12))
+    for n in (2, 3)
+]  # fmt: skip
+CASES += ON_GPU
+
+
 @pytest.fixture(scope="module")
 def result(tmp_path_factory):
     """(2, number) -> what came out on each rank."""
     return cases.results(tmp_path_factory.mktemp, "zero_overflow_worker.py", {2: CASES})
 
 
-@pytest.mark.parametrize("number", range(len(CASES)), ids=lambda n: json.dumps(CASES[n]))
+def named(case: dict) -> str:
+    return json.dumps({key: value for key, value in case.items() if key != "config"})
+
+
+@pytest.mark.parametrize("number", range(len(CASES)), ids=lambda n: named(CASES[n]))
 def test_a_step_that_overflows_changes_no_bit_and_training_goes_on(result, number):
     case = CASES[number]
     for rank in result(2, number):
@@ -71,6 +101,19 @@ def test_a_step_that_overflows_changes_no_bit_and_training_goes_on(result, numbe
         bad = case.get("bad_step", 3)
         assert rank["looks"][bad] and rank["looks"][bad + 1], "the next step must look again"
         assert all(rank["moved"])
+        assert rank["skipped"] == 1, "what DeepSpeed counts"
+        assert rank["applied"] == [step != bad for step in range(8)]
+
+
+@pytest.mark.parametrize("case", ON_GPU, ids=named)
+def test_after_the_first_step_the_host_reads_nothing(result, case):
+    """But, copied before, whether the last look was skipped, and whether the last step was. Nor
+    does it wait for the whole device: DeepSpeed did so 3 to 5 times a step, to time itself."""
+    for rank in result(2, CASES.index(case)):
+        assert [now for now, _ in rank["reads"][1:]] == [0] * 7
+        assert all(later <= 2 for _, later in rank["reads"])
+        if "config" in case:
+            assert not any(rank["waits"])
 
 
 def test_secondary_copies_are_put_back_with_the_weights(tmp_path_factory):

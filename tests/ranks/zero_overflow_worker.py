@@ -4,12 +4,15 @@ python zero_overflow_worker.py RANKS FOLDER     the cases: FOLDER/cases.json
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 import cases
 import forks
 import task
 import torch
 import torch.distributed as dist
+from reads import Reads, as_on_a_gpu
 from zero_worker import open_engine
 
 STEP = 3  # a look at k = 3; the step before and after are not
@@ -41,6 +44,19 @@ def changed(before: dict, after: dict) -> list[str]:
     ]
 
 
+@contextmanager
+def waits() -> Iterator[list]:
+    """Gets an entry whenever DeepSpeed waits for all work of the device."""
+    from deepspeed.accelerator import get_accelerator
+
+    accelerator, calls = get_accelerator(), []
+    accelerator.synchronize = lambda *_: calls.append(1)
+    try:
+        yield calls
+    finally:
+        del accelerator.synchronize
+
+
 def run(case: dict) -> dict:
     engine = open_engine(case)
     rank, ranks = dist.get_rank(), dist.get_world_size()
@@ -54,13 +70,18 @@ def run(case: dict) -> dict:
         return value * math.inf if calls["now"] == calls["bad"] and rank == ranks - 1 else value
 
     engine.loss = loss
-    out: dict = {"looks": [], "losses": []}
+    out: dict = {"looks": [], "losses": [], "reads": [], "waits": [], "applied": []}
     for step in range(8):
         calls["now"] = 0
         bad = case.get("bad_call") or 2 * case["bad_pass"]
         calls["bad"] = bad if step == case.get("bad_step", STEP) else None
         before, scale = snapshot(engine), engine.backend.layout.scale()
-        done = engine.step(task.part(step, rank, ranks, 2))
+        batches = task.part(step, rank, ranks, 2)
+        with as_on_a_gpu() if case.get("gpu") else nullcontext(), Reads() as reads, waits() as n:
+            done = engine.step(batches)
+        out["reads"].append((reads.count - reads.later, reads.later))
+        out["waits"].append(len(n))
+        out["applied"].append(bool(engine.backend.engine.was_step_applied()))
         out["looks"].append(done.look)
         out["losses"].append(float(done.loss))
         moved = changed(before, snapshot(engine))
@@ -69,7 +90,7 @@ def run(case: dict) -> dict:
             out["scales"] = (scale, engine.backend.layout.scale())
         else:
             out.setdefault("moved", []).append(bool(moved))
-    return out
+    return {**out, "skipped": engine.backend.engine.skipped_steps}
 
 
 if __name__ == "__main__":

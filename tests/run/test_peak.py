@@ -71,13 +71,14 @@ def test_without_a_known_peak_the_lines_have_null(tmp_path):
     assert row["mfu"] is None and row["peak_memory"] is None and row["images_per_s"] > 0
 
 
-def test_progress_shows_mfu_where_there_is_one(capsys):
+def test_progress_shows_mfu_and_peak_memory_where_there_are_some(capsys):
     with Progress(10) as p:
-        p.update(10, loss=1.0, images_per_s=100.0, mfu=0.3812)
-    assert "images/s 100 MFU 38.1%" in capsys.readouterr().out
+        p.update(10, loss=1.0, images_per_s=100.0, mfu=0.3812, peak_memory=37 * 2**30)
+    assert "images/s 100 MFU 38.1% GiB 37.0" in capsys.readouterr().out
     with Progress(10) as p:
-        p.update(10, loss=1.0, images_per_s=100.0, mfu=None)
-    assert "MFU" not in capsys.readouterr().out
+        p.update(10, loss=1.0, images_per_s=100.0, mfu=None, peak_memory=None)
+    said = capsys.readouterr().out
+    assert "MFU" not in said and "GiB" not in said
 
 
 def test_jobs_and_reports_show_both_and_older_runs_have_none(tmp_path):

@@ -30,8 +30,18 @@ class ZeroGroups(ZeroState, WholeGroups):
     def _unscaled(self) -> list[Tensor]:
         raise NotImplementedError
 
-    def _run(self, step: Callable[[], Any], work: Callable[[list[Tensor]], None]) -> None:
+    def _run(
+        self, step: Callable[[], Any], work: Callable[[list[Tensor]], None], sq_norm: Tensor
+    ) -> None:
         raise NotImplementedError
+
+    def _waits(self) -> bool:
+        raise NotImplementedError
+
+    def _stops(self, finite: Tensor) -> bool:
+        """After a first pass: whether the step ends here, as its gradient is not finite. Not where
+        to know it would be to wait for a GPU: the step is then skipped after both passes."""
+        return (self._waits() or not finite.is_cuda) and not bool(finite)
 
     def climbing_ranks(self) -> list[int]:
         """See `Backend.climbing_ranks`. None at stage 1 in 16 bits: eps would be added to weights
@@ -51,8 +61,8 @@ class ZeroGroups(ZeroState, WholeGroups):
         return {}
 
     def perturb_group(self, groups: Groups) -> None:
-        """See `Backend.perturb_group`; from a GPU it reads the overflow flag, unless at stage 0 and
-        1. At stage 2 one all-gather, as after any step."""
+        """See `Backend.perturb_group`; at stages 2 and 3 it reads the overflow flag from a GPU
+        where `_waits` says so. At stage 2 one all-gather, as after any step."""
         if self.whole_gradients:
             self.perturb_whole(groups)
         else:
@@ -94,7 +104,7 @@ class ZeroGroups(ZeroState, WholeGroups):
     @torch.no_grad()
     def _perturb_shards(self) -> None:
         perturbation = self.optimizer.perturbation(self.masters, self._unscaled())
-        if not bool(perturbation.finite):
+        if self._stops(perturbation.finite):
             self._failed = True  # no eps, and at the end the step is skipped
             self.optimizer.keep([], [])
             self.layout.reset_pass()
@@ -105,7 +115,7 @@ class ZeroGroups(ZeroState, WholeGroups):
             self.optimizer.perturb_group_(params, grads, perturbation)
 
         with self.layout.fixed_scale():
-            self._run(self.engine.optimizer.step, work)
+            self._run(self.engine.optimizer.step, work, perturbation.grad_sq_norms.sum())
         self.engine.optimizer.zero_grad()
 
     @torch.no_grad()

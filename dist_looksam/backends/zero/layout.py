@@ -4,6 +4,7 @@ A flat (see flat.py) is a partition of one param group (stages 1 and 2), of one 
 or a whole layer (stage 0).
 """
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,11 +15,13 @@ from torch import Tensor
 
 from ...errors import ConfigError
 from ...optim.checks import check_inside
+from ...optim.later import Later
 from ..backend import Piece
 from ..flat import NO_GROUP, Flat, cut
 from ..names import name_in
 
 VERSIONS = ("0.19.",)
+_CHECK = "is_invalid_grad_norm"  # in the modules of DeepSpeed's optimizers; early 0.19 have none
 
 
 def check_version(version: str) -> None:
@@ -57,6 +60,20 @@ class Layout:
     def offloads(self) -> bool:
         """Masters and their gradients are on the host."""
         return self.stage > 0 and bool(self.engine.zero_use_cpu_optimizer())
+
+    @property
+    def waits(self) -> bool:
+        """The host must know before DeepSpeed's step whether gradients are finite: for a loss scale
+        or a scheduler, with offload, or where DeepSpeed looks for itself."""
+        looks = self.stage > 0 and not hasattr(self._library, _CHECK)
+        looks = looks or getattr(self.zero, "check_grad_overflow", False)  # at stages 1 and 2
+        fp16, scheduler = self.engine.fp16_enabled(), self.engine.lr_scheduler
+        return bool(looks or fp16 or scheduler is not None or self.offloads)
+
+    @property
+    def _library(self) -> Any:
+        """DeepSpeed's module of this kind of optimizer; ours at stage 0."""
+        return sys.modules[type(self.zero).__module__]
 
     @property
     def group(self) -> Any:
@@ -215,6 +232,27 @@ class Layout:
             if scaler is not None:
                 vars(scaler).update(before)
 
+    @contextmanager
+    def known(self, sq_norm: Tensor) -> Iterator[None]:
+        """Inside, steps of DeepSpeed's take this squared norm of the gradient, 0-dim, in place of
+        one of their own, and do not ask the device whether it is finite: see `waits`."""
+        if self.stage == 0:
+            yield
+            return
+        norm = sq_norm.sqrt().float()
+        if self.sharded_bf16:
+            replaced = _replaced(self._library, "get_global_norm_of_tensors", norm)
+        elif self.stage == 3:
+            replaced = _replaced(self.zero, "_get_norm_groups", [norm])
+        else:
+            replaced = _replaced(self.zero, "scaled_global_norm", norm)
+        with replaced, _replaced(self._library, _CHECK, False):
+            yield
+
+    def report(self, applied: Later | bool) -> None:
+        """What `was_step_applied` of DeepSpeed's engine says of the last step."""
+        self.engine._step_applied = applied
+
     def overflowed(self) -> None:
         """Count an overflow that DeepSpeed's own step has not seen, as that step would."""
         scaler = getattr(self.zero, "loss_scaler", None)
@@ -256,6 +294,19 @@ class Layout:
         ):  # which stay gathered between steps, and a gathered one is not gathered again
             persistent[0].partition(persistent)
             persistent[0].all_gather(persistent)
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Inside, this function of a module, or method of an object, returns `value`."""
+    before = vars(owner).get(name)
+    setattr(owner, name, lambda *_, **__: value)
+    try:
+        yield
+    finally:
+        delattr(owner, name)
+        if before is not None:
+            setattr(owner, name, before)
 
 
 def _or_zero(grad: Tensor | None, like: Tensor) -> Tensor:

@@ -2,12 +2,20 @@
 
 DeepSpeed calls the client optimizer's `step()` with its flat fp32 masters and their reduced,
 unscaled gradients, and then copies the masters to the weights that forward uses. So the client
-perturbs in one such step and restores in the next; nothing of DeepSpeed is copied or patched, and
+perturbs in one such step and restores in the next; nothing of DeepSpeed is copied, and
 restoring needs no gather: the one after the base's step brings the next step's weights.
+
+In fp32 and bf16 the host does not ask a GPU whether a step's gradients are finite. If they are
+not, the client writes nothing, and DeepSpeed, which then takes an ordinary step, publishes the
+weights as they were. DeepSpeed must not ask either, nor compute a norm that is known: for the time
+of a step two of its functions are replaced, see `Layout.known`. Its `get_global_grad_norm` is then
+||g||, and its `skipped_steps` counts such a step when the next one is under way.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +23,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ...maths.shards import clones
+from ...optim.base import skips_on_device
 from ...optim.entrywise import check_entrywise
+from ...optim.later import Later
 from ...optim.seen import Seen
 from ...optim.sharpness import Sharpness
 from ..backend import Loss
@@ -71,6 +81,8 @@ class Zero(ZeroGroups):
         self._work: Callable[[list[Tensor]], None] | None = None
         self._unscale = 1.0
         self._failed, self._means = False, []
+        self._began = False  # a step was taken: the base has its states
+        self._finite: Later | None = None  # of the last step, if the host has not asked yet
 
     # Passes.
 
@@ -126,19 +138,32 @@ class Zero(ZeroGroups):
             torch._foreach_mul_([p.grad for p in params], scale / self._unscale)
         self._work(params)
 
-    def _run(self, step: Callable[[], Any], work: Callable[[list[Tensor]], None]) -> None:
-        """Call `step` of DeepSpeed, within which the client calls `work` on its parameters."""
+    def _run(
+        self, step: Callable[[], Any], work: Callable[[list[Tensor]], None], sq_norm: Tensor
+    ) -> None:
+        """Call `step` of DeepSpeed, within which the client calls `work` on its parameters.
+
+        sq_norm: of the gradient, 0-dim, for DeepSpeed, where the host does not know it.
+        """
         self._work, self._unscale = work, self.layout.scale()
         try:
-            step()
+            with nullcontext() if self._waits() else self.layout.known(sq_norm):
+                step()
         finally:
             self._work = None
+
+    def _waits(self) -> bool:
+        """Whether the host asks if the gradients of a pass are finite before it goes on: in fp16,
+        with offload, in the first step, with a base that cannot skip on the device; and where
+        DeepSpeed steps a scheduler, or looks by itself."""
+        skips = self._began and skips_on_device(self.optimizer.base_optimizer)
+        return not skips or self._offloaded or self.layout.waits
 
     @torch.no_grad()
     def perturb(self) -> bool:
         """See `Backend.perturb`: one all-gather at stages 1 and 2, as after any step."""
         perturbation = self.optimizer.perturbation(self.masters, self._unscaled())
-        if not bool(perturbation.finite):
+        if self._stops(perturbation.finite):
             return False
 
         def work(params: list[Tensor]) -> None:
@@ -146,7 +171,8 @@ class Zero(ZeroGroups):
             self.optimizer.perturb_(params, clones(grads), perturbation)
 
         with self.layout.fixed_scale():
-            self._run(self.engine.optimizer.step, work)  # not the step of DeepSpeed's engine
+            sq_norm = perturbation.grad_sq_norms.sum()
+            self._run(self.engine.optimizer.step, work, sq_norm)  # not DeepSpeed's engine's step
         self.engine.optimizer.zero_grad()
         return True
 
@@ -161,14 +187,28 @@ class Zero(ZeroGroups):
     def update(self) -> Seen:
         """See `Backend.update`: the step of DeepSpeed's engine."""
         update = self.optimizer.decide(self.masters, self._unscaled())
-        if not bool(update.finite):
+        self._count_skipped()
+        waits = self._waits()
+        if waits and not bool(update.finite):
             return self._skip(look=self.optimizer.looking)
+        if waits:
+            update = replace(update, finite=torch.tensor(True))  # on the host: no further read
         if not self.optimizer.looking:
             self.optimizer.restore()  # also what gets no gradient in this step
-        update = replace(update, finite=torch.tensor(True))  # on the host: no further read
         self._means = []
-        self._run(self.engine.step, lambda params: self.optimizer.apply_(params, update))
+        apply_ = partial(self.optimizer.apply_, update=update)
+        self._run(self.engine.step, apply_, update.grad_sq_norm)
+        self._began = True
+        if not waits:
+            self._finite = Later(update.finite)
+            self.layout.report(self._finite)
         return self.optimizer.finish(update)
+
+    def _count_skipped(self) -> None:
+        """Count the last step in DeepSpeed's `skipped_steps` if it was skipped unknown to it."""
+        finite, self._finite = self._finite, None
+        if finite is not None and not finite:
+            self.engine.skipped_steps += 1
 
     @torch.no_grad()
     def skip(self) -> Seen:
@@ -176,10 +216,13 @@ class Zero(ZeroGroups):
 
     def _skip(self, *, look: bool) -> Seen:
         """DeepSpeed counts the step and in fp16 lowers the loss scale; nothing else changes."""
-        perturbed = self.optimizer.perturbed
+        self._count_skipped()
+        perturbed, skipped = self.optimizer.perturbed, self.engine.skipped_steps
         self.optimizer.restore()
         self._spoil_means()
         self.engine.step()  # with no work for the client
+        self.engine.skipped_steps = skipped + 1  # also where DeepSpeed does not look
+        self.layout.report(False)
         self.engine.optimizer.zero_grad()
         if perturbed:
             self.layout.publish()

@@ -100,10 +100,12 @@ class Zero(Layout):
         return 8 * shard  # averaged, and once more flattened
 
     def norms(self, run: PlannedRun, look: bool) -> int:
-        """DeepSpeed's overflow and norm, the rule's, the base's."""
+        """Those of the rule and of the base, as with FSDP2; in fp16 also DeepSpeed's overflow and
+        norm, in each pass."""
         if _stage(run) == 0:
             return 0
-        return 3 + run.base.trusted + (5 if look else 0)
+        own = 1 + run.base.trusted + (2 + run.sixteen if look else 0)
+        return own + (2 * (1 + look) if run.settings.precision == "fp16" else 0)
 
     def sent(self, run: PlannedRun) -> dict[str, Any]:
         if _stage(run) == 0:
