@@ -36,6 +36,7 @@ class Pictures:
 
     parallel = True
     crop = 0.875  # side of the centre crop / shorter side
+    fill = tuple(round(255 * level) for level in IMAGENET_MEAN)
 
     def __init__(
         self,
@@ -102,7 +103,7 @@ class Pictures:
         """The transformations of the samples `keys`, int64 [n]; drawn faster for many at once."""
         if not train:
             return [Change()] * len(keys)
-        augment = self.augment
+        augment = self.augment.of_host
         crops: list[list[float] | None] = [None] * len(keys)
         flipped: list[bool] = [False] * len(keys)
         if augment.crop:
@@ -144,8 +145,8 @@ class Change:
         """Writes the picture of these bytes to `out`, uint8 [side, side, 3]."""
         square_into(out, data, self.region, mirror=self.flip, in_c=in_c)
         if self.policy:
-            fill = tuple(round(255 * level) for level in IMAGENET_MEAN)
-            picture = policies.change(Image.fromarray(out), self.policy, self.augment, fill=fill)
+            picture = Image.fromarray(out)
+            picture = policies.change(picture, self.policy, self.augment, fill=Pictures.fill)
             out[:] = np.asarray(picture)
 
 
