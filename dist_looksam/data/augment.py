@@ -14,7 +14,7 @@ ALLOWED = (
     "jitter[:SHARE], erasing[:PROBABILITY], mixup[:A], cutmix[:A], repeat[:TIMES]"
 )
 _POLICIES = {"randaugment", "trivialaugment", "3augment"}  # a run has one of them at most
-PLACES = ("host", "device")  # of --augment_on
+AUGMENT_ON = ("host", "device")  # of --augment_on
 _SWITCHES = {"crop": "crop", "flip": "flip", "trivialaugment": "trivial", "3augment": "three"}
 _NUMBERS: dict[str, tuple[str, float, float]] = {  # default, smallest, largest
     "jitter": ("0.3", 0.01, 1),
@@ -60,7 +60,7 @@ class Augment:
         return self.mixup > 0 or self.cutmix > 0
 
 
-def parse(text: str, *, auto: str = "none", on: str = PLACES[0]) -> Augment:
+def parse(text: str, *, auto: str = "none", on: str = AUGMENT_ON[0]) -> Augment:
     """Parses --augment; `auto` is the value that the word auto stands for, `on` is --augment_on.
     ConfigError."""
     augment = _parse(auto if text.strip() == "auto" else text)

@@ -15,7 +15,7 @@ import torch
 
 from ..errors import ConfigError, RunError
 from . import decode, jpeg
-from .augment import PLACES, Augment, parse
+from .augment import AUGMENT_ON, Augment, parse
 from .pictures import Pictures
 from .source import UNREADABLE
 
@@ -46,7 +46,7 @@ class Speed:
 def add_flags(add: Callable[..., Any]) -> None:
     """The flags of the command, to argparse's `add_argument`."""
     add("--augment", default="crop,flip", help="as of train.py; default crop,flip")
-    add("--augment_on", choices=PLACES, default="host", help="as of train.py; default host")
+    add("--augment_on", choices=AUGMENT_ON, default="host", help="as of train.py; default host")
     add("--image_size", type=int, default=224, help="side of the images in pixels; default 224")
     add("--images", type=int, default=512, help="number of images read each time; default 512")
     add("--images_per_s", type=float, help="images/s that a node needs; default: of the plan")

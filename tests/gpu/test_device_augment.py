@@ -44,8 +44,6 @@ def test_a_batch_on_a_gpu_is_that_of_the_cpu_and_the_host_waits_for_nothing(augm
     finally:
         torch.cuda.set_sync_debug_mode("default")
     for batch, there in zip(batches, moved, strict=True):
-        found, wanted = (
-            (images * 0.25 + 0.5).mul(255).round()
-            for images in (there.images.cpu(), batch.to("cpu").images)
-        )
-        assert found.equal(wanted)
+        found, wanted = there.images.cpu(), batch.to("cpu").images
+        levels = ((images * 0.25 + 0.5).mul(255).round() for images in (found, wanted))
+        assert torch.equal(*levels)

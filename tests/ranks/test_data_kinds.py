@@ -20,8 +20,8 @@ import parquets
 STEPS, KILLED = 5, 4  # an epoch is 6 steps
 FLAGS = ["--image_size", "28", "--model", "vit_28_mini", "--batch_size", "12", "--steps",
          str(STEPS), "--optimizer", "look_sam", "--base", "sgd", "--k", "2", "--augment",
-         "crop,flip,3augment,jitter,mixup", "--workers", "2", "--save_every", "1", "--eval_every", "100",
-         "--micro_batch", "2", "--device", "cpu", "--resume", "auto"]  # fmt: skip
+         "crop,flip,3augment,jitter,mixup", "--workers", "2", "--save_every", "1", "--eval_every",
+         "100", "--micro_batch", "2", "--device", "cpu", "--resume", "auto"]  # fmt: skip
 BLOCKS = ["--shuffle", "block:8,4,3"]
 KINDS = ["folder", "tar", *(["parquet"] if importlib.util.find_spec("pyarrow") else [])]
 RESUMED = [("folder", 2), *((kind, ranks) for kind in KINDS[1:] for ranks in (1, 3))]
