@@ -26,8 +26,9 @@ def grey(images: Tensor) -> Tensor:
     return luma.to(torch.uint8)[:, None]
 
 
-def _of_image(numbers: Tensor, column: int = 0) -> Tensor:
-    return numbers[:, column, None, None, None]
+def _of_image(numbers: Tensor) -> Tensor:
+    """Each image's first number, [n, 1, 1, 1]."""
+    return numbers[:, 0, None, None, None]
 
 
 def _blend(start: Tensor, images: Tensor, factors: Tensor) -> Tensor:
@@ -57,8 +58,9 @@ def _sharpness(images: Tensor, numbers: Tensor, fill: Tensor) -> Tensor:
     smooth = images.clone()
     if min(images.shape[-2:]) >= 3:
         one, five = (float(np.float32(weight) / np.float32(13)) for weight in (1, 5))
-        levels, total = images.float(), 0.5
+        levels = images.float()
         below, own, above = levels[:, :, 2:], levels[:, :, 1:-1], levels[:, :, :-2]
+        total = torch.full_like(own[..., 1:-1], 0.5)
         for row, middle in ((below, one), (own, five), (above, one)):
             total = total + (row[..., :-2] * one + row[..., 1:-1] * middle + row[..., 2:] * one)
         smooth[:, :, 1:-1, 1:-1] = total.clamp_(0, 255).to(torch.uint8)

@@ -15,7 +15,7 @@ class Embedded:
     parallel = False
     decoder = ""
     crop = 1.0
-    fill = (0,)
+    fill: tuple[int, ...] = (0,)
 
     def __init__(
         self,

@@ -47,13 +47,14 @@ def arranged(rows: Sequence[Steps], height: int, width: int) -> Operations:
         named = groupby(order, key=lambda n: turn[n][0])
         groups.append(tuple((name, len(list(members))) for name, members in named))
         places.append(order)
-        numbers.append([_numbers(*turn[n], height, width) for n in order])
+        numbers.append([_numbers(turn[n], height, width) for n in order])
     return Operations(
         tuple(groups), torch.tensor(places), torch.tensor(numbers, dtype=torch.float64)
     )
 
 
-def _numbers(name: str, strength: float, height: int, width: int) -> tuple[float, ...]:
+def _numbers(step: tuple[str, float], height: int, width: int) -> tuple[float, ...]:
+    name, strength = step
     found = BATCHWISE[name][1](strength, height, width) if name in BATCHWISE else ()
     return (*found, *(NUMBERS - len(found)) * (0.0,))
 
