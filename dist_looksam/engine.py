@@ -37,8 +37,13 @@ ASCENTS = ("global", "rank")
 
 @dataclass(frozen=True)
 class Report:
-    """What one step did. `loss` is the mean over the global batch at w (MSAM: at w + eps), 0-dim,
-    on the device."""
+    """What one step did.
+
+    Attributes:
+        step: number of this step, counted from 0.
+        loss: mean over the global batch at w (MSAM: at w + eps), 0-dim, on the device.
+        seen: norms of the step: see `Seen`.
+    """
 
     step: int
     loss: Tensor
@@ -65,7 +70,9 @@ class Engine:
             it is called twice with each batch and draws the same numbers from torch's default
             generators, `random` and NumPy's; not so from a generator of its own.
         clip: maximum norm of the gradient passed to the base optimizer; None for no clipping.
-        precision: "fp32", "bf16", or "fp16" with a loss scale. Weights stay fp32.
+        precision: "fp32", "bf16", or "fp16" with a loss scale. Weights stay fp32. Plain and DDP:
+            by autocast, which Engine opens around `loss`. FSDP2: as the policy's param_dtype.
+            DeepSpeed: its config decides, and another one than the config's is refused.
         ascent: "global", as m says; "rank", m is the number of samples that each rank has.
         m: number of samples that climb together, each group along its own mean gradient: a part
             of a micro-batch, or whole ones. Groups are consecutive: micro-batch a of rank r is
@@ -75,6 +82,11 @@ class Engine:
 
     Attributes:
         passes: forward+backward passes so far, of whole global batches.
+        optimizer: `SAM`, `LookSAM` or `LookLayerSAM`; `optimizer.steps` counts the
+            steps done.
+        backend: `backend.full_weights()`, called on all ranks, is the module's state_dict in fp32
+            on rank 0 and None elsewhere; `backend.evaluate(forward)` is forward(module) in the
+            arithmetic of training (call `eval()` yourself).
 
     Raises:
         ConfigError: a setting is out of range, or the module or the optimizer cannot be trained
@@ -293,8 +305,10 @@ def _with_rule(optimizer: Optimizer) -> Sharpness:
 def _backend(model: nn.Module, optimizer: Optimizer | None, precision: str) -> Backend:
     check_wrappers(model)
     if hasattr(model, "zero_optimization_stage"):
+        from .backends.zero.library import check_precision
         from .backends.zero.step import Zero
 
+        check_precision(model, precision)
         return Zero(model)
     if optimizer is None:
         raise ConfigError("Engine needs an optimizer with a module, got none.")

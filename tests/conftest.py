@@ -151,6 +151,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(inside[0])
 
 
+@pytest.fixture(scope="session", autouse=True)
+def draw_curves():
+    """What draws curves.png at the end of a run. Runs of tests leave it out, for it takes longer
+    than most of them train; a test that wants it puts it back."""
+    from dist_looksam.run import results
+
+    draw = results._draw
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(results, "_draw", lambda out: "curves.png was not drawn")
+        yield draw
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     for mark in item.iter_markers("needs"):
         _require(*mark.args)

@@ -10,19 +10,21 @@ from ..errors import ConfigError
 from .draws import CROP, FLIP, uniform
 
 ALLOWED = (
-    "auto, none, or some of crop, flip, randaugment[:MAGNITUDE[xOPS]], trivialaugment, 3augment, "
-    "jitter[:SHARE], erasing[:PROBABILITY], mixup[:A], cutmix[:A], repeat[:TIMES]"
+    "auto, none, or some of crop, src, flip, randaugment[:MAGNITUDE[xOPS]], trivialaugment, "
+    "3augment, jitter[:SHARE], erasing[:PROBABILITY], mixup[:A], cutmix[:A], repeat[:TIMES]"
 )
-_POLICIES = {"randaugment", "trivialaugment", "3augment"}  # a run has one of them at most
 AUGMENT_ON = ("host", "device")  # of --augment_on
-_SWITCHES = {"crop": "crop", "flip": "flip", "trivialaugment": "trivial", "3augment": "three"}
+# A run has one of each at most.
+_ONE_OF = ({"randaugment", "trivialaugment", "3augment"}, {"crop", "src"})
+_SWITCHES = {"crop": "crop", "src": "simple", "flip": "flip"}
+_SWITCHES |= {"trivialaugment": "trivial", "3augment": "three"}
 _NUMBERS: dict[str, tuple[str, float, float]] = {  # default, smallest, largest
     "jitter": ("0.3", 0.01, 1),
     "erasing": ("0.25", 0.01, 1),
     "mixup": ("0.2", 0.01, 100),
     "cutmix": ("1", 0.01, 100),
 }
-_PAD = 2
+_PAD, _SIMPLE_PAD = 2, 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +32,7 @@ class Augment:
     """The augmentation of training images."""
 
     crop: bool = False  # folder: RandomResizedCrop; images in memory: pad by 2 and crop
+    simple: bool = False  # simple random crop, instead of crop; images in memory: likewise
     flip: bool = False  # left-right, probability 1/2
     magnitude: float = 0.0  # of RandAugment, 0 to 10
     ops: int = 0  # number of RandAugment's operations; 0 is no RandAugment
@@ -84,11 +87,12 @@ def _parse(text: str) -> Augment:
             raise ConfigError(f"--augment names {name} twice, got '{text}'; name it once.")
         seen.add(name)
         settings |= _setting(name, argument if ":" in word else None, text)
-    if len(several := sorted(seen & _POLICIES)) > 1:
-        raise ConfigError(
-            f"--augment takes one of {', '.join(sorted(_POLICIES))}, each of which chooses what is "
-            f"done to an image, got {' and '.join(several)} in '{text}'; leave out the others."
-        )
+    for words_of in _ONE_OF:
+        if len(several := sorted(seen & words_of)) > 1:
+            raise ConfigError(
+                f"--augment takes one of {', '.join(sorted(words_of))}, "
+                f"got {' and '.join(several)} in '{text}'; leave out the others."
+            )
     return Augment(**settings)  # type: ignore[arg-type]
 
 
@@ -131,7 +135,7 @@ def _number(
 
 def text(augment: Augment, mixup_until: float | None = None) -> str:
     """What is done to the images, in the order in which it is done; "" for nothing."""
-    parts = [name for name in ("crop", "flip") if getattr(augment, name)]
+    parts = ["crop"] * augment.crop + ["simple crop"] * augment.simple + ["flip"] * augment.flip
     where = " on the device" if augment.on_device else ""
     if augment.ops:
         parts.append(f"{augment.ops} of RandAugment's operations at {augment.magnitude:g}{where}")
@@ -159,12 +163,14 @@ def check_repeat(augment: Augment, batch_size: int) -> None:
         )
 
 
-def shift_crop(images: Tensor, seed: int, keys: Tensor) -> Tensor:
-    """Pads uint8 [n, C, H, W] with 2 pixels of 0 all round and cuts H x W out at random."""
+def shift_crop(images: Tensor, seed: int, keys: Tensor, *, simple: bool = False) -> Tensor:
+    """Pads uint8 [n, C, H, W] with 2 pixels of 0 all round and cuts H x W out at random; `simple`:
+    with 4 pixels of reflection, as simple_crop.py."""
     height, width = images.shape[-2:]
-    padded = F.pad(images, (_PAD, _PAD, _PAD, _PAD))
+    pad = _SIMPLE_PAD if simple else _PAD
+    padded = F.pad(images, (pad,) * 4, mode="reflect" if simple else "constant")
     draws = uniform(seed, keys[:, None], CROP + torch.arange(2))
-    offsets = (draws * (2 * _PAD + 1)).long()
+    offsets = (draws * (2 * pad + 1)).long()
     rows = offsets[:, :1] + torch.arange(height)
     columns = offsets[:, 1:] + torch.arange(width)
     samples = torch.arange(len(images))[:, None, None]

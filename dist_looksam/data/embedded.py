@@ -49,8 +49,8 @@ class Embedded:
 
     def fetch(self, indices: Tensor, keys: Tensor, train: bool) -> tuple[Tensor, Tensor]:
         images, labels = self.images[indices], self.labels[indices]
-        if train and self.augment.crop:
-            images = shift_crop(images, self.seed, keys)
+        if train and (self.augment.crop or self.augment.simple):
+            images = shift_crop(images, self.seed, keys, simple=self.augment.simple)
         if train and self.augment.flip:
             images = torch.where(
                 flips(self.seed, keys)[:, None, None, None], images.flip(-1), images

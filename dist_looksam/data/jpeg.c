@@ -2,7 +2,8 @@
 
    Decodes baseline JPEGs by libjpeg-turbo, only the rows and columns of the region, and resizes as
    Pillow does (triangle filter; weights in fixed point with 22 bits; first rows, then columns, with
-   8 bits between), so that the pixels are those of the Python route to the bit. Everything else is
+   8 bits between), so that the pixels are those of the Python route to the bit. Four rows at a time
+   are decoded and resized, so that they stay in the processor's first cache. Everything else is
    refused: a function then returns a number above 0, and the Python route decodes the picture. */
 #include <setjmp.h>
 #include <stdint.h>
@@ -21,10 +22,10 @@ enum { NOT_BASELINE = 1, NOT_WHOLE, MAY_BE_TURNED, TOO_LARGE, OTHER_COLOURS, DAM
 #define BITS 22                          /* of a weight behind the point */
 #define HALF (1 << (BITS - 1))
 #define LOW_BITS 11
-#define MOST_BYTES ((size_t)64 << 20)    /* of a decoded region */
+#define MOST_BYTES ((size_t)64 << 20)    /* of a region whose rows are resized */
 #define MOST_PIXELS ((size_t)1 << 26)   /* of a picture whose coefficients are held */
 #define MOST_TAPS 1024
-#define SLACK (4 * MOST_TAPS + 64) /* bytes that the resize may read behind the region, times 0 */
+#define SLACK (4 * MOST_TAPS + 64) /* bytes that the resize may read behind the rows, times 0 */
 #define BORDER 4 /* columns on both sides, whose colours may lack a neighbour */
 
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -129,53 +130,6 @@ static int plain_colours(const struct jpeg_decompress_struct *info) {
 }
 
 typedef struct {
-    struct jpeg_decompress_struct info;
-    Errors errors;
-    uint8_t *pixels; /* RGBX, `rows` rows of `stride` bytes */
-    size_t stride;
-    int left; /* the column of the region within a row */
-} Decoded;
-
-/* The columns [x0, x1) and rows [y0, y1) of the picture decoded at eighths/8 of its size. */
-static int decode(Decoded *d, const uint8_t *data, size_t n, int eighths, int x0, int y0, int x1,
-                  int y1) {
-    struct jpeg_decompress_struct *info = &d->info;
-    JDIMENSION first, columns;
-    int y;
-    info->err = jpeg_std_error(&d->errors.base);
-    d->errors.base.error_exit = give_up;
-    d->errors.base.emit_message = on_message;
-    if (setjmp(d->errors.back)) return DAMAGED;
-    jpeg_create_decompress(info);
-    jpeg_mem_src(info, data, (unsigned long)n);
-    jpeg_read_header(info, TRUE);
-    if (!plain_colours(info) || jpeg_has_multiple_scans(info) || info->data_precision != 8)
-        return OTHER_COLOURS;
-    info->scale_num = (unsigned)eighths;
-    info->scale_denom = 8;
-    info->out_color_space = JCS_EXT_RGBX;
-    info->dct_method = JDCT_ISLOW;
-    info->do_fancy_upsampling = TRUE;
-    jpeg_start_decompress(info);
-    if (x1 > (int)info->output_width || y1 > (int)info->output_height) return DAMAGED;
-    first = (JDIMENSION)(x0 > BORDER ? x0 - BORDER : 0);
-    columns = (JDIMENSION)(x1 + BORDER) - first;
-    if (columns > info->output_width - first) columns = info->output_width - first;
-    if (columns < info->output_width) jpeg_crop_scanline(info, &first, &columns);
-    d->left = x0 - (int)first;
-    d->stride = 4 * (size_t)info->output_width;
-    if (d->stride * (size_t)(y1 - y0) > MOST_BYTES) return TOO_LARGE;
-    d->pixels = malloc(d->stride * (size_t)(y1 - y0) + SLACK);
-    if (!d->pixels) return NO_MEMORY;
-    if (y0 && jpeg_skip_scanlines(info, (JDIMENSION)y0) != (JDIMENSION)y0) return DAMAGED;
-    for (y = 0; y < y1 - y0; y++) {
-        JSAMPROW row = d->pixels + (size_t)y * d->stride;
-        if (jpeg_read_scanlines(info, &row, 1) != 1) return DAMAGED;
-    }
-    return 0;
-}
-
-typedef struct {
     int *first, *taps; /* of each output pixel: the first input pixel, and how many */
     int32_t *weights;  /* `most` of each output pixel */
     int most;
@@ -183,10 +137,11 @@ typedef struct {
     int fours;       /* groups of four weights that every output pixel has in `halves` */
 } Filter;
 
-/* Weights of the triangle filter from [low, high) of `in` pixels to `out`, as Pillow makes them. */
-static int filter_of(Filter *f, int in, float low, float high, int out) {
+/* Weights of the triangle filter from [low, high) of `in` pixels to `out`, as Pillow makes them; if
+   `mirror`, those of the last output pixel come first. */
+static int filter_of(Filter *f, int in, float low, float high, int out, int mirror) {
     double scale = (double)(high - low) / out, wide = scale < 1 ? 1 : scale, *w;
-    int o, i;
+    int o, at, i;
     f->most = 2 * ((int)wide + 1) + 2;
     if (f->most > MOST_TAPS) return TOO_LARGE;
     f->first = malloc(2 * (size_t)out * sizeof(int));
@@ -196,6 +151,7 @@ static int filter_of(Filter *f, int in, float low, float high, int out) {
     f->taps = f->first + out;
     for (o = 0; o < out; o++) {
         double centre = low + (o + 0.5) * scale, sum = 0, inverse = 1.0 / wide;
+        int32_t *weights;
         int from = (int)(centre - wide + 0.5), to = (int)(centre + wide + 0.5);
         if (from < 0) from = 0;
         if (to > in) to = in;
@@ -206,12 +162,14 @@ static int filter_of(Filter *f, int in, float low, float high, int out) {
             w[i] = x < 1 ? 1 - x : 0;
             sum += w[i];
         }
+        at = mirror ? out - 1 - o : o;
+        weights = f->weights + (size_t)at * (size_t)f->most;
         for (i = 0; i < to - from; i++) {
             if (sum != 0) w[i] /= sum;
-            f->weights[(size_t)o * (size_t)f->most + (size_t)i] = (int32_t)(0.5 + w[i] * (1 << BITS));
+            weights[i] = (int32_t)(0.5 + w[i] * (1 << BITS));
         }
-        f->first[o] = from;
-        f->taps[o] = to - from;
+        f->first[at] = from;
+        f->taps[at] = to - from;
     }
     free(w);
     return 0;
@@ -239,102 +197,96 @@ static int halve(Filter *f, int out) {
     return 0;
 }
 
-/* Each row of RGBX pixels to one of `side` pixels, `wide` bytes. */
-static void across(const uint8_t *in, size_t stride, int rows, const Filter *f, int side,
-                   uint8_t *out, size_t wide) {
+/* Each of four rows of RGBX pixels to one of `side` pixels RGB. */
+static void across(const uint8_t *in, size_t stride, const Filter *f, int side, uint8_t *out,
+                   size_t wide) {
     int y, o, j, k;
-    for (y = 0; y < rows; y++, in += stride, out += wide)
+    for (y = 0; y < 4; y++, in += stride, out += wide)
         for (o = 0; o < side; o++) {
             const uint8_t *p = in + 4 * (size_t)f->first[o];
             const int32_t *w = f->weights + (size_t)o * (size_t)f->most;
-            int32_t sum[4] = {HALF, HALF, HALF, HALF};
+            int32_t sum[3] = {HALF, HALF, HALF};
             for (j = 0; j < f->taps[o]; j++)
-                for (k = 0; k < 4; k++) sum[k] += p[4 * j + k] * w[j];
-            for (k = 0; k < 4; k++) out[4 * o + k] = (uint8_t)(sum[k] >> BITS);
+                for (k = 0; k < 3; k++) sum[k] += p[4 * j + k] * w[j];
+            for (k = 0; k < 3; k++) out[3 * o + k] = (uint8_t)(sum[k] >> BITS);
         }
 }
 
-/* One row of `bytes` bytes, a multiple of 8, of `taps` rows under one another. */
-static void down(const uint8_t *in, size_t stride, const int32_t *w, int taps, size_t bytes,
+/* One row of `bytes` bytes of `taps` rows under one another. */
+static void down(const uint8_t *in, size_t wide, const int32_t *w, int taps, size_t bytes,
                  uint8_t *out) {
     size_t x;
     int j;
     for (x = 0; x < bytes; x++) {
         int32_t sum = HALF;
-        for (j = 0; j < taps; j++) sum += in[(size_t)j * stride + x] * w[j];
+        for (j = 0; j < taps; j++) sum += in[(size_t)j * wide + x] * w[j];
         out[x] = (uint8_t)(sum >> BITS);
     }
 }
 
 /* The same with AVX2. */
 #ifdef AVX2
-AVX2 static inline __attribute__((always_inline)) void two_rows(const uint8_t *in, size_t stride,
-                                                                const Filter *f, int fours,
-                                                                int side, uint8_t *out,
-                                                                size_t wide) {
+/* Of each pixel four bytes are written: the last one again by the next pixel. */
+AVX2 static inline __attribute__((always_inline)) void across_by(int fours, const uint8_t *in,
+                                                                 size_t stride, const Filter *f,
+                                                                 int side, uint8_t *out,
+                                                                 size_t wide) {
     /* Of 4 pixels RGBX to 16 bits: R0 R1 G0 G1 B0 B1 X0 X1, and the same of pixels 2 and 3. */
     const __m256i pairs = _mm256_setr_epi8(
         0, -1, 4, -1, 1, -1, 5, -1, 2, -1, 6, -1, 3, -1, 7, -1,
         8, -1, 12, -1, 9, -1, 13, -1, 10, -1, 14, -1, 11, -1, 15, -1);
-    const __m256i half = _mm256_set1_epi32(HALF);
+    const __m256i half = _mm256_setr_epi32(HALF, HALF, HALF, HALF, 0, 0, 0, 0);
     const int16_t *w = f->halves;
-    int o, j, row, pixel;
-    for (o = 0; o < side; o++) {
+    int o, j, row;
+    for (o = 0; o < side; o++, out += 3) {
         const uint8_t *p = in + 4 * (size_t)f->first[o];
-        __m256i high[2], low[2], both;
-        high[0] = high[1] = low[0] = low[1] = _mm256_setzero_si256();
+        __m256i high[4], low[4];
+        __m128i even, odd; /* pixels of rows 0 and 2; of rows 1 and 3 */
+        int pixels[4];
+        for (row = 0; row < 4; row++) high[row] = _mm256_setzero_si256(), low[row] = half;
         for (j = 0; j < fours; j++, p += 16, w += 32) {
             __m256i upper = _mm256_loadu_si256((const __m256i *)w);
             __m256i lower = _mm256_loadu_si256((const __m256i *)(w + 16));
-            for (row = 0; row < 2; row++) {
+            for (row = 0; row < 4; row++) {
                 __m128i four = _mm_loadu_si128((const __m128i *)(p + (size_t)row * stride));
                 __m256i levels = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(four), pairs);
                 high[row] = _mm256_add_epi32(high[row], _mm256_madd_epi16(levels, upper));
                 low[row] = _mm256_add_epi32(low[row], _mm256_madd_epi16(levels, lower));
             }
         }
-        for (row = 0; row < 2; row++)
+        for (row = 0; row < 4; row++)
             low[row] = _mm256_add_epi32(low[row], _mm256_slli_epi32(high[row], LOW_BITS));
-        both = _mm256_add_epi32(_mm256_permute2x128_si256(low[0], low[1], 0x20),
-                                _mm256_permute2x128_si256(low[0], low[1], 0x31));
-        both = _mm256_srli_epi32(_mm256_add_epi32(both, half), BITS);
-        both = _mm256_packus_epi32(both, both);
-        both = _mm256_packus_epi16(both, both);
-        pixel = _mm_cvtsi128_si32(_mm256_castsi256_si128(both));
-        memcpy(out + 4 * o, &pixel, 4);
-        pixel = _mm_cvtsi128_si32(_mm256_extracti128_si256(both, 1));
-        memcpy(out + wide + 4 * o, &pixel, 4);
+        for (row = 0; row < 4; row += 2) {
+            __m256i a = _mm256_permute2x128_si256(low[row], low[row + 1], 0x20);
+            __m256i b = _mm256_permute2x128_si256(low[row], low[row + 1], 0x31);
+            low[row] = _mm256_srli_epi32(_mm256_add_epi32(a, b), BITS);
+        }
+        low[0] = _mm256_packus_epi32(low[0], low[2]);
+        low[0] = _mm256_packus_epi16(low[0], low[0]);
+        even = _mm256_castsi256_si128(low[0]), odd = _mm256_extracti128_si256(low[0], 1);
+        pixels[0] = _mm_cvtsi128_si32(even), pixels[1] = _mm_cvtsi128_si32(odd);
+        pixels[2] = _mm_extract_epi32(even, 1), pixels[3] = _mm_extract_epi32(odd, 1);
+        for (row = 0; row < 4; row++) memcpy(out + (size_t)row * wide, pixels + row, 4);
     }
 }
 
-/* All rows, two at a time; the last of an odd number is done with the row before it. */
-AVX2 static void across_avx2(const uint8_t *in, size_t stride, int rows, const Filter *f, int side,
+AVX2 static void across_avx2(const uint8_t *in, size_t stride, const Filter *f, int side,
                              uint8_t *out, size_t wide) {
-    int y;
-    if (rows == 1) {
-        two_rows(in, 0, f, f->fours, side, out, 0);
-        return;
-    }
-    for (y = 0; y < rows; y += 2) {
-        int from = y + 2 > rows ? rows - 2 : y;
-        const uint8_t *p = in + (size_t)from * stride;
-        uint8_t *to = out + (size_t)from * wide;
-        if (f->fours == 1)
-            two_rows(p, stride, f, 1, side, to, wide);
-        else
-            two_rows(p, stride, f, f->fours, side, to, wide);
-    }
+    if (f->fours == 1)
+        across_by(1, in, stride, f, side, out, wide);
+    else
+        across_by(f->fours, in, stride, f, side, out, wide);
 }
 
-AVX2 static void down_avx2(const uint8_t *in, size_t stride, const int32_t *w, int taps,
+AVX2 static void down_avx2(const uint8_t *in, size_t wide, const int32_t *w, int taps,
                            size_t bytes, uint8_t *out) {
     size_t x;
     int j;
-    for (x = 0; x < bytes; x += 8) {
+    for (x = 0; x + 8 <= bytes; x += 8) {
         __m256i sum = _mm256_set1_epi32(HALF);
         __m128i levels;
         for (j = 0; j < taps; j++) {
-            levels = _mm_loadl_epi64((const __m128i *)(in + (size_t)j * stride + x));
+            levels = _mm_loadl_epi64((const __m128i *)(in + (size_t)j * wide + x));
             sum = _mm256_add_epi32(
                 sum, _mm256_mullo_epi32(_mm256_cvtepu8_epi32(levels), _mm256_set1_epi32(w[j])));
         }
@@ -342,46 +294,90 @@ AVX2 static void down_avx2(const uint8_t *in, size_t stride, const int32_t *w, i
         levels = _mm_packus_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
         _mm_storel_epi64((__m128i *)(out + x), _mm_packus_epi16(levels, levels));
     }
+    down(in + x, wide, w, taps, bytes - x, out + x);
 }
 #else
 #define across_avx2 across
 #define down_avx2 down
 #endif
 
-static void resize(const uint8_t *pixels, size_t stride, int rows, const Filter *fx,
-                   const Filter *fy, uint8_t *between, size_t wide, int side, int mirror,
-                   uint8_t *out) {
-    int y, x;
-    uint8_t *line = between + (size_t)rows * wide;
-    const int fast = HAS_AVX2;
-    (fast ? across_avx2 : across)(pixels, stride, rows, fx, side, between, wide);
-    for (y = 0; y < side; y++) {
-        uint8_t *to = out + 3 * (size_t)y * (size_t)side;
-        (fast ? down_avx2 : down)(between + (size_t)fy->first[y] * wide, wide,
-                                  fy->weights + (size_t)y * (size_t)fy->most, fy->taps[y], wide,
-                                  line);
-        for (x = 0; x < side; x++) {
-            const uint8_t *p = line + 4 * (size_t)(mirror ? side - 1 - x : x);
-            to[3 * x] = p[0], to[3 * x + 1] = p[1], to[3 * x + 2] = p[2];
-        }
-    }
+typedef struct {
+    int eighths, x0, y0, x1, y1; /* columns [x0, x1) and rows [y0, y1) at eighths/8 of the size */
+    float box[4];                /* left, top, right, bottom within them */
+} Region;
+
+typedef struct {
+    struct jpeg_decompress_struct info;
+    Errors errors;
+    Filter fx, fy;
+    uint8_t *decoded; /* four rows RGBX */
+    uint8_t *between; /* all rows of the region, RGB, `side` pixels and a byte for `across_by` */
+    int side, fast;
+} Work;
+
+/* The filters and `between`. */
+static int prepare(Work *w, const Region *r, int mirror) {
+    const float *box = r->box;
+    size_t bytes = (size_t)(r->y1 - r->y0 + 3) * (3 * (size_t)w->side + 1);
+    int why = filter_of(&w->fx, r->x1 - r->x0, box[0], box[2], w->side, mirror);
+    if (!why) why = filter_of(&w->fy, r->y1 - r->y0, box[1], box[3], w->side, 0);
+    if (!why && w->fast) why = halve(&w->fx, w->side);
+    if (why) return why;
+    if (bytes > MOST_BYTES) return TOO_LARGE;
+    w->between = malloc(bytes);
+    return w->between ? 0 : NO_MEMORY;
 }
 
-/* `resize` and its memory. box: left, top, right, bottom within the region. */
-static int resized(const Decoded *d, int columns, int rows, const float *box, int side, int mirror,
-                   uint8_t *out) {
-    Filter fx = {0}, fy = {0};
-    size_t wide = (4 * (size_t)side + 7) / 8 * 8;
-    uint8_t *between = malloc(((size_t)rows + 1) * wide);
-    int why = between ? filter_of(&fx, columns, box[0], box[2], side) : NO_MEMORY;
-    if (!why) why = filter_of(&fy, rows, box[1], box[3], side);
-    if (!why && HAS_AVX2) why = halve(&fx, side);
-    if (!why)
-        resize(d->pixels + 4 * (size_t)d->left, d->stride, rows, &fx, &fy, between, wide, side, mirror,
-               out);
-    free(fx.first), free(fx.weights), free(fy.first), free(fy.weights), free(between);
-    free(fx.halves);
-    return why;
+/* Decodes the region; its rows are resized to `between`. */
+static int decode(Work *w, const uint8_t *data, size_t n, const Region *r) {
+    struct jpeg_decompress_struct *info = &w->info;
+    size_t stride, wide = 3 * (size_t)w->side + 1;
+    JDIMENSION first, columns;
+    int y, i;
+    info->err = jpeg_std_error(&w->errors.base);
+    w->errors.base.error_exit = give_up;
+    w->errors.base.emit_message = on_message;
+    if (setjmp(w->errors.back)) return DAMAGED;
+    jpeg_create_decompress(info);
+    jpeg_mem_src(info, data, (unsigned long)n);
+    jpeg_read_header(info, TRUE);
+    if (!plain_colours(info) || jpeg_has_multiple_scans(info) || info->data_precision != 8)
+        return OTHER_COLOURS;
+    info->scale_num = (unsigned)r->eighths;
+    info->scale_denom = 8;
+    info->out_color_space = JCS_EXT_RGBX;
+    info->dct_method = JDCT_ISLOW;
+    info->do_fancy_upsampling = TRUE;
+    jpeg_start_decompress(info);
+    if (r->x1 > (int)info->output_width || r->y1 > (int)info->output_height) return DAMAGED;
+    first = (JDIMENSION)(r->x0 > BORDER ? r->x0 - BORDER : 0);
+    columns = (JDIMENSION)(r->x1 + BORDER) - first;
+    if (columns > info->output_width - first) columns = info->output_width - first;
+    if (columns < info->output_width) jpeg_crop_scanline(info, &first, &columns);
+    stride = 4 * (size_t)info->output_width;
+    w->decoded = calloc(4 * stride + SLACK, 1);
+    if (!w->decoded) return NO_MEMORY;
+    if (r->y0 && jpeg_skip_scanlines(info, (JDIMENSION)r->y0) != (JDIMENSION)r->y0) return DAMAGED;
+    for (y = r->y0; y < r->y1; y += 4) {
+        for (i = 0; i < 4 && y + i < r->y1; i++) { /* old rows fill up the last four */
+            JSAMPROW row = w->decoded + (size_t)i * stride;
+            if (jpeg_read_scanlines(info, &row, 1) != 1) return DAMAGED;
+        }
+        (w->fast ? across_avx2 : across)(w->decoded + 4 * ((size_t)r->x0 - first), stride,
+                                         &w->fx, w->side,
+                                         w->between + (size_t)(y - r->y0) * wide, wide);
+    }
+    return 0;
+}
+
+/* The columns of `between` to side x side pixels. */
+static void finish(const Work *w, uint8_t *out) {
+    size_t bytes = 3 * (size_t)w->side;
+    int y;
+    for (y = 0; y < w->side; y++, out += bytes)
+        (w->fast ? down_avx2 : down)(w->between + (size_t)w->fy.first[y] * (bytes + 1), bytes + 1,
+                                     w->fy.weights + (size_t)y * (size_t)w->fy.most, w->fy.taps[y],
+                                     bytes, out);
 }
 
 /* out: side x side x 3 bytes, the box of the region of the picture at eighths/8 of its size;
@@ -390,18 +386,23 @@ static int resized(const Decoded *d, int columns, int rows, const float *box, in
 int looksam_square(const uint8_t *data, size_t n, int eighths, int x0, int y0, int x1, int y1,
                    float left, float top, float right, float bottom, int side, int mirror,
                    uint8_t *out) {
-    Decoded d;
-    const float box[4] = {left, top, right, bottom};
+    const Region r = {eighths, x0, y0, x1, y1, {left, top, right, bottom}};
+    Work w;
     int why;
-    if (eighths < 1 || eighths > 8 || x0 < 0 || y0 < 0 || x1 <= x0 || y1 <= y0 || side < 1 ||
-        side > 8192 || !(0 <= left && left < right && right <= x1 - x0) ||
+    if (eighths < 1 || eighths > 8 || side < 1 || side > 8192 || x0 < 0 || y0 < 0 || x1 <= x0 ||
+        y1 <= y0 || x1 > JPEG_MAX_DIMENSION || y1 > JPEG_MAX_DIMENSION ||
+        !(0 <= left && left < right && right <= x1 - x0) ||
         !(0 <= top && top < bottom && bottom <= y1 - y0))
         return TOO_LARGE;
-    memset(&d, 0, sizeof d);
-    why = decode(&d, data, n, eighths, x0, y0, x1, y1);
-    if (!why) why = resized(&d, x1 - x0, y1 - y0, box, side, mirror, out);
-    jpeg_destroy_decompress(&d.info); /* does nothing if it was not created */
-    free(d.pixels);
+    memset(&w, 0, sizeof w);
+    w.side = side;
+    w.fast = HAS_AVX2;
+    why = prepare(&w, &r, mirror);
+    if (!why) why = decode(&w, data, n, &r);
+    if (!why) finish(&w, out);
+    jpeg_destroy_decompress(&w.info); /* does nothing if it was not created */
+    free(w.fx.first), free(w.fx.weights), free(w.fx.halves), free(w.fy.first), free(w.fy.weights);
+    free(w.decoded), free(w.between);
     return why;
 }
 

@@ -15,6 +15,7 @@ from . import policies
 from .augment import Augment, flips
 from .decode import Box, library, square_into
 from .draws import CROP, uniform
+from .simple_crop import SimpleCrop
 from .source import UNREADABLE
 
 SUFFIXES = (
@@ -106,8 +107,9 @@ class Pictures:
         augment = self.augment.of_host
         crops: list[list[float] | None] = [None] * len(keys)
         flipped: list[bool] = [False] * len(keys)
-        if augment.crop:
-            draws = uniform(self.seed, keys[:, None], CROP + torch.arange(2 * _TRIES + 2))
+        if augment.crop or augment.simple:
+            count = 2 if augment.simple else 2 * _TRIES + 2
+            draws = uniform(self.seed, keys[:, None], CROP + torch.arange(count))
             crops = list(draws.tolist())
         if augment.flip:
             flipped = list(flips(self.seed, keys).tolist())
@@ -143,7 +145,12 @@ class Change:
 
     def write(self, out: np.ndarray, data: bytes, *, in_c: bool) -> None:
         """Writes the picture of these bytes to `out`, uint8 [side, side, 3]."""
-        square_into(out, data, self.region, mirror=self.flip, in_c=in_c)
+        if self.augment.simple and self.crop is not None:
+            crop = SimpleCrop(len(out), self.crop)
+            square_into(out, data, crop.region, mirror=self.flip, in_c=in_c)
+            crop.shift_(out, mirror=self.flip)
+        else:
+            square_into(out, data, self.region, mirror=self.flip, in_c=in_c)
         if self.policy:
             picture = Image.fromarray(out)
             picture = policies.change(picture, self.policy, self.augment, fill=Pictures.fill)

@@ -22,10 +22,13 @@ class Probe(Protocol):
 class Seen:
     """Statistics of one step. Tensors are 0-dim, on the device, and not yet read by the host.
 
-    grad_norm     ||g||, neither clipped nor scaled.
-    update_norm   norm of the gradient that the base got: after look or reuse, after clipping.
-    gv_norm       ||g_v||; None if this step used none.
-    eps_cosine    between applied and intended perturbation; None if both have the same dtype.
+    Attributes:
+        look: whether the second gradient was computed.
+        finite: False where a gradient was not finite, so that the step changed nothing.
+        grad_norm: ||g||, neither clipped nor scaled.
+        update_norm: norm of the gradient that the base got: after look or reuse, after clipping.
+        gv_norm: ||g_v||; None if this step used none.
+        eps_cosine: between applied and intended perturbation; None if both have the same dtype.
     """
 
     look: bool

@@ -1,5 +1,6 @@
 """Notes and warnings for the user: settings without an effect, and signs of harmful settings."""
 
+import math
 from collections.abc import Callable
 
 from ..data.sets import data_set
@@ -43,9 +44,11 @@ def without_effect(settings: Settings) -> list[str]:
     return [f"{', '.join(flags)}: no effect with {reason}" for reason, flags in given.items()]
 
 
-def nothing_learnt(skips: int, done: int, settings: Settings) -> str | None:
-    """The error of a run whose last `skips` of `done` steps were skipped; None if they are few."""
-    if not skips or skips < min(MANY_SKIPS, settings.max_skips or MANY_SKIPS, done):
+def nothing_learnt(skips: int, done: int, settings: Settings, *, loss: float) -> str | None:
+    """The error of a run whose last `skips` of `done` steps were skipped; None if they are few and
+    the evaluation's `loss` is finite."""
+    many = min(MANY_SKIPS, settings.max_skips or MANY_SKIPS, done)
+    if not skips or (skips < many and math.isfinite(loss)):
         return None
     if skips >= done:
         what = f"none of the {done} steps trained"

@@ -74,6 +74,7 @@ class Fit:
         self.start, self.saved = 0, 0
         self.untimed = 0  # steps of this start that are in no time
         self.found = Found()  # by the newest evaluation; on every rank
+        self.eval_loss = 0.0  # likewise
         self._shared: tuple[int | None, Later] | None = None
         self.caught: list[signal.Signals] = []  # by any rank
         reader, notes = resume.prepare(self.backend, settings, data)
@@ -157,7 +158,8 @@ class Fit:
         self.writer.wait()
         summary = self._finish(done)
         skips = resume.shared(self.backend, lambda: self.log.skips)
-        if (sentence := nothing_learnt(skips, done, self.settings)) and done > self.start:
+        sentence = nothing_learnt(skips, done, self.settings, loss=self.eval_loss)
+        if sentence and done > self.start:
             raise RunError(sentence)
         return summary
 
@@ -304,7 +306,7 @@ class Fit:
             if self.backend.ema is not None:
                 with self.engine.averaged():
                     more["ema_top1"], _, more["ema_loss"] = self._scores()
-        self.found = Found(top1, top5, more.get("ema_top1"), done)
+        self.found, self.eval_loss = Found(top1, top5, more.get("ema_top1"), done), loss
         self.log.evaluation(done, top1=top1, loss=loss, eval_top5=top5, **more)
         self.progress.evaluation(done, top1=top1, loss=loss, **more)
 

@@ -54,8 +54,11 @@ class Command:
         return " ".join([*env, shlex.join(self.words)])
 
 
-def _python() -> dict[str, str]:
-    return {"PYTHON": os.environ.get("PYTHON", sys.executable)}
+def _variables() -> dict[str, str]:
+    """What the scripts of launch/ take from the environment. Named in the printed command, so that
+    it starts the same run in another shell."""
+    given = {name: os.environ[name] for name in ("SITE", "CONTAINER") if os.environ.get(name)}
+    return {**given, "PYTHON": os.environ.get("PYTHON", sys.executable)}
 
 
 class _Elsewhere:
@@ -90,7 +93,7 @@ class Slurm(_Elsewhere):
         words += [f"--time={asked.time}"] if asked.time else []
         words += [f"--partition={asked.partition}"] if asked.partition else []
         words += [*asked.sbatch, str(_LAUNCH / "slurm.sbatch"), *flags]
-        return Command(words=words, env=_python())
+        return Command(words=words, env=_variables())
 
     def start(self, command: Command, out: Path | None) -> str:
         """Submit; returns a line for the user. The run directory names the job from here on."""
@@ -167,7 +170,7 @@ class Hosts(_Elsewhere, _Detached):
         script = self._script()
         many = {"NODES": asked.nodes} if script == "deepspeed.sh" else {"RANKS": asked.ranks}
         env = {"HOSTFILE": str(asked.hostfile), **{k: str(n) for k, n in many.items()}}
-        return Command(words=["bash", str(_LAUNCH / script), *flags], env={**env, **_python()})
+        return Command(words=["bash", str(_LAUNCH / script), *flags], env={**env, **_variables()})
 
 
 def _machines(path: Path) -> list[tuple[str, int]]:
@@ -213,7 +216,7 @@ class Here(_Detached):
         return f"this machine, {asked.gpus} ranks on {'GPUs' if on_gpus else 'CPUs'}"
 
     def command(self, asked: Asked, flags: Sequence[str], *, on_gpus: bool) -> Command:
-        env = {"RANKS": str(asked.gpus), **_python()}
+        env = {"RANKS": str(asked.gpus), **_variables()}
         return Command(words=["bash", str(_LAUNCH / "torchrun.sh"), *flags], env=env)
 
 

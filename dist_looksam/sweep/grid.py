@@ -134,6 +134,8 @@ class Grid:
         flags |= {"batch_size": batch_size, "seed": seed}
         if stage == "tune":
             flags["holdout"] = self.holdout
+        if isinstance(flags.get("init"), str):
+            flags["init"] = flags["init"].replace("{seed}", str(seed))
         for name in _SHARED:
             flags |= {name: _part(flags[name], batch_size, name)} if name in flags else {}
         return Point(

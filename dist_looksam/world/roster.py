@@ -153,16 +153,20 @@ class Roster:
         except RuntimeError:
             raise self._not_met("rank 0") from None
 
-    def _answer(self, shared: dist.TCPStore, keys: list[str]) -> None:
-        """Rank 0 answers requests for the name of this start, until all ranks have come."""
+    def _answer(self, shared: dist.TCPStore, keys: list[str]) -> bool:
+        """Rank 0 answers requests for the name of this start, until all ranks have come; False if
+        they do not in time."""
         done: set[int] = set()
         end = time.monotonic() + self.timeout
-        while not self.store.check(keys) and time.monotonic() < end:
+        while not self.store.check(keys):
+            if time.monotonic() > end:
+                return False
             for number in {*range(1, shared.add("asked", 0) + 1)} - done:
                 if shared.check([f"ask/{number}"]):
                     shared.set(f"answer/{shared.get(f'ask/{number}').decode()}", self._job)
                     done.add(number)
             time.sleep(0.02)
+        return True
 
     def _meet(self, shared: dist.TCPStore) -> list[str]:
         """Host names in the order of ranks."""
@@ -171,12 +175,13 @@ class Roster:
         self.store.set(f"beat/{world.rank}", "0")
         self.store.set(keys[world.rank], socket.gethostname())
         try:
-            left = self.timeout
+            come = True
             if self._agent and world.rank == 0:
-                self._answer(shared, keys)
-                left = 0.01
-            self.store.wait(keys, timedelta(seconds=left))
-            return [self.store.get(key).decode() for key in keys]
+                come = self._answer(shared, keys)
+            else:
+                self.store.wait(keys, timedelta(seconds=self.timeout))
+            if come:
+                return [self.store.get(key).decode() for key in keys]
         except RuntimeError:
             pass
         missing = "rank 0"

@@ -1,6 +1,7 @@
 """restore(engine, path): everything comes back, or one sentence and nothing has changed."""
 
 import json
+import re
 import warnings
 from pathlib import Path
 
@@ -241,3 +242,26 @@ def test_a_run_of_train_py_is_restored_in_an_own_loop(tmp_path):
         with pytest.raises(ConfigError, match="of the same model"):
             restore(engine_of(normed()), tmp_path)
     assert Path(reader.path).exists()
+
+
+def test_the_loop_of_the_page_resumes_to_the_bit_with_dropout(tmp_path, monkeypatch):
+    """A checkpoint has no random numbers. A loop with dropout that seeded once, as the page had it,
+    resumed with others, and ended with other weights."""
+    page = (Path(__file__).parents[2] / "docs" / "checkpoints.md").read_text()
+    code = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0].replace("500", "4")
+
+    def trained(folder, steps):
+        """Begins anew or resumes in folder: steps of k = 3 and one checkpoint, after the fourth."""
+        folder.mkdir(exist_ok=True)
+        monkeypatch.chdir(folder)
+        net = nn.Sequential(normed(), nn.Dropout(0.5))
+        names = {"engine": engine_of(net), "rank": 0, "steps": steps, "batches": batches}
+        base = names["engine"].optimizer.base_optimizer
+        names["scheduler"] = torch.optim.lr_scheduler.StepLR(base, 1, 0.9)
+        torch.manual_seed(0)
+        exec(compile(code, "checkpoints.md", "exec"), {"torch": torch, "Path": Path, **names})
+        return held(names["engine"])
+
+    whole = trained(tmp_path / "whole", 7)
+    trained(tmp_path / "parts", 4)
+    assert_same(trained(tmp_path / "parts", 7), whole)

@@ -147,6 +147,10 @@ def test_a_run_that_learns_nothing_says_so_and_exits_with_1(tmp_path, capsys, mo
     assert json.loads((out / "summary.json").read_text())["steps"] < 20
     assert found(out / "checkpoints") == []
 
+    # Fewer than 20 skips, but the weights give no finite loss: it left with 0.
+    assert train(tmp_path / "few", "--optimizer", "adamw", "--lr", "1e9", "--steps", "8") == 1
+    assert "nothing was learnt after step" in capsys.readouterr().err
+
 
 @pytest.mark.parametrize("job, flag, number, asked", [
     ("77", "--requeue", signal.SIGUSR1, True),

@@ -17,7 +17,7 @@ from dist_looksam.cli import table
 from dist_looksam.record.metrics import FIELDS
 
 ROOT = Path(__file__).parents[2]
-HEAVY = ("altair", "deepspeed", "sklearn", "rich", "pytorch_optimizer")
+HEAVY = ("torch", "altair", "deepspeed", "sklearn", "rich", "pytorch_optimizer")
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)

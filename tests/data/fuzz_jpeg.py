@@ -1,6 +1,6 @@
 """Fuzzes the C route under the address and undefined-behaviour sanitizers.
 
-python tests/data/fuzz_jpeg.py SECONDS [SEED]
+python tests/data/fuzz_jpeg.py SECONDS [SEED]: seconds of processor time.
 """
 
 import shutil

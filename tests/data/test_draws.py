@@ -1,5 +1,8 @@
+from itertools import pairwise
+
 import torch
 
+from dist_looksam.data import draws
 from dist_looksam.data.draws import uniform
 
 
@@ -23,12 +26,12 @@ def test_draws_are_the_published_ones():
 
 
 def test_draws_are_uniform_and_do_not_depend_on_neighbours():
-    draws = uniform(0, torch.arange(1000)[:, None], torch.arange(1000))
-    assert draws.min() >= 0 and draws.max() < 1
-    counts = torch.histc(draws, bins=100, min=0, max=1)
+    drawn = uniform(0, torch.arange(1000)[:, None], torch.arange(1000))
+    assert drawn.min() >= 0 and drawn.max() < 1
+    counts = torch.histc(drawn, bins=100, min=0, max=1)
     chi2 = ((counts - 10_000) ** 2 / 10_000).sum()
     assert 45 < chi2 < 175  # 99 degrees of freedom: mean 99, and 5 standard deviations are 70
-    centred = (draws - 0.5) * 12**0.5
+    centred = (drawn - 0.5) * 12**0.5
     # Each product sum is normal with standard deviation 1000; 6 of them.
     assert (centred[:-1] * centred[1:]).sum().abs() < 6000
     assert (centred[:, :-1] * centred[:, 1:]).sum().abs() < 6000
@@ -47,3 +50,11 @@ def test_a_row_of_streams_is_the_streams_one_by_one():
     rows = uniform(9, keys[:, None], 0x300 + torch.arange(4))
     for i in range(4):
         assert rows[:, i].equal(uniform(9, keys, 0x300 + i))
+
+
+def test_each_purpose_has_64_stream_numbers_of_its_own_below_those_of_the_model():
+    """Else one augmentation of an image would follow from another."""
+    first = sorted(n for name, n in vars(draws).items() if name.isupper() and name[0] != "_")
+    assert len(first) == 9 and first[-1] == draws.NOISE
+    assert all(after - before >= 64 for before, after in pairwise(first))
+    assert first[-2] + 64 <= 1000 < 2**16 < draws.NOISE

@@ -46,6 +46,23 @@ def test_digits_splits_are_fixed_disjoint_and_scaled_to_bytes():
     assert seen.unique(dim=0).equal(want.unique(dim=0))  # each digit with its own label
 
 
+def test_enlarged_digits_are_the_digits_in_the_same_order():
+    data, small = load("digits_28", seed=3), load("digits")
+    assert data.shape == (1, 28, 28) and data.train.class_names == small.train.class_names
+    for large, few in ((data.train, small.train), (data.test, small.test)):
+        assert large.labels.equal(few.labels)
+        means = large.images.double().mean((1, 2, 3)) - few.images.double().mean((1, 2, 3))
+        assert means.abs().max() < 0.2  # of 255, by rounding
+        corners = (
+            large.images[:, 0, ::9, ::9].double()
+            - few.images[:, 0, [0, 2, 5, 7]][..., [0, 2, 5, 7]].double()
+        )
+        assert corners.abs().mean() < 30
+    scaled = data.train.images.double() / 255
+    assert abs(scaled.mean() - data.train.mean[0]) < 1e-3
+    assert abs(scaled.std() - data.train.std[0]) < 1e-3
+
+
 def test_fashion_mnist_is_read_from_its_four_files(tmp_path: Path):
     data = load("fashion_mnist", write_fashion(tmp_path))
     assert (len(data.train), len(data.test)) == (20, 6)

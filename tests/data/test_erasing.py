@@ -23,9 +23,22 @@ def as_timm(random: np.random.Generator, height: int, width: int) -> tuple[int, 
     return 0, 0
 
 
-def test_a_quarter_of_the_images_is_erased():
+def places_and_sizes(boxes: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """[4, n]: where the box lies, from top and left, as shares of its room; its area and ratio."""
+    top, left, bottom, right = boxes.double().unbind(1)
+    h, w = bottom - top, right - left
+    place = (top + 0.5) / (height - h + 1), (left + 0.5) / (width - w + 1)
+    return torch.stack([*place, (h * w).log(), (h / w).log()])
+
+
+def test_a_quarter_of_the_images_is_erased_whatever_their_boxes_are():
     boxes = draw(0.25, 0, torch.arange(10_000), height=224, width=224)
-    assert boxes.any(1).double().mean() == pytest.approx(0.25, abs=0.022)  # 5 deviations
+    erased = boxes.any(1)
+    assert erased.double().mean() == pytest.approx(0.25, abs=0.022)  # 5 deviations
+    all_of_them = draw(1.0, 0, torch.arange(10_000), height=224, width=224)
+    assert boxes[erased].equal(all_of_them[erased])
+    drawn = torch.cat([erased[None], places_and_sizes(all_of_them, 224, 224)])
+    assert (torch.corrcoef(drawn) - torch.eye(5)).abs().max() < 0.05  # 5 deviations
     assert num_pixels(draw(1.0, 0, torch.arange(10), height=1, width=1)) == 0  # none fits
 
 
@@ -40,9 +53,10 @@ def test_boxes_have_the_sizes_and_places_of_timms(height: int, width: int):
         assert kstest(got.numpy(), want).pvalue > 1e-3
     assert (top >= 0).all() and (left >= 0).all()
     assert (bottom <= height).all() and (right <= width).all()
+    assert (h < height).all() and (w < width).all()
     assert (bottom == height).any() and (right == width).any() and not boxes[:, :2].all(0).any()
-    assert kstest(((top + 0.5) / (height - h + 1)).numpy(), "uniform").pvalue > 1e-3
-    assert kstest(((left + 0.5) / (width - w + 1)).numpy(), "uniform").pvalue > 1e-3
+    for place in places_and_sizes(boxes, height, width)[:2]:
+        assert kstest(place.numpy(), "uniform").pvalue > 1e-3
 
 
 def test_boxes_are_filled_with_normal_noise_of_each_pixel_and_nothing_else_is_touched():
@@ -60,6 +74,9 @@ def test_boxes_are_filled_with_normal_noise_of_each_pixel_and_nothing_else_is_to
     some = torch.full((2, 3, 32, 24), 9.0)  # of a sample, in any batch
     erase_(some, boxes[11:13], 3, keys[11:13], pixels=num_pixels(boxes[11:13]))
     assert some.equal(images[11:13])
+    erase_(some, boxes[11:13], 4, keys[11:13], pixels=num_pixels(boxes[11:13]))
+    assert not some.equal(images[11:13])
+    assert not draw(0.5, 4, keys, height=32, width=24).equal(boxes)
 
 
 def test_a_batch_is_normalised_then_erased_then_mixed():

@@ -101,7 +101,7 @@ def test_a_malformed_tree_is_one_sentence_that_says_what_to_do(tree: Path, damag
     assert str(error.value).count(". ") == 0 and str(error.value).endswith(".")
 
 
-@pytest.mark.parametrize("augment", ["crop", "flip", "randaugment", "auto"])
+@pytest.mark.parametrize("augment", ["crop", "src", "flip", "randaugment", "auto"])
 def test_augmentation_of_a_file_depends_on_its_key_alone(tree: Path, augment: str):
     source = load("folder", tree, image_size=32, augment=augment).train
     same = [3] * 16
@@ -119,16 +119,24 @@ def test_augmentation_of_a_file_depends_on_its_key_alone(tree: Path, augment: st
 )
 def test_random_regions_fit_and_keep_to_their_area_and_ratio(width: int, height: int):
     rng = np.random.default_rng(0)
-    areas = []
+    areas, ratios, places, ends = [], [], [], set()
     for _ in range(500):
         left, top, right, bottom = random(width, height, rng.random(22).tolist())
         assert 0 <= left < right <= width and 0 <= top < bottom <= height
         areas.append((right - left) * (bottom - top) / (width * height))
+        w, h = right - left, bottom - top
+        ratios.append(math.log(w / h))
+        places.append(((left + 0.5) / (width - w + 1), (top + 0.5) / (height - h + 1)))
+        ends |= {("left", left == 0), ("right", right == width)} if w < width else set()
+        ends |= {("top", top == 0), ("bottom", bottom == height)} if h < height else set()
         if min(width, height) > 100:
-            assert abs(math.log((right - left) / (bottom - top))) < math.log(4 / 3) + 0.02
+            assert abs(ratios[-1]) < math.log(4 / 3) + 0.02
             assert areas[-1] > 0.079
     if width == 500:
         assert min(areas) < 0.1 and max(areas) > 0.9
         # Areas are uniform on 0.08..1, but a large one fits in only if its ratio is near the
         # picture's: weight min(1, -ln(a) / ln(16/9)) gives 0.432; 4 standard errors are 0.04.
         assert abs(np.mean(areas) - 0.432) < 0.04
+        assert min(ratios) < -math.log(4 / 3) + 0.01 and max(ratios) > math.log(4 / 3) - 0.01
+        assert len(ends) == 8
+        assert abs(np.corrcoef(places, rowvar=False)[0, 1]) < 0.22  # 5 standard deviations

@@ -124,9 +124,10 @@ def test_damage_below_the_region_ends_alike_also_where_the_picture_is_reduced(py
         assert np.array_equal(before, end(data, top))
 
 
-def test_a_folder_has_the_same_training_images_on_both_routes(tree: Path, python):
-    """With crop, flip and RandAugment; drawn for one sample or for all."""
-    source = load("folder", tree, image_size=32, augment="crop,flip,randaugment").train
+@pytest.mark.parametrize("augment", ["crop,flip,randaugment", "src,flip"])
+def test_a_folder_has_the_same_training_images_on_both_routes(tree: Path, python, augment: str):
+    """Drawn for one sample or for all."""
+    source = load("folder", tree, image_size=32, augment=augment).train
     indices, keys = torch.arange(12), torch.arange(12) + 50
     images, labels = source.fetch(indices, keys, True)
     one = torch.cat([source.fetch(indices[i : i + 1], keys[i : i + 1], True)[0] for i in range(12)])

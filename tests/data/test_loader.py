@@ -9,6 +9,7 @@ from dist_looksam.data import EvalLoader, TrainLoader, load
 from dist_looksam.data.batch import Batch
 from dist_looksam.data.draws import uniform
 from dist_looksam.data.growth import Growth
+from dist_looksam.data.order import Order
 from dist_looksam.errors import ConfigError, RunError
 
 LAYOUTS = [(1, 24), (1, 12), (2, 6), (3, 4), (3, 2), (4, 6), (4, 2)]
@@ -115,10 +116,27 @@ def test_three_epochs_of_repeat_3_show_every_sample_three_times_in_three_ways(sh
     assert differ.double().mean() > 0.8  # of 25 offsets, few are the same
 
 
+def test_copies_of_a_file_are_augmented_each_by_its_own_position(tree: Path):
+    source = load("folder", tree, image_size=24, augment="crop,flip,repeat:2").train
+    options = {"seed": 0, "batch_size": 24, "micro_batch": 24, "rank": 0, "ranks": 1}
+    (batch,) = TrainLoader(source, **options, workers=0).step(1)
+    assert (batch.images[:12] != batch.images[12:]).flatten(1).any(1).all()
+    indices, _ = Order(12, seed=0).at(torch.arange(12, 24).repeat(2))
+    assert batch.images.equal(source.fetch(indices, torch.arange(24, 48), True)[0])
+
+
 def test_a_batch_must_hold_whole_repetitions():
     source = load("digits", augment="repeat:3").train
     with pytest.raises(ConfigError, match=r"multiple of 3 .* got 8; use 6 or 9"):
         TrainLoader(source, seed=0, batch_size=8, micro_batch=8, rank=0, ranks=1)
+
+
+def test_the_seed_of_a_run_draws_boxes_and_shares(tree: Path):
+    source = load("folder", tree, image_size=24, augment="mixup,erasing:1").train
+    options = {"batch_size": 8, "micro_batch": 8, "rank": 0, "ranks": 1, "workers": 0}
+    (one,), (other,) = (TrainLoader(source, seed=s, **options).step(0) for s in (0, 1))
+    assert not one.erased.equal(other.erased) and not one.lam.equal(other.lam)
+    assert (one.seed, other.seed) == (0, 1)
 
 
 def test_mixing_ends_at_its_step_and_other_augmentation_goes_on(tree: Path):
@@ -183,6 +201,29 @@ def test_later_steps_are_fetched_in_the_background_within_their_bytes(tree: Path
         loader.step(20)  # what is no longer wanted is dropped
         assert all(number >= 84 for number in loader._jobs)
         loader.close()
+
+
+def test_memory_of_a_batch_is_used_again_only_when_nothing_refers_to_it(tree: Path):
+    """Views of torch and of NumPy refer to it too."""
+    source = load("folder", tree, image_size=24, augment="crop").train
+    how = {"seed": 0, "batch_size": 4, "micro_batch": 4, "rank": 0, "ranks": 1}
+    loader = TrainLoader(source, **how, workers=1, prefetch=0, pin=False)
+
+    def images(t: int) -> torch.Tensor:
+        return loader.step(t)[0].images
+
+    first = images(0)
+    address, row, pixels = first.data_ptr(), first[1:2, :, 3], first.numpy()[2:, 0]
+    expected = row.clone(), pixels.copy()
+    del first
+    second = images(1)
+    assert second.data_ptr() != address
+    assert row.equal(expected[0]) and (pixels == expected[1]).all()
+    del row
+    assert images(2).data_ptr() != address
+    del pixels
+    assert {images(t).data_ptr() for t in (3, 4)} <= {address, images(2).data_ptr()}
+    loader.close()
 
 
 def test_closing_ends_the_threads(tree: Path):

@@ -1,6 +1,9 @@
+from math import sqrt
+
+import numpy as np
 import pytest
 import torch
-from scipy.stats import kstest
+from scipy.stats import ks_2samp, kstest
 from torch.nn import functional as F
 
 from dist_looksam.data.augment import Augment
@@ -57,6 +60,27 @@ def test_cut_boxes_cover_the_partners_share():
     mixed = mix(black_and_white.expand(2000, 1, 28, 20), lam, boxes)
     assert torch.allclose(mixed[0::2].mean((1, 2, 3)), 1 - lam[0::2], atol=1e-6)
     assert torch.allclose(mixed[1::2].mean((1, 2, 3)), lam[1::2], atol=1e-6)
+
+
+def as_timm(random: np.random.Generator, side: int) -> list[int]:
+    """A box as rand_bbox of timm's Mixup cuts it from images of side x side, alpha 1."""
+    extent = int(side * sqrt(1 - random.beta(1, 1)))
+    low = random.integers(0, side, 2) - extent // 2
+    return [*low.clip(0, side), *(low + extent).clip(0, side)]
+
+
+def test_cut_boxes_have_the_sizes_and_places_of_timms():
+    lam, boxes = draw(Augment(cutmix=1), 0, torch.arange(0, 8000, 2), height=224, width=224)
+    random = np.random.default_rng(0)
+    expected = np.array([as_timm(random, 224) for _ in range(4000)])
+    for edge in range(4):
+        assert ks_2samp(boxes[:, edge].numpy(), expected[:, edge]).pvalue > 1e-3
+    sides = expected[:, 2:] - expected[:, :2]
+    assert ks_2samp(1 - lam.double().numpy(), sides.prod(1) / 224**2).pvalue > 1e-3
+    middles = (boxes[:, :2] + boxes[:, 2:]).double().T
+    assert (torch.corrcoef(torch.cat([middles, lam[None]])) - torch.eye(3)).abs().max() < 0.08
+    other, _ = draw(Augment(cutmix=1), 1, torch.arange(0, 18, 2), height=224, width=224)
+    assert not other.equal(lam[:9])
 
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 3.0])

@@ -6,10 +6,11 @@ from itertools import permutations
 import numpy as np
 import pytest
 import torch
-from pictures import picture
+from pictures import jpeg, picture
 from PIL import ImageEnhance, ImageFilter
 
 from dist_looksam.data.augment import Augment, parse
+from dist_looksam.data.pictures import Change
 from dist_looksam.data.policies import change, change_batch, draw
 from dist_looksam.data.randaugment import OPERATIONS
 
@@ -58,6 +59,16 @@ def test_trivialaugments_widest_changes_are_those_of_torchvision(monkeypatch, na
     for sign in (0.4, 0.6):
         change(picture(0), [place, 0.999, sign], Augment(trivial=True), fill=0)
     assert np.array(strengths) * unit == pytest.approx([widest, -widest])
+
+
+def test_what_comes_in_from_outside_of_a_picture_has_imagenets_mean_colour():
+    augment, place = Augment(trivial=True), list(OPERATIONS).index("translate_x")
+    row = [(place + 0.5) / len(OPERATIONS), 0.999, 0.1]  # by 1/7 of the side, to the left
+    out = np.empty((56, 56, 3), np.uint8)
+    Change(policy=row, augment=augment).write(out, jpeg(0), in_c=False)
+    assert (out[:, -8:] == [124, 116, 104]).all() and not (out[:, :-8] == [124, 116, 104]).all(
+        2
+    ).any()
 
 
 def test_3augment_makes_a_third_grey_a_third_solarized_and_blurs_a_third():

@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from dist_looksam import Engine, LookSAM
+
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
@@ -69,3 +71,26 @@ def test_the_readmes_snippet_is_not_far_below_adamw(seed):
 
     got, want = accuracy(of_readme, model, x, y), accuracy(of_adamw, plain, x, y)
     assert got > want - 0.02, (got, want)
+
+
+def test_the_loops_before_and_after_on_the_page_take_the_same_steps():
+    """Where nothing looks, the page's loop with Engine is its loop without: autocast, accumulation,
+    clipping and schedule. Nothing told what to leave out of a loop."""
+    page = (ROOT / "docs" / "loop.md").read_text().split("## A loop with accumulation")[1]
+    before, after = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[:2]
+    x, y = digits()
+
+    def trained(code: str) -> list[torch.Tensor]:
+        model = net(0)
+        base = torch.optim.AdamW(model.parameters(), lr=0.01)
+        names = {"torch": torch, "model": model, "base": base, "LookSAM": LookSAM}
+        names |= {"Engine": Engine, "criterion": nn.CrossEntropyLoss()}
+        names["scheduler"] = torch.optim.lr_scheduler.StepLR(base, 1, 0.8)
+        parts = [(x[i : i + 32], y[i : i + 32]) for i in range(0, 384, 32)]
+        names["loader"] = [parts[i : i + 2] for i in range(0, len(parts), 2)]
+        exec(compile(code, "loop.md", "exec"), names)
+        return [*model.state_dict().values()]
+
+    after = after.replace("k=5", "k=5, look_from=100")
+    pairs = zip(trained(before.replace('"cuda"', '"cpu"')), trained(after), strict=True)
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in pairs)

@@ -1,5 +1,6 @@
 """A step that is broken off by an exception, and what the steps after it make of it."""
 
+import json
 from collections.abc import Callable, Iterator
 
 import task
@@ -10,6 +11,8 @@ from torch import nn
 from dist_looksam import Engine
 
 AT = 3  # a look at k = 3
+BROKEN = ("place", "pass", "micro")  # of a case: where its step is broken off
+WHOLE: dict[str, list[torch.Tensor]] = {}  # what training without that ends in
 
 
 class Torn(list):
@@ -92,26 +95,34 @@ def compare(
 ) -> dict[str, bool]:
     """Whether a step of other samples that was broken off leaves this rank as it was, and whether
     training ends as without it. case["next"]: number of the next step, as after a recovery."""
-    ends, back, at = [], True, case.get("at", AT)
-    for breaks in (False, True):
-        engines: list[Engine] = []
-        loss = Breaking(lambda engines=engines: engines[0].module)
-        engines.append(make(loss))
-        engine = engines[0]
-        torch.manual_seed(7)
-        for step in range(at):
-            engine.step(part(step))
-        if breaks:
-            before = held(engine) + shown(engine)
-            broken_off(engine, loss, case, part(50))
-            back = same(before, held(engine) + shown(engine))
-        engine.optimizer.steps = case.get("next", at)
-        rows = []
-        for step in range(at, at + 3):
-            done = engine.step(part(step))
-            rows += [done.loss, done.seen.grad_norm, done.seen.update_norm]
-        ends.append([*held(engine), *rows, torch.tensor(engine.optimizer.steps)])
-    return {"back": back, "same": same(*ends)}
+    back, end = trained(case, make, part, breaks=True)
+    whole = json.dumps({name: value for name, value in case.items() if name not in BROKEN})
+    if whole not in WHOLE:  # once for all places at which this training is broken off
+        WHOLE[whole] = trained(case, make, part, breaks=False)[1]
+    return {"back": back, "same": same(WHOLE[whole], end)}
+
+
+def trained(
+    case: dict, make: Callable[[Breaking], Engine], part: Callable[[int], list], *, breaks: bool
+) -> tuple[bool, list[torch.Tensor]]:
+    """Whether the broken-off step left this rank as it was; what all steps ended in."""
+    engines: list[Engine] = []
+    loss = Breaking(lambda: engines[0].module)
+    engines.append(make(loss))
+    engine, back, at = engines[0], True, case.get("at", AT)
+    torch.manual_seed(7)
+    for step in range(at):
+        engine.step(part(step))
+    if breaks:
+        before = held(engine) + shown(engine)
+        broken_off(engine, loss, case, part(50))
+        back = same(before, held(engine) + shown(engine))
+    engine.optimizer.steps = case.get("next", at)
+    rows = []
+    for step in range(at, at + 3):
+        done = engine.step(part(step))
+        rows += [done.loss, done.seen.grad_norm, done.seen.update_norm]
+    return back, [*held(engine), *rows, torch.tensor(engine.optimizer.steps)]
 
 
 def same(before: list, after: list) -> bool:

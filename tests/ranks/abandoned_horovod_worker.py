@@ -1,6 +1,6 @@
 """A rank of the tests of broken-off steps under Horovod.
 
-horovodrun -np N python abandoned_horovod_worker.py cases.json FOLDER
+horovod_forked.py N abandoned_horovod_worker.py cases.json FOLDER
 """
 
 import json

@@ -11,8 +11,6 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-import dist_looksam.report  # noqa: F401 - so that each run need not, at its end
-
 STEPS = 30
 TIMES = ("seconds", "images_per_s", "mfu", "peak_memory")
 

@@ -37,5 +37,6 @@ if __name__ == "__main__":
         for case in cases:
             run(case)
     else:
+        forks.load_deepspeed()
         for ranks, of_ranks in cases.items():
             forks.play(file.parent, int(ranks), run, of_ranks)

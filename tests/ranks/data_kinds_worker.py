@@ -20,7 +20,6 @@ from dist_looksam.data import (
     TrainLoader,
     tar,  # noqa: F401
 )
-from dist_looksam.report import curves  # noqa: F401
 from dist_looksam.run import train
 
 

@@ -20,9 +20,14 @@ from dist_looksam.backends.zero import library as zero_library
 
 def share() -> None:
     """What was imported, and torch's compiler, which else each rank's first optimizer imports. It
-    is no garbage: a rank that collects need not go through it."""
+    is no garbage: a rank that collects need not go through it.
+
+    Altair is not: runs draw no curves.png, as where it is not installed, which took half of their
+    time.
+    """
     import torch._dynamo  # noqa: F401
 
+    sys.modules["altair"] = None  # type: ignore[assignment]
     gc.freeze()
 
 

@@ -1,6 +1,6 @@
 """Ranks of Horovod that run train.py once for every line of flags.
 
-horovodrun -np RANKS python horovod_train_worker.py CASES.json
+horovod_forked.py RANKS horovod_train_worker.py CASES.json
 """
 
 import json
@@ -15,7 +15,6 @@ from dist_looksam.settings import config
 from dist_looksam.world import World
 
 torch.set_num_threads(1)
-sys.modules["altair"] = None  # as in train_worker.py
 for flags in json.loads(Path(sys.argv[1]).read_text()):
     train.run(config.parse(flags), World.from_env())
 leave(0)

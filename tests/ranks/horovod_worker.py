@@ -1,6 +1,6 @@
 """A rank of the Horovod tests: runs every case of a JSON list, writes what came out.
 
-horovodrun -np N python horovod_worker.py cases.json FOLDER
+horovod_forked.py N horovod_worker.py cases.json FOLDER
 """
 
 import json

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fork_server
+
 HERE = Path(__file__).parent
 
 
@@ -41,25 +43,28 @@ def horovodrun(
     ranks: int,
     script: str | Path,
     *arguments: object,
-    by: str = "gloo",
+    by: str = "forks",
     timeout: int = 1400,
     **env: str,
 ) -> str:
-    """Run a script of this folder on `ranks` ranks, started as one row of HOROVOD says."""
-    command = [*HOROVOD[by].split(), "-np", str(ranks), sys.executable, str(HERE / script)]
-    return run([*command, *map(str, arguments)], timeout, env)
+    """Run a script of this folder on `ranks` ranks: forked, with gloo, or started as one row of
+    HOROVOD says."""
+    command = [sys.executable, str(HERE / "horovod_forked.py"), str(ranks)]
+    if by != "forks":
+        command = [*HOROVOD[by].split(), "-np", str(ranks), sys.executable]
+    return run([*command, str(HERE / script), *map(str, arguments)], timeout, env)
 
 
 def run(command: list[str], timeout: int, env: dict[str, str]) -> str:
-    """Run to the end, which must be a good one; returns what it printed."""
-    done = subprocess.run(
-        command,
-        env=environment(**env),
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
+    """Run to the end, which must be a good one; returns what it printed. Scripts of this folder
+    are forked from a process that has imported everything."""
+    everything = environment(**env)
+    if command[0] == sys.executable and Path(command[1]).parent == HERE:
+        done = fork_server.run(list(map(str, command)), timeout, everything)
+    else:
+        done = subprocess.run(
+            command, env=everything, capture_output=True, text=True, timeout=timeout, check=False
+        )
     assert done.returncode == 0, f"{command}: {done.stdout[-4000:]}\n{done.stderr[-6000:]}"
     return done.stdout
 

@@ -42,9 +42,10 @@ COARSE = [  # 16 bits on the wire, or in the arithmetic: near the truth, and cou
     *({"optimizer": "look_sam", "base": "sgd", "stage": s, "precision": "fp16"} for s in STAGES),
 ]
 CASES = {1: TABLE, 2: TABLE + COARSE + THEIRS + VARIED + RANK_ASCENT, 3: TABLE}
-# Both controllers, and over MPI both ways to start: by, ranks, how many of the cases. What is left
-# out over MPI is other arithmetic on the same messages.
-STARTS = [("gloo", r, len(CASES[r])) for r in CASES]
+# Both controllers, and over MPI both ways to start: by, ranks, how many of the cases. "forks" is
+# gloo (horovodrun itself: test_horovod_runs.py). What is left out over MPI is other arithmetic on
+# the same messages.
+STARTS = [("forks", r, len(CASES[r])) for r in CASES]
 STARTS += [("mpirun", 1, len(TABLE)), ("mpi", 2, len(TABLE + COARSE + THEIRS))]
 STARTS += [("mpirun", 3, len(TABLE))]
 COARSE_LIMIT = 1e-2  # a look and its reuse amplify what rounding to 8 (bf16) or 11 bits costs
@@ -68,7 +69,7 @@ def results(tmp_path_factory):
     return of
 
 
-def result(results, ranks: int, number: int, by: str = "gloo") -> dict:
+def result(results, ranks: int, number: int, by: str = "forks") -> dict:
     return torch.load(task.result_file(results(by, ranks), number), weights_only=True)
 
 
@@ -79,7 +80,7 @@ def names() -> list:
             ranks,
             i,
             id=f"{by}-{ranks}ranks-" + json.dumps(case, sort_keys=True),
-            marks=[] if by == "gloo" else pytest.mark.needs("mpi"),
+            marks=[] if by == "forks" else pytest.mark.needs("mpi"),
         )
         for by, ranks, count in STARTS
         for i, case in enumerate(CASES[ranks][:count])

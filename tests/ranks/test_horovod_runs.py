@@ -33,7 +33,7 @@ def differs(weights: dict, others: dict) -> float:
 def gloo(tmp_path_factory):
     """A run over gloo that nothing disturbed."""
     out = tmp_path_factory.mktemp("gloo") / "run"
-    horovodrun(2, TRAIN, *FLAGS, "--out", out)
+    horovodrun(2, TRAIN, *FLAGS, "--out", out, by="gloo")
     return trained(out)
 
 
@@ -70,7 +70,7 @@ def test_traps_of_the_library_are_not_stepped_into():
 
     Done after broadcasting the weights, ranks train on from different ones without an error.
     """
-    said = horovodrun(2, "horovod_traps_worker.py")
+    said = horovodrun(2, "horovod_traps_worker.py", by="gloo")
     lines = [line.split(":", 1)[1].split(": ", 1) for line in said.splitlines() if ": " in line]
     told = {name: text for name, text in lines}
     assert float(told["naive"]) > 1e-4

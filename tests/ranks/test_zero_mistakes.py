@@ -15,8 +15,12 @@ WRONG = [
     ({"stage": 0, "outside": True}, "must be the module's"),  # at others DeepSpeed's own KeyError
     ({"stage": 0, "experts": True}, "data parallel alone, got mixture of experts"),
     ({"stage": 2, "config": MASTERS}, "master weights must be fp32"),
+    ({"stage": 2, "precision": "bf16"}, "got bf16 for a DeepSpeed engine in fp32"),
 ]
-RIGHT = [{"stage": s, "config": BF16, "train": True} for s in (0, 2, 3)]
+RIGHT = [
+    *({"stage": s, "config": BF16, "train": True} for s in (0, 3)),
+    {"stage": 2, "config": BF16, "precision": "bf16", "train": True},
+]
 CASES = {2: [*(case for case, _ in WRONG), *RIGHT]}
 
 
@@ -29,7 +33,8 @@ def result(tmp_path_factory):
 @pytest.mark.parametrize("number", range(len(WRONG)))
 def test_an_engine_that_would_be_trained_wrongly_is_refused(result, number):
     """torch_autocast in float16 reported gradients of 69,536 in place of .24: its loss scale is
-    with a scaler that the step does not see. A head in the loss was a KeyError of a number."""
+    with a scaler that the step does not see. A head in the loss was a KeyError of a number.
+    Engine(..., precision="bf16") trained in fp32 without a word where the config had no bf16."""
     assert WRONG[number][1] in result(2, number)
 
 

@@ -22,6 +22,8 @@ def run(flags: list[str]) -> None:
 if __name__ == "__main__":
     file = Path(sys.argv[1])
     torch.set_num_threads(1)
-    sys.modules["altair"] = None  # as where it is not installed: no picture, half of a short run
-    for ranks, cases in json.loads(file.read_text()):
+    every = json.loads(file.read_text())
+    if any("zero" in flags for _, cases in every for flags in cases):
+        forks.load_deepspeed()
+    for ranks, cases in every:
         forks.play(file.parent, ranks, run, cases)

@@ -35,7 +35,7 @@ def engine(case: dict) -> Engine:
         **case.get("config", {}),
     }
     theirs, *_ = deepspeed.initialize(model=model, optimizer=SAM(params, base), config=config)
-    return Engine(theirs, loss=task.loss)
+    return Engine(theirs, loss=task.loss, precision=case.get("precision", "fp32"))
 
 
 def said(case: dict) -> str:

@@ -10,17 +10,9 @@ from safetensors.torch import load_file
 
 from dist_looksam.cli.main import main
 from dist_looksam.record import rundir
-from dist_looksam.run import results
 
 FLAGS = ["train", "--data", "digits", "--device", "cpu", "--workers", "0", "--optimizer"]
 FLAGS += ["look_sam", "--k", "3", "--batch_size", "16", "--warmup_steps", "2", "--save_every", "4"]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(results, "_draw", lambda out: "")  # it takes most of the time
-        yield
 
 
 def train(out, *flags, code=0):

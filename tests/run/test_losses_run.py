@@ -7,7 +7,6 @@ import torch
 from safetensors.torch import load_file
 
 from dist_looksam.cli.main import main
-from dist_looksam.run import results
 
 FLAGS = ["train", "--data", "digits", "--device", "cpu", "--workers", "0", "--optimizer"]
 FLAGS += ["look_sam", "--steps", "6", "--batch_size", "32", "--eval_every", "3", "--save_every"]
@@ -16,11 +15,6 @@ LOSSES = {
     "bce": ["--loss", "bce", "--label_smoothing", "0.1"],
     "weights": ["--class_weights", "balanced"],
 }
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr(results, "_draw", lambda out: "")  # it takes most of the time
 
 
 def rows(out):

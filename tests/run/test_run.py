@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from dist_looksam import checkpoint
 from dist_looksam.record import metrics
 from dist_looksam.record.version import made_with
+from dist_looksam.run import results
 from dist_looksam.run.train import main
 from dist_looksam.settings import config
 
@@ -35,10 +36,12 @@ SUMMARY = {
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory, draw_curves):
     """The run directory of one whole run."""
     out = tmp_path_factory.mktemp("run") / "whole"
-    assert main([*TINY, "--out", str(out)]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(results, "_draw", draw_curves)
+        assert main([*TINY, "--out", str(out)]) == 0
     return out
 
 

@@ -118,6 +118,17 @@ def test_a_launcher_that_dies_at_its_start_is_in_jobs_with_its_reason(site, monk
     until(lambda: site.row()["state"] == "stopped", 10)
 
 
+def test_the_printed_command_names_all_variables_of_the_shell_that_the_job_takes(site, monkeypatch):
+    """Typed again in another shell, the printed command had lost SITE, which it did not name."""
+    site.program("sbatch")
+    monkeypatch.setenv("SITE", "cluster/sites/our cluster.sh")
+    monkeypatch.setenv("CONTAINER", "looksam.sif")
+    code, printed = site("submit", "--nodes", "8", "--gpus", "4", "--print", "--", *FLAGS)
+    assert code == 0 and not (site.bin / "sbatch.called").exists()
+    wanted = f"SITE='cluster/sites/our cluster.sh' CONTAINER=looksam.sif PYTHON={sys.executable} "
+    assert wanted + "sbatch" in printed
+
+
 def test_a_slurm_job_is_in_jobs_under_its_run_before_it_begins(site):
     site.program("sbatch", "17")
     output = Path("slurm-17.out").absolute()

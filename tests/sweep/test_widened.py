@@ -47,6 +47,14 @@ def test_batches_are_the_same_share_of_the_images_as_on_imagenet(tmp_path):
     assert large.batch_sizes == [208]
 
 
+def test_each_seed_starts_from_the_weights_of_its_own_seed(tmp_path):
+    settings = {**SWEEP["settings"], "init": "runs/a/final/adamw-b208-s{seed}"}
+    sweep = read(tmp_path, settings=settings, seeds=[0, 3])
+    points = [sweep._point("adamw", "final", 26, seed, {}) for seed in (0, 3)]
+    starts = [point.flags["init"] for point in points]
+    assert starts == ["runs/a/final/adamw-b208-s0", "runs/a/final/adamw-b208-s3"]
+
+
 @pytest.mark.parametrize(
     ("changed", "says"),
     [

@@ -5,8 +5,10 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 
 import pytest
+import torch.distributed as dist
 
 from dist_looksam.world import World
 from dist_looksam.world.roster import Roster
@@ -156,3 +158,47 @@ def test_no_thread_is_left_in_the_store_when_the_ranks_part():
     with roster:
         assert inside.wait(10)
     assert not [t.name for t in threading.enumerate() if t.name in ("_beat", "_watch")]
+
+
+def slow_road(port: int, seconds: float) -> int:
+    """The port of a copy of `port` whose answers come `seconds` late."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def carry(source: socket.socket, sink: socket.socket, late: float) -> None:
+        with suppress(OSError):
+            while data := source.recv(2**16):
+                time.sleep(late)
+                sink.sendall(data)
+            sink.close()
+
+    def serve() -> None:
+        while True:
+            near, far = listener.accept()[0], socket.create_connection(("127.0.0.1", port))
+            for way in ((near, far, 0.0), (far, near, seconds)):
+                threading.Thread(target=carry, args=way, daemon=True).start()
+
+    threading.Thread(target=serve, daemon=True).start()
+    return listener.getsockname()[1]
+
+
+def test_ranks_of_torchrun_meet_where_answers_take_longer_than_10_ms(monkeypatch):
+    """On a busy machine a start failed after two minutes with "rank 0 did not come within 600 s":
+    rank 0 gave the store 10 ms to say once more that all had come."""
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    port = free_port()
+    agent = dist.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
+    road = slow_road(port, 0.03)
+    hosts = {}
+
+    def come(rank: int) -> None:
+        roster = Roster(World(rank=rank, size=2, master_port=road), timeout=20)
+        hosts[rank] = roster.hosts
+        roster._stopped.set()
+
+    others = [threading.Thread(target=come, args=(rank,)) for rank in range(2)]
+    for thread in others:
+        thread.start()
+    for thread in others:
+        thread.join(60)
+    assert hosts == dict.fromkeys(range(2), [socket.gethostname()] * 2)
+    del agent

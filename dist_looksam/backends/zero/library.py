@@ -107,6 +107,18 @@ def check_arithmetic(engine: Any, stage: int) -> None:
         )
 
 
+def check_precision(engine: Any, precision: str) -> None:
+    """ConfigError for 16 bits that the engine's config does not have. "fp32", the default of
+    `Engine`, leaves it to the config."""
+    bf16 = engine.bfloat16_enabled() or engine.torch_autocast_enabled()
+    own = "fp16" if engine.fp16_enabled() else "bf16" if bf16 else "fp32"
+    if precision not in ("fp32", own):
+        raise ConfigError(
+            f"precision must be that of the DeepSpeed config, got {precision} for a DeepSpeed "
+            f'engine in {own}; set "{precision}": {{"enabled": true}} in the config.'
+        )
+
+
 def check_engine(engine: Any) -> None:
     """ConfigError for an engine that would be trained wrongly."""
     client = engine.basic_optimizer

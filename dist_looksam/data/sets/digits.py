@@ -4,6 +4,7 @@ from importlib.metadata import distribution
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from ..augment import Augment
 from ..embedded import Embedded
@@ -17,25 +18,36 @@ def open_(
     data_dir: object, *, image_size: int, augment: Augment, seed: int
 ) -> tuple[Embedded, Embedded]:
     """Both splits, the same for every seed, 8x8 whatever `image_size` is."""
+    return splits(augment=augment, seed=seed)
+
+
+def splits(
+    *, side: int = 8, std: float = 0.3757, augment: Augment, seed: int
+) -> tuple[Embedded, Embedded]:
+    """Training and test images, enlarged to side x side (bilinear); std is that of
+    their pixels."""
     # As sklearn.datasets.load_digits, whose import would take every rank 1.5 s.
     table = distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")
     rows = torch.from_numpy(np.loadtxt(str(table), delimiter=","))  # 64 pixels 0..16, the digit
     pixels = (rows[:, :-1] / 16 * 255).round().to(torch.uint8).reshape(-1, 1, 8, 8)
+    if side != 8:
+        larger = functional.interpolate(pixels.float(), size=(side, side), mode="bilinear")
+        pixels = larger.round().to(torch.uint8)
     labels = rows[:, -1].long()
     shuffled = Order(len(labels), seed=0).permutation(0)
-    splits = [
+    parts = [
         Embedded(
             pixels[part],
             labels[part],
             class_names=tuple(str(digit) for digit in range(10)),
             mean=0.3053,
-            std=0.3757,
+            std=std,
             augment=augment,
             seed=seed,
         )
         for part in (shuffled[_TEST:], shuffled[:_TEST])
     ]
-    return splits[0], splits[1]
+    return parts[0], parts[1]
 
 
 ROW = DataSet(

@@ -1,0 +1,38 @@
+"""Ranks of Horovod over gloo, forked in place of horovodrun's: each runs the same worker.
+
+python horovod_forked.py RANKS WORKER.py ARGUMENTS
+"""
+
+import runpy
+import sys
+import tempfile
+from pathlib import Path
+
+import forks
+import horovod_forks
+import torch
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    forks.share()
+    ranks, sys.argv = int(sys.argv[1]), sys.argv[2:]
+
+    def work() -> int:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+        return 0
+
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder, "log")
+        server, children = horovod_forks.start(ranks, work, log)
+        try:
+            forks.finish(children)
+        except AssertionError:
+            print(log.read_text()[-6000:])
+            raise
+        finally:
+            server.stop()
+
+
+if __name__ == "__main__":
+    main()
