@@ -3,6 +3,9 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
+from . import on_device
 from .augment import Augment, parse
 from .batch import Batch
 from .blocks import FULL, check_mixed, parse_shuffle
@@ -49,6 +52,10 @@ class Data:
 
         return [route()[1]]
 
+    def augmenting(self, device: torch.device) -> list[str]:
+        """A sentence for the log on what of the augmentation the device does; none for nothing."""
+        return [on_device.note(device)] if self.train.augment.on_device else []
+
 
 def load(
     name: str,
@@ -56,12 +63,13 @@ def load(
     *,
     image_size: int = 224,
     augment: str = "auto",
+    augment_on: str = "host",
     seed: int = 0,
     holdout: int = 0,
     train_images: int | None = None,
     shuffle: str = FULL,
 ) -> Data:
-    """Opens a data set by the values of --data, --data_dir and --augment.
+    """Opens a data set by the values of --data, --data_dir, --augment and --augment_on.
 
     image_size    in pixels, of folder; the embedded sets have a fixed size
     seed          of the augmentation
@@ -72,7 +80,7 @@ def load(
     """
     row = data_set(name)
     row.check_dir(data_dir)
-    settings = parse(augment, auto=row.augment)
+    settings = parse(augment, auto=row.augment, on=augment_on)
     train, test = row.open(data_dir, image_size=image_size, augment=settings, seed=seed)
     blocks = parse_shuffle(shuffle)
     if blocks is not None:

@@ -1,6 +1,6 @@
 """Parses --augment; augmentations of small images held in memory."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ ALLOWED = (
     "auto, none, or some of crop, src, flip, randaugment[:MAGNITUDE[xOPS]], trivialaugment, "
     "3augment, jitter[:SHARE], erasing[:PROBABILITY], mixup[:A], cutmix[:A], repeat[:TIMES]"
 )
+AUGMENT_ON = ("host", "device")  # of --augment_on
 # A run has one of each at most.
 _ONE_OF = ({"randaugment", "trivialaugment", "3augment"}, {"crop", "src"})
 _SWITCHES = {"crop": "crop", "src": "simple", "flip": "flip"}
@@ -42,6 +43,19 @@ class Augment:
     mixup: float = 0.0  # alpha of Beta(alpha, alpha); 0 is no mixup
     cutmix: float = 0.0  # likewise
     repeat: int = 1  # times that an image is in a global batch; see order.places
+    on_device: bool = False  # whether policy and jitter are made there: --augment_on
+
+    @property
+    def changes(self) -> bool:
+        """Whether there is a policy or jitter: what may be made on the device."""
+        return self.ops > 0 or self.trivial or self.three or self.jitter > 0
+
+    @property
+    def of_host(self) -> "Augment":
+        """Without what is made on the device in its place."""
+        if not self.on_device:
+            return self
+        return replace(self, ops=0, trivial=False, three=False, jitter=0.0)
 
     @property
     def mixes(self) -> bool:
@@ -49,11 +63,20 @@ class Augment:
         return self.mixup > 0 or self.cutmix > 0
 
 
-def parse(text: str, *, auto: str = "none") -> Augment:
-    """Parses --augment; `auto` is the value that the word auto stands for. ConfigError."""
+def parse(text: str, *, auto: str = "none", on: str = AUGMENT_ON[0]) -> Augment:
+    """Parses --augment; `auto` is the value that the word auto stands for, `on` is --augment_on.
+    ConfigError."""
+    augment = _parse(auto if text.strip() == "auto" else text)
+    if on == "device" and not augment.changes:
+        raise ConfigError(
+            f"augment_on device needs randaugment, trivialaugment, 3augment or jitter in "
+            f"--augment, got '{text}'; add one of them, or leave --augment_on out."
+        )
+    return replace(augment, on_device=on == "device")
+
+
+def _parse(text: str) -> Augment:
     words = [word.strip() for word in text.split(",")]
-    if words == ["auto"]:
-        return parse(auto)
     if words == ["none"]:
         return Augment()
     settings: dict[str, bool | int | float] = {}
@@ -113,11 +136,12 @@ def _number(
 def text(augment: Augment, mixup_until: float | None = None) -> str:
     """What is done to the images, in the order in which it is done; "" for nothing."""
     parts = ["crop"] * augment.crop + ["simple crop"] * augment.simple + ["flip"] * augment.flip
+    where = " on the device" if augment.on_device else ""
     if augment.ops:
-        parts.append(f"{augment.ops} of RandAugment's operations at {augment.magnitude:g}")
-    parts += ["TrivialAugment"] * augment.trivial + ["3-Augment"] * augment.three
+        parts.append(f"{augment.ops} of RandAugment's operations at {augment.magnitude:g}{where}")
+    parts += [f"TrivialAugment{where}"] * augment.trivial + [f"3-Augment{where}"] * augment.three
     if augment.jitter:
-        parts.append(f"colours by up to {augment.jitter:.0%}")
+        parts.append(f"colours by up to {augment.jitter:.0%}{where}")
     if augment.erasing:
         parts.append(f"erasing of {augment.erasing:.0%} of the images")
     mixes = [f"{name} {a:g}" for name in ("mixup", "cutmix") if (a := getattr(augment, name))]

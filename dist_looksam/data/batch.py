@@ -1,4 +1,4 @@
-"""A micro-batch: pinned, copied to the device, normalised, erased and mixed there."""
+"""A micro-batch: pinned, copied to the device, changed, normalised, erased and mixed there."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import on_device
 from .erasing import erase_, num_pixels
 from .mixing import mix
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """n samples. On the host images are uint8; after `to`, normalised, erased and mixed floats."""
+    """n samples. On the host images are uint8; after `to`, floats, and all augmentation is done."""
 
     images: Tensor  # [n, C, H, W]: uint8 in 0..255, or float32 after `to`
     labels: Tensor  # int64 [n]
@@ -26,6 +27,10 @@ class Batch:
     boxes: Tensor | None = None  # int64 [n, 4], see mixing.draw
     erased: Tensor | None = None  # int64 [n, 4], see erasing.draw; None: no erasing
     seed: int = 0  # of the noise in erased boxes
+    groups: tuple[tuple[tuple[str, int], ...], ...] = ()  # these four: see on_device.change
+    places: Tensor | None = None
+    numbers: Tensor | None = None
+    fill: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -35,8 +40,8 @@ class Batch:
         return self._map(Tensor.pin_memory)
 
     def to(self, device: torch.device | str) -> "Batch":
-        """A batch on `device`, images float32, normalised, erased, then mixed, in this order as in
-        DeiT; this one is not changed.
+        """A batch on `device`, images float32: changed by policy and jitter where that is done
+        there, normalised, erased, then mixed, in this order as in DeiT; this one is not changed.
 
         Deterministic, so both passes of a look may call it, or share one result. Copies do not
         block the host if the batch is pinned. A batch whose images are floats is only copied.
@@ -45,7 +50,12 @@ class Batch:
         if self.images.dtype != torch.uint8:
             return moved
         mean, std = _per_channel(self.mean, self.std, moved.images.device)
-        images = (moved.images.contiguous().float().div_(255) - mean).div_(std)
+        if moved.places is not None and moved.numbers is not None:
+            done = on_device.Operations(self.groups, moved.places, moved.numbers)
+            levels = on_device.change(moved.images, done, self.fill)
+        else:
+            levels = moved.images.contiguous()
+        images = (levels.float().div_(255) - mean).div_(std)
         if self.erased is not None and moved.erased is not None:
             pixels = num_pixels(self.erased)  # on the host, so that the device need not wait
             erase_(images, moved.erased, self.seed, moved.keys, pixels=pixels)

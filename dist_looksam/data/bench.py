@@ -15,7 +15,7 @@ import torch
 
 from ..errors import ConfigError, RunError
 from . import decode, jpeg
-from .augment import parse
+from .augment import AUGMENT_ON, Augment, parse
 from .pictures import Pictures
 from .source import UNREADABLE
 
@@ -46,6 +46,7 @@ class Speed:
 def add_flags(add: Callable[..., Any]) -> None:
     """The flags of the command, to argparse's `add_argument`."""
     add("--augment", default="crop,flip", help="as of train.py; default crop,flip")
+    add("--augment_on", choices=AUGMENT_ON, default="host", help="as of train.py; default host")
     add("--image_size", type=int, default=224, help="side of the images in pixels; default 224")
     add("--images", type=int, default=512, help="number of images read each time; default 512")
     add("--images_per_s", type=float, help="images/s that a node needs; default: of the plan")
@@ -60,12 +61,16 @@ def check(flags: argparse.Namespace) -> None:
             raise ConfigError(f"{name} must be from 1 to {most:,}, got {getattr(flags, name)}.")
     if flags.images_per_s is not None and not 0 < flags.images_per_s <= 1e9:
         raise ConfigError(f"images_per_s must be above 0, up to 1e9, got {flags.images_per_s}.")
-    parse(flags.augment)
+    _augment(flags)
+
+
+def _augment(flags: argparse.Namespace) -> Augment:
+    return parse(flags.augment, on=flags.augment_on)
 
 
 def run(flags: argparse.Namespace, source: Pictures) -> dict[str, Speed]:
     """Measures the routes on the training split; see `measure`."""
-    source.augment = parse(flags.augment)
+    source.augment = _augment(flags)
     source.shape = (3, flags.image_size, flags.image_size)
     source.on_corrupt = lambda _: None
     return measure(source, flags.images)
@@ -86,13 +91,16 @@ def show(
     """Print them."""
     if not flags.json:
         print(_text(speeds, needs))
-        augment = parse(flags.augment)
-        if augment.mixes or augment.erasing:
-            print("mixing and erasing are made on the device and are not in these numbers")
+        augment = _augment(flags)
+        there = ["policy and jitter"] * augment.on_device
+        there += ["erasing"] * bool(augment.erasing) + ["mixing"] * augment.mixes
+        if there:
+            print(f"made on the device and not in these numbers: {', '.join(there)}")
         return
     routes = {name: asdict(speed) for name, speed in speeds.items()}
     found = {"routes": routes, "node": needs, "decoder": decode.route()[1]}
-    found |= {"images": flags.images, "augment": flags.augment, "image_size": flags.image_size}
+    names = ("images", "augment", "augment_on", "image_size")
+    found |= {name: getattr(flags, name) for name in names}
     print(json.dumps(found))
 
 

@@ -15,6 +15,7 @@ class Embedded:
     parallel = False
     decoder = ""
     crop = 1.0
+    fill: tuple[int, ...] = (0,)
 
     def __init__(
         self,
@@ -55,5 +56,5 @@ class Embedded:
                 flips(self.seed, keys)[:, None, None, None], images.flip(-1), images
             )
         if train:
-            images = change_batch(images, self.augment, self.seed, keys)
+            images = change_batch(images, self.augment.of_host, self.seed, keys)
         return images, labels

@@ -39,6 +39,7 @@ def extent(
     *,
     image_size: int,
     augment: str,
+    augment_on: str = "host",
     seed: int = 0,
     holdout: int = 0,
     train_images: int | None = None,
@@ -59,6 +60,7 @@ def extent(
             data_dir,
             image_size=image_size,
             augment=augment,
+            augment_on=augment_on,
             seed=seed,
             holdout=holdout,
             train_images=train_images,
@@ -77,7 +79,7 @@ def extent(
         samples=left(size.samples, holdout, train_images),
         classes=size.classes,
         shape=size.shape,
-        augment=parse(augment, auto=row.augment),
+        augment=parse(augment, auto=row.augment, on=augment_on),
         said=f"{place}, not opened, taken for {row.stands_for}" if row.stands_for else place,
     )
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, RunError
-from . import erasing, mixing
+from . import erasing, mixing, on_device
 from .augment import Augment, check_repeat
 from .batch import Batch
 from .blocks import FULL, order_of
@@ -252,6 +252,9 @@ class TrainLoader:
         batch = self._fetcher.finish(self._jobs.pop(number))
         augment = self.source.augment
         height, width = batch.images.shape[-2:]
+        if augment.on_device:
+            done = on_device.draw(augment, self.seed, batch.keys, height=height, width=width)
+            batch = replace(batch, **done._asdict(), fill=self.source.fill)
         if augment.erasing:
             erased = erasing.draw(
                 augment.erasing, self.seed, batch.keys, height=height, width=width

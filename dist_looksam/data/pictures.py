@@ -37,6 +37,7 @@ class Pictures:
 
     parallel = True
     crop = 0.875  # side of the centre crop / shorter side
+    fill = tuple(round(255 * level) for level in IMAGENET_MEAN)
 
     def __init__(
         self,
@@ -103,7 +104,7 @@ class Pictures:
         """The transformations of the samples `keys`, int64 [n]; drawn faster for many at once."""
         if not train:
             return [Change()] * len(keys)
-        augment = self.augment
+        augment = self.augment.of_host
         crops: list[list[float] | None] = [None] * len(keys)
         flipped: list[bool] = [False] * len(keys)
         if augment.crop or augment.simple:
@@ -151,8 +152,8 @@ class Change:
         else:
             square_into(out, data, self.region, mirror=self.flip, in_c=in_c)
         if self.policy:
-            fill = tuple(round(255 * level) for level in IMAGENET_MEAN)
-            picture = policies.change(Image.fromarray(out), self.policy, self.augment, fill=fill)
+            picture = Image.fromarray(out)
+            picture = policies.change(picture, self.policy, self.augment, fill=Pictures.fill)
             out[:] = np.asarray(picture)
 
 

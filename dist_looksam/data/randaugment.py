@@ -66,16 +66,12 @@ def randaugment_draws(seed: int, keys: Tensor, ops: int) -> list[list[float]]:
     return uniform(seed, keys[:, None], RANDAUGMENT + torch.arange(2 * ops)).tolist()
 
 
-def randaugment(
-    image: Image.Image, draws: Sequence[float], *, magnitude: float, fill: Fill
-) -> Image.Image:
-    """Applies len(draws) / 2 operations to an RGB or L image, with `magnitude` 0 to 10.
+def randaugment(draws: Sequence[float], *, magnitude: float) -> list[tuple[str, float]]:
+    """len(draws) / 2 operations and their strengths, with `magnitude` 0 to 10.
 
-    The first of two draws chooses the operation, the second its sign. Returns a new image or the
-    same one.
+    The first of two draws chooses the operation, the second its sign.
     """
-    for choice, sign in zip(draws[::2], draws[1::2]):
-        name = _NAMES[int(choice * len(_NAMES))]
-        strength = magnitude / 10 if sign < 0.5 else -magnitude / 10
-        image = OPERATIONS[name](image, strength, fill)
-    return image
+    return [
+        (_NAMES[int(choice * len(_NAMES))], magnitude / 10 if sign < 0.5 else -magnitude / 10)
+        for choice, sign in zip(draws[::2], draws[1::2])
+    ]

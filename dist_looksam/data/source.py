@@ -19,6 +19,7 @@ class Source(Protocol):
     labels: Tensor  # int64 [len]
     augment: Augment
     crop: float  # share of the shorter side that evaluation cuts from the middle of a picture
+    fill: tuple[int, ...]  # per channel, 0..255: what comes in where augmentation moves an image
     parallel: bool  # whether fetch gains from threads
     decoder: str  # the library whose pixels JPEG files have; "" without files
     passed_over: dict[str, tuple[int, str]]  # reason: (number of unused files and folders, one)

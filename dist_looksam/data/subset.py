@@ -27,7 +27,7 @@ class Subset:
         self.labels = source.labels[indices]
         self.augment: Augment = source.augment
         self.parallel, self.decoder = source.parallel, source.decoder
-        self.crop = source.crop
+        self.crop, self.fill = source.crop, source.fill
         self.passed_over, self.unreadable = source.passed_over, source.unreadable  # of all samples
 
     def __len__(self) -> int:

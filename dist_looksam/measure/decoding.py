@@ -50,7 +50,8 @@ def _planned(
         )
     own = ["--data", data, "--data_dir", flags.source, "--augment", flags.augment]
     own += ["--image_size", str(flags.image_size), "--classes", str(len(source.class_names))]
-    return of_flags([*own, "--samples", str(len(source)), *plan_flags])
+    own += ["--augment_on", flags.augment_on, "--samples", str(len(source))]
+    return of_flags([*own, *plan_flags])
 
 
 def _machine(flags: argparse.Namespace, planned: Plan | None) -> machines.Machine:

@@ -41,7 +41,7 @@ class Reading:
         return (
             f"{text}; {self.cores:,} cores would decode them, but it has {self.there:,}: decoding "
             f"is the limit, at {self.there / self.cores:.0%} of this speed; pack smaller pictures "
-            f"(dist-looksam data pack --max_side), or take a lighter --augment"
+            f"(dist-looksam data pack --max_side), take a lighter --augment, or --augment_on device"
         )
 
 

@@ -132,6 +132,7 @@ class Fit:
                 self.log, self.progress = log, progress
                 self.advice = Advice(progress.note)
                 self.notes += [*without_effect(self.settings), *self.data.decoding()]
+                self.notes += self.data.augmenting(self.device)
                 self.notes += self.unused.notes()
                 for note in [*self.notes, self._greeting()]:
                     progress.note(note)

@@ -46,7 +46,7 @@ def check(settings: Settings) -> None:
             f"images: dist-looksam data pack DIR TARGET."
         )
     assert settings.micro_batch is not None
-    augment = parse(settings.augment, auto=own.augment)
+    augment = parse(settings.augment, auto=own.augment, on=settings.augment_on)
     if settings.class_weights is not None:
         class_weights.read(settings.class_weights)
     check_pairs(augment, settings.micro_batch)
@@ -129,7 +129,7 @@ def extent_of(settings: Settings, *, opened: bool) -> Extent:
 
 
 def _wanted(settings: Settings) -> dict[str, Any]:
-    names = ("image_size", "augment", "seed", "holdout", "train_images", "shuffle")
+    names = ("image_size", "augment", "augment_on", "seed", "holdout", "train_images", "shuffle")
     return {name: getattr(settings, name) for name in names}
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..backends.compiled import COMPILES
 from ..backends.rows import BACKENDS
-from ..data.augment import ALLOWED
+from ..data.augment import ALLOWED, AUGMENT_ON
 from ..data.losses import LOSSES
 from ..data.sets import SETS
 from ..engine import ASCENTS
@@ -137,6 +137,9 @@ class Fields:
     holdout: int = flag(0, "training images held out for evaluation; 0: evaluation on test images")
     shuffle: str = flag("full", "order of training images: full, or block:B,W,c on network disks")
     augment: str = flag("auto", f"augmentation of training images: {ALLOWED}")
+    augment_on: str = flag(
+        "host", "where randaugment, trivialaugment, 3augment and jitter are made", AUGMENT_ON
+    )
     mixup_until: int | float | None = flag(
         None, f"first step without mixup and cutmix{when.MOMENT}; default: the end"
     )

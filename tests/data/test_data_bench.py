@@ -25,7 +25,13 @@ def test_bench_measures_both_routes_and_says_what_a_node_needs(tree: Path, needs
     assert found["node"]["cores"] == -(-(10**6) // rate)
     assert main([*flags, "--augment", "3augment,jitter,erasing"]) == 0
     told = capfd.readouterr().out
-    assert "images/s a core" in told and "erasing are made on the device and are not in" in told
+    assert "images/s a core" in told
+    assert "made on the device and not in these numbers: erasing\n" in told
+    assert main([*flags, "--augment", "3augment,mixup", "--augment_on", "device"]) == 0
+    said = "made on the device and not in these numbers: policy and jitter, mixing\n"
+    assert said in capfd.readouterr().out
+    assert main([*flags, "--augment_on", "device"]) == 2
+    assert "augment_on device needs" in capfd.readouterr().err
 
 
 def test_bench_says_what_a_plan_needs_and_keeps_the_speed_in_a_machine_file(

@@ -9,10 +9,9 @@ import torch
 from pictures import jpeg, picture
 from PIL import ImageEnhance, ImageFilter
 
-from dist_looksam.data import policies
 from dist_looksam.data.augment import Augment, parse
 from dist_looksam.data.pictures import Change
-from dist_looksam.data.policies import change, change_batch, draw, jitter, three_augment
+from dist_looksam.data.policies import change, change_batch, draw
 from dist_looksam.data.randaugment import OPERATIONS
 
 KEYS = torch.arange(6000)
@@ -58,7 +57,7 @@ def test_trivialaugments_widest_changes_are_those_of_torchvision(monkeypatch, na
     monkeypatch.setitem(OPERATIONS, name, lambda image, s, fill: strengths.append(s) or image)
     place = (list(OPERATIONS).index(name) + 0.5) / len(OPERATIONS)
     for sign in (0.4, 0.6):
-        policies.trivialaugment(picture(0), [place, 0.999, sign], fill=0)
+        change(picture(0), [place, 0.999, sign], Augment(trivial=True), fill=0)
     assert np.array(strengths) * unit == pytest.approx([widest, -widest])
 
 
@@ -79,7 +78,7 @@ def test_3augment_makes_a_third_grey_a_third_solarized_and_blurs_a_third():
     solar = np.where(pixels < 128, pixels, 255 - pixels)
     kinds, radii = Counter(), []
     for row in draw(Augment(three=True), 0, KEYS[:1500]):
-        changed = np.asarray(three_augment(image, row))
+        changed = np.asarray(change(image, row, Augment(three=True), fill=0))
         if np.array_equal(changed, grey):
             kinds["grey"] += 1
         elif np.array_equal(changed, solar):
@@ -109,7 +108,7 @@ def test_jitter_scales_brightness_contrast_and_saturation_in_the_drawn_order():
         factors += [0.7 + 0.6 * number for number in row[:3]]
         for kind in order:
             expected = formulas[kind](expected, factors[kind - 3]).clip(0, 255)
-        changed = np.asarray(jitter(image, row, 0.3)).astype(float)
+        changed = np.asarray(change(image, row, Augment(jitter=0.3), fill=0)).astype(float)
         assert abs(changed - expected).max() <= 5  # Pillow rounds each of three steps down
     assert alike(orders, 6)
     assert 0.7 <= min(factors) < 0.71 and 1.29 < max(factors) <= 1.3
@@ -119,9 +118,10 @@ def test_jitter_comes_after_the_policy():
     augment = parse("3augment,jitter:0.5")
     (row,) = draw(augment, 0, torch.tensor([7]))
     image = picture(3)
-    expected = jitter(three_augment(image, row[:2]), row[2:], 0.5)
+    grey = change(image, row[:2], Augment(three=True), fill=0)
+    expected = change(grey, row[2:], Augment(jitter=0.5), fill=0)
     assert change(image, row, augment, fill=0).tobytes() == expected.tobytes()
-    assert expected.tobytes() != three_augment(image, row[:2]).tobytes()
+    assert expected.tobytes() != grey.tobytes()
     assert ImageEnhance.Brightness(image).enhance(1).tobytes() == image.tobytes()
 
 

@@ -14,6 +14,7 @@ COMPILE = "tests/gpu/test_compile.py"
 RESUME = "resumed_run"
 SELECTIONS = [  # (file, -k); a process each, so that no one waits for another's ranks
     ("tests/gpu/test_device.py", ""),
+    ("tests/gpu/test_device_augment.py", ""),
     ("tests/gpu/test_kernels.py", ""),
     ("tests/gpu/test_kernel_counts.py", ""),
     (COMPILE, ""),

@@ -20,11 +20,12 @@ import parquets
 STEPS, KILLED = 5, 4  # an epoch is 6 steps
 FLAGS = ["--image_size", "28", "--model", "vit_28_mini", "--batch_size", "12", "--steps",
          str(STEPS), "--optimizer", "look_sam", "--base", "sgd", "--k", "2", "--augment",
-         "crop,flip,mixup", "--workers", "2", "--save_every", "1", "--eval_every", "100",
-         "--micro_batch", "2", "--device", "cpu", "--resume", "auto"]  # fmt: skip
+         "crop,flip,3augment,jitter,mixup", "--workers", "2", "--save_every", "1", "--eval_every",
+         "100", "--micro_batch", "2", "--device", "cpu", "--resume", "auto"]  # fmt: skip
 BLOCKS = ["--shuffle", "block:8,4,3"]
 KINDS = ["folder", "tar", *(["parquet"] if importlib.util.find_spec("pyarrow") else [])]
 RESUMED = [("folder", 2), *((kind, ranks) for kind in KINDS[1:] for ranks in (1, 3))]
+ON_DEVICE = [("folder", 2), ("tar", 1), ("tar", 3)]  # of the full order; the others on the host
 MIXED = [(kind, ranks) for kind, ranks in zip(KINDS[1:], (3, 2))]
 
 
@@ -71,6 +72,8 @@ def trained(tmp_path_factory):
 
 def flags(folder: Path, places: dict, kind: str, ranks: int, order: str) -> list[str]:
     place, more = (places[kind], []) if order == "full" else (folder / f"mixed-{kind}", BLOCKS)
+    if order == "full" and (kind, ranks) in ON_DEVICE:
+        more = ["--augment_on", "device"]
     out = folder / f"{kind}-{ranks}-{order}"
     return ["--data", kind, "--data_dir", str(place), "--out", str(out), *FLAGS, *more]
 
@@ -99,10 +102,13 @@ def worst(one: Path, other: Path) -> float:
 def test_a_killed_and_resumed_run_ends_in_the_weights_of_an_undisturbed_one(
     trained, kind, ranks, order
 ):
+    """The truth augments on the host, some of the others on the device."""
     truth = trained("folder", 1, "full") if order == "full" else trained("tar", 1, "block")
     got = trained(kind, ranks, order)
     log = (got / "log.txt").read_text()
     assert "resumed from" in log and f"{STEPS}/{STEPS}" in log
+    there = order == "full" and (kind, ranks) in ON_DEVICE
+    assert log.count("policy and jitter are made on the device, with") == 2 * there
     assert worst(got, truth) == 0 if ranks == 1 else worst(got, truth) < 1e-6
     assert "unreadable" not in json.loads((got / "summary.json").read_text())
 

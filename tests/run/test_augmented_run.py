@@ -47,10 +47,15 @@ def run(folder, tmp_path_factory) -> Path:
     return train(folder, tmp_path_factory.mktemp("runs") / "run")
 
 
+@pytest.mark.parametrize("place", ["host", "device"])
 def test_a_resumed_run_of_deits_augmentations_ends_with_the_same_weights_to_the_bit(
-    folder, run, tmp_path
+    folder, run, tmp_path, place
 ):
-    again = train(folder, tmp_path / "again", "--resume", str(run / "checkpoints" / "step-5"))
+    """Wherever they are made before and after."""
+    more = ["--resume", str(run / "checkpoints" / "step-5"), "--augment_on", place]
+    again = train(folder, tmp_path / "again", *more)
+    changed = "augment_on is device, was host when the checkpoint was written"
+    assert (changed in (again / "log.txt").read_text()) == (place == "device")
     assert lines(again) == [line for line in lines(run) if line["step"] >= 5]
     want, got = (load_file(out / "model.safetensors") for out in (run, again))
     assert all(torch.equal(got[name], want[name]) for name in want)
@@ -109,5 +114,8 @@ def test_a_dry_run_says_what_is_done_to_the_images_and_what_an_epoch_is(folder, 
         "repeated    4 images 3 times in a batch, augmented anew; an epoch is 18 of them, so 3 "
         "epochs show every image 3 times\n"
     ) in out
+    assert main([*FLAGS, "--data_dir", str(folder), "--augment_on", "device", "--dry_run"]) == 0
+    said = "crop, flip, 3-Augment on the device, colours by up to 30% on the device, erasing"
+    assert f"augmented   {said}" in capsys.readouterr().out
     assert "sizes       5, from 8 to 16 pixels by 2, each for about 2 steps\n" in out
     assert "12 steps, 8 epochs" in out and "plan counts images of one size" in out

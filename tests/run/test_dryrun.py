@@ -40,6 +40,8 @@ WRONG = {
     "pairs": ({"augment": "mixup", "micro_batch": 1}, "micro_batch must be even"),
     "repetition": ({"augment": "repeat:3"}, "a multiple of 3 .*got 32768; use 32766 or 32769"),
     "no mixing": ({"mixup_until": 0.9}, "mixup_until needs mixup or cutmix .*got 0.9 with 'crop"),
+    "nothing for the device": (
+        {"augment_on": "device"}, "augment_on device needs randaugment, .*got 'crop.*; add one of"),
     "end of mixing": ({"augment": "mixup", "mixup_until": -1}, "mixup_until must be >= 0"),
     "fp16 at stage 0": ({"zero_stage": 0}, "fp16 needs ZeRO stage 1, 2 or 3, got stage 0"),
     "stage": ({"zero_stage": 5}, "zero_stage must be 0, 1, 2 or 3, got 5"),
