@@ -27,6 +27,7 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 IN_NAMESPACE = """
 root=$1 && shift
 mount -t proc proc "$root/proc"
+mount -t sysfs -o ro sysfs "$root/sys"
 mount --rbind /dev "$root/dev"
 mount -t tmpfs tmpfs "$root/dev/shm"
 while [[ $1 != -- ]]; do
@@ -63,8 +64,8 @@ class Folder:
         self.binds.append((site_packages, PACKAGES))
         self.env["PYTHONPATH"] = PACKAGES
         wheels = Path.home() / ".cache" / "dist_looksam"
-        shutil.copytree(wheels, self.root / "root/.cache/dist_looksam", dirs_exist_ok=True,
-                        ignore=shutil.ignore_patterns("debian-*"))  # fmt: skip
+        for wheel in wheels.glob("horovod-*"):
+            _copy(wheel, self.root / "root/.cache/dist_looksam" / wheel.name)
 
 
 def bootstrapped(root: Path) -> Folder:
