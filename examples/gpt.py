@@ -74,11 +74,12 @@ def of_transformers(name: str, dropout: float) -> nn.Module:
     """A small GPT-2 or Llama whose head's matrix is the embedding's."""
     import transformers
 
-    common = {"vocab_size": BYTES, "bos_token_id": None, "eos_token_id": None, "use_cache": False}
+    common = {"vocab_size": BYTES, "bos_token_id": None, "eos_token_id": None}
+    common |= {"tie_word_embeddings": True, "use_cache": False}
     if name == "gpt2":
         sizes = {"n_embd": WIDTH, "n_layer": 2, "n_head": HEADS, "n_positions": LENGTH + 1}
         rates = dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), dropout)
-        config = transformers.GPT2Config(**common, **sizes, **rates, tie_word_embeddings=True)
+        config = transformers.GPT2Config(**common, **sizes, **rates)
     else:
         sizes = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_hidden_layers": 2}
         heads = {"num_attention_heads": HEADS, "num_key_value_heads": HEADS // 2}

@@ -149,6 +149,9 @@ def copy(source: Path, target: Path) -> None:
     def ignored(folder: str, content: list[str]) -> set[str]:
         return {c for c in content if c in anywhere or (Path(folder) == source and c in names)}
 
+    for old in target.glob("*"):  # of an earlier call; its .venv is used again
+        if old.name not in names:
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
     shutil.copytree(source, target, symlinks=True, dirs_exist_ok=True, ignore=ignored)
 
 
