@@ -31,7 +31,6 @@ RUNS = {  # folder: how often main is called, each time with (ranks, backend, st
     "zero1": [(2, "zero1", STEPS)],
     "zero3": [(2, "zero3", STEPS)],
     "fsdp2, then zero2": [(2, "fsdp2", STOPPED), (2, "zero2", STEPS)],
-    "gpt2, zero2": [(2, "zero2", STEPS)],
     "gpt2, zero3, then fsdp2": [(2, "zero3", STOPPED), (2, "fsdp2", STEPS)],
     "llama, fsdp2": [(2, "fsdp2", STEPS)],
     "llama, zero2, then zero3": [(2, "zero2", STOPPED), (2, "zero3", STEPS)],

@@ -76,7 +76,7 @@ def bootstrapped(root: Path) -> Folder:
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout[-3000:]
     (root / "etc/dpkg/dpkg.cfg.d/unsafe").write_text("force-unsafe-io\n")
-    shutil.rmtree(root / "etc/apt")
+    shutil.rmtree(root / "etc/apt", ignore_errors=True)
     for path in ("etc/apt", "etc/resolv.conf", "etc/hosts", "usr/local/share/ca-certificates"):
         _copy(Path("/", path), root / path)
     folder = Folder(root)

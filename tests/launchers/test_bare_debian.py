@@ -52,8 +52,8 @@ def image(tmp_path_factory):
 
 
 def store(root: Path) -> None:
-    """For the next time: Debian without the project and its run."""
-    for name in ("opt", "run2"):
+    """For the next time: Debian without the project, its run and this machine's settings of apt."""
+    for name in ("opt", "run2", "etc/apt"):
         shutil.rmtree(root / name)
     for old in stored().parent.glob("debian-*"):
         shutil.rmtree(old)
