@@ -21,10 +21,10 @@ TIMM=(timm==1.0.31 torchvision==0.28.0) # of examples/timm_loop.py, in .venv/tim
                                         # imports the one that it finds
 HOROVOD_NEEDS=(setuptools packaging numpy cloudpickle psutil pyyaml cffi)
 DATA_PACKAGES=(dataset-fashion-mnist)
-JPEG_PACKAGES=(gcc libc6-dev libjpeg62-turbo-dev)
+JPEG_PACKAGES=(gcc libc6-dev libjpeg-dev)
 TEST_PACKAGES=(g++ make cmake python3-dev openmpi-bin libopenmpi-dev libpmix2 mpich
     slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge
-    openssh-server openssh-client pdsh iproute2 iputils-ping procps chromium)
+    debootstrap openssh-server openssh-client pdsh iproute2 iputils-ping procps chromium)
 stamp=.venv/.set_up                # written last: the hash of what .venv/ was made from
 unfinished=.cache/venv-unfinished  # there while pip works: .venv/ is then not believed. Outside it,
                                    # because an interrupted `rm -rf .venv` may take the mark first.

@@ -4,11 +4,14 @@
     torchrun --nproc_per_node 2 examples/gpt.py --backend ddp           # DistributedDataParallel
     torchrun --nproc_per_node 2 examples/gpt.py --backend fsdp2         # torch's fully_shard
     deepspeed --num_gpus 2 examples/gpt.py --backend zero2              # or zero1, zero3
+    torchrun --nproc_per_node 2 examples/gpt.py --backend fsdp2 --model llama    # or gpt2
 
-It predicts the next byte of a file (--text). The first steps are plain AdamW; the last ones, from
---look_from on, are LookSAM: every k-th of them computes a second gradient, the others reuse its new
-part. `--out DIR` saves a checkpoint there, and continues from the newest one that it finds, on any
-backend and number of ranks. All backends give the same weights, up to rounding.
+It predicts the next byte of a file (--text). `--model gpt` is the model below; gpt2 and llama are
+those of transformers, made from a config: nothing is downloaded. The first steps are plain AdamW;
+the last ones, from --look_from on, are LookSAM: every k-th of them computes a second gradient, the
+others reuse its new part. `--out DIR` saves a checkpoint there, and continues from the newest one
+that it finds, on any backend and number of ranks. All backends give the same weights, up to
+rounding.
 """
 
 import argparse
@@ -67,9 +70,33 @@ class GPT(nn.Module):
         return self.head(self.norm(x))
 
 
+def of_transformers(name: str, dropout: float) -> nn.Module:
+    """A small GPT-2 or Llama whose head's matrix is the embedding's."""
+    import transformers
+
+    common = {"vocab_size": BYTES, "bos_token_id": None, "eos_token_id": None}
+    common |= {"tie_word_embeddings": True, "use_cache": False}
+    if name == "gpt2":
+        sizes = {"n_embd": WIDTH, "n_layer": 2, "n_head": HEADS, "n_positions": LENGTH + 1}
+        rates = dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), dropout)
+        config = transformers.GPT2Config(**common, **sizes, **rates)
+    else:
+        sizes = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_hidden_layers": 2}
+        heads = {"num_attention_heads": HEADS, "num_key_value_heads": HEADS // 2}
+        config = transformers.LlamaConfig(**common, **sizes, **heads, attention_dropout=dropout)
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+    return model.train()
+
+
+def blocks(model: nn.Module) -> nn.ModuleList:
+    """The list of the model's blocks, each a unit of FSDP2."""
+    return next(part for part in model.modules() if isinstance(part, nn.ModuleList))
+
+
 def loss(model: nn.Module, text: Tensor) -> Tensor:
     """Mean cross-entropy of each next byte, in nats. text: [B, LENGTH + 1]."""
     logits = model(text[:, :-1])
+    logits = getattr(logits, "logits", logits)  # transformers' models return several things
     return F.cross_entropy(logits.flatten(0, 1).float(), text[:, 1:].flatten())
 
 
@@ -95,7 +122,8 @@ def optimizer_of(model: nn.Module, asked: argparse.Namespace) -> LookSAM:
 
 def engine_of(backend: str, asked: argparse.Namespace, device: torch.device) -> Engine:
     torch.manual_seed(0)  # the same weights on every rank
-    model: nn.Module = GPT().to(device)
+    own = asked.model == "gpt"
+    model = (GPT() if own else of_transformers(asked.model, asked.dropout)).to(device)
     if backend.startswith("zero"):
         import deepspeed
 
@@ -116,7 +144,7 @@ def engine_of(backend: str, asked: argparse.Namespace, device: torch.device) -> 
     elif backend == "fsdp2":
         from torch.distributed.fsdp import fully_shard
 
-        for block in model.blocks:
+        for block in blocks(model):
             fully_shard(block)
         fully_shard(model)  # embedding and head, which share a matrix, are in one unit
     return Engine(model, optimizer_of(model, asked), loss=loss, clip=1.0)
@@ -135,6 +163,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     names = ("plain", "ddp", "fsdp2", "zero1", "zero2", "zero3")
     parser.add_argument("--backend", choices=names, default="plain")
+    parser.add_argument("--model", choices=("gpt", "gpt2", "llama"), default="gpt")
+    parser.add_argument("--dropout", type=float, default=0.0, help="of gpt2 and llama")
     parser.add_argument("--text", type=Path, default=Path(__file__), help="file to learn")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--look_from", type=int, default=80, help="first step of LookSAM")
@@ -146,6 +176,7 @@ def main() -> None:
 
     device = start(asked.backend)
     rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    torch.manual_seed(1 + rank)  # each rank drops other activations
     text = torch.frombuffer(bytearray(asked.text.read_bytes()), dtype=torch.uint8)
     engine = engine_of(asked.backend, asked, device)
     if asked.out and asked.out.is_dir():

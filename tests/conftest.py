@@ -83,6 +83,7 @@ def _timm() -> bool:
 NEEDS = {
     "cc": lambda: shutil.which("cc") is not None,
     "setuptools": _setuptools,  # for builds of the package, without network
+    "debootstrap": lambda: os.geteuid() == 0 and shutil.which("debootstrap") is not None,
     "deepspeed": lambda: _module("deepspeed"),
     "horovod": _horovod,
     "jpeg_in_c": _jpeg_in_c,

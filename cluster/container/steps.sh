@@ -14,6 +14,15 @@ export DEBIAN_FRONTEND=noninteractive
 apt-get -qq update
 apt-get -qq install -y --no-install-recommends "${PACKAGES[@]}" >/dev/null
 bash cluster/setup.sh
+
+# Kernels of DeepSpeed and Horovod are compiled by BASE's nvcc and linked to TORCH's CUDA.
+cuda=$(.venv/bin/python -c 'import torch; print(torch.version.cuda or "")')
+toolkit=$(nvcc --version 2>/dev/null | sed -n 's/.*release \([0-9.]*\).*/\1/p') || true
+if [[ $cuda && $toolkit && ${cuda%%.*} != "${toolkit%%.*}" ]]; then
+    echo "steps.sh: BASE must have the CUDA of TORCH, $cuda, got $toolkit; give another BASE or TORCH" >&2
+    exit 2
+fi
+
 if [[ ${HOROVOD:-1} != 0 ]]; then
     [[ ! -e /usr/include/nccl.h ]] || export HOROVOD_GPU_OPERATIONS=NCCL
     bash cluster/horovod/build.sh

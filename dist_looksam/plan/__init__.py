@@ -5,9 +5,10 @@ Programs call `plan(settings, gpus=...)`.
 """
 
 from .forecast import Plan, plan
-from .machines import DEVICES, NETWORKS, Device, Machine, Network, machine
+from .machines import DEVICES, NETWORKS, Device, Machine, Network, device_of, machine
 from .memory import Memory
 
 __all__ = [
-    "DEVICES", "NETWORKS", "Device", "Machine", "Memory", "Network", "Plan", "machine", "plan",
+    "DEVICES", "NETWORKS", "Device", "Machine", "Memory", "Network", "Plan", "device_of",
+    "machine", "plan",
 ]  # fmt: skip

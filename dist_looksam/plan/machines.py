@@ -5,6 +5,7 @@ Speeds of the tables are a data sheet's peak times an assumed fraction. A file o
 """
 
 import os
+import re
 from dataclasses import asdict, dataclass, fields, replace
 from math import isfinite
 from pathlib import Path
@@ -111,6 +112,23 @@ def dense_peak(card: str, precision: str) -> float | None:
     if found is None or (found != "a100" and any(w in words for w in ("pcie", "nvl"))):
         return None
     return DEVICES[found].flops[precision] / PRODUCTS
+
+
+def device_of(card: str) -> Device | None:
+    """The device of the tables that CUDA or SLURM's GRES calls `card`, like "h100" or
+    "NVIDIA A100-SXM4-40GB"; None where none is, such as a part of a GPU (MIG) and H100 NVL.
+
+    Of a name without memory, such as "a100", it is the one of that name.
+    """
+    words = re.split(r"[-_ ]", card.lower())
+    family = next((word for word in words if word in DEVICES), None)
+    if family is None or re.search(r"\dg\.\d+gb|\bmig\b|\bnvl", card.lower()):
+        return None
+    sizes = [int(m[1]) for m in (re.fullmatch(r"(\d+)gb?", word) for word in words) if m]
+    alike = [d for d in DEVICES.values() if d.name.split("-")[0] == family]
+    if not sizes:
+        return DEVICES[family]
+    return next((d for d in alike if d.memory == sizes[0] * GB), None)
 
 
 def _fabric(name: str, gbit: float, latency: float, what: str) -> Network:

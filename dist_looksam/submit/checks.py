@@ -8,7 +8,7 @@ from pathlib import Path
 from ..data.extent import Extent, is_there
 from ..data.sets import data_set
 from ..errors import ConfigError, RunError
-from ..plan import Machine, plan
+from ..plan import DEVICES, Machine, device_of, machine, plan
 from ..plan.run import check as check_covered
 from ..record import jobs, rundir, trackers
 from ..run import dryrun, pretrained, resume
@@ -16,36 +16,46 @@ from ..settings import assemble
 from ..settings.config import Settings
 from .ways import Asked, Way
 
-NAMES = ("batch", "data", "settings", "memory", "out", "nodes")
+NAMES = ("batch", "data", "settings", "nodes", "memory", "out")
+_NEEDS = {"settings": {"batch", "data"}, "memory": {"batch", "data", "settings", "nodes"}}
 _BUSY = ("starting", "running", "waiting", "requeued", "preempted", "completing")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One check. `error`: why it failed; None where it did not."""
+    """One check. `error`: why it failed; None where it did not. made: False if it was left out."""
 
     name: str
     text: str
     error: str | None = None
+    made: bool = True
 
     @property
     def word(self) -> str:
         if self.error:
             return "FAILED"
-        return "good" if self.text else "not made"
+        return "good" if self.made else "not made"
+
+
+class _NotMade(Exception):
+    """A check that cannot be made, with the line for the table."""
 
 
 class Preflight:
-    """The checks of a run with these settings, not resolved. `out` is None where SLURM names it."""
+    """The checks of a run with these settings, not resolved. `out` is None where SLURM names it.
+
+    machine: memory is planned for it; None: for the GPUs that the check `nodes` finds.
+    """
 
     def __init__(
-        self, settings: Settings, asked: Asked, way: Way, machine: Machine, out: Path | None
+        self, settings: Settings, asked: Asked, way: Way, machine: Machine | None, out: Path | None
     ) -> None:
         self.settings, self.asked, self.way, self.machine = settings, asked, way, machine
         self.out = out
         self.launcher = way.launcher(asked)
         self.extent: Extent | None = None
         self.outcome: dryrun.Outcome | None = None
+        self.cards: list[str] = []  # types of the GPUs, as SLURM or the driver names them
 
     @property
     def on_gpus(self) -> bool:
@@ -56,9 +66,8 @@ class Preflight:
         found: list[Row] = []
         for name in NAMES:
             failed = {row.name for row in found if row.error}
-            needs = {"settings": {"batch", "data"}, "memory": {"batch", "data", "settings"}}
-            if name in skip or failed & needs.get(name, set()):
-                found.append(Row(name=name, text=""))
+            if name in skip or failed & _NEEDS.get(name, set()):
+                found.append(Row(name=name, text="", made=False))
             else:
                 found.append(_row(name, getattr(self, f"_{name}")))
         return found
@@ -106,15 +115,15 @@ class Preflight:
     def _memory(self) -> str:
         outcome = self.outcome
         if not self.on_gpus or outcome is None:
-            return "not planned on CPUs" if not self.on_gpus else "not planned"
+            raise _NotMade("not planned on CPUs" if not self.on_gpus else "not planned")
         try:
             check_covered(outcome.settings)
         except ConfigError as error:
-            return f"not planned: {error}"
+            raise _NotMade(f"not planned: {error}") from None
         planned = plan(
             replace(self.settings, micro_batch=outcome.settings.micro_batch),
             gpus=self.asked.ranks,
-            machine=self.machine,
+            machine=self._planned_for(),
             gpus_per_node=self.asked.gpus,
             samples=outcome.data.samples,
             classes=outcome.data.classes,
@@ -122,7 +131,20 @@ class Preflight:
         )
         device = planned.machine.device
         room = f" of {device.memory / 1e9:.0f} GB" if device.memory else ""
-        return f"{planned.memory.peak / 1e9:.2g} GB a rank{room}, {device.name}"
+        named = f"; the nodes have {', '.join(filter(None, self.cards))}" if any(self.cards) else ""
+        return f"{planned.memory.peak / 1e9:.2g} GB a rank{room}, {device.name}{named}"
+
+    def _planned_for(self) -> Machine:
+        """That of --machine, else of the GPUs with the least memory of those that ranks may get."""
+        if self.machine is not None:
+            return self.machine
+        devices = [device_of(card) for card in self.cards]
+        known = [device for device in devices if device is not None]
+        if known and len(known) == len(devices):
+            return machine(min(known, key=lambda device: device.memory or 0.0))
+        got = ", ".join(card or "no type" for card in self.cards)
+        why = f"GPUs are named {got}" if got else "the type of GPUs is not known"
+        raise _NotMade(f"not planned: {why}; name the GPU: --machine {'|'.join(DEVICES)}|FILE")
 
     def _out(self) -> str:
         if self.out is None:
@@ -148,7 +170,8 @@ class Preflight:
         return resume.outlook(planned, self.outcome.data)[0]
 
     def _nodes(self) -> str:
-        return self.way.check(self.asked, on_gpus=self.on_gpus)
+        line, self.cards = self.way.check(self.asked, on_gpus=self.on_gpus)
+        return line
 
 
 def _check_writable(out: Path) -> None:
@@ -163,5 +186,7 @@ def _check_writable(out: Path) -> None:
 def _row(name: str, check: Callable[[], str]) -> Row:
     try:
         return Row(name=name, text=check())
+    except _NotMade as why:
+        return Row(name=name, text=str(why), made=False)
     except (ConfigError, RunError) as error:
         return Row(name=name, text=str(error), error=str(error))

@@ -5,7 +5,7 @@
     dist-looksam submit --gpus 2 -- --data digits --device cpu       here; GPUs are then CPU ranks
 
 What stands behind -- are flags of train.py. The checks: batch against ranks, data and their index,
-the dry run, memory of the named GPU, --out, and the partition, hostfile or machine. The first that
+the dry run, the partition, hostfile or machine, memory of its GPUs, and --out. The first that
 fails is an error with exit code 2. The run is in `dist-looksam jobs` from its start on.
 """
 
@@ -54,7 +54,8 @@ def _parser() -> Parser:
     text = f"{', '.join(names)}: with --hostfile that, else SLURM where sbatch is; default auto"
     add("--on", choices=names, default="auto", metavar="WAY", help=text)
     text = f"GPU that memory is planned for: {', '.join(DEVICES)}, or a file of `plan --calibrate`"
-    add("--machine", default="h200", metavar="M", help=f"{text}; default h200")
+    known = "default what SLURM's GRES or this machine's driver names"
+    add("--machine", metavar="M", help=f"{text}; {known}")
     text = f"checks to leave out, with commas between: {', '.join(NAMES)}; default none"
     add("--skip", default="", metavar="CHECKS", help=text)
     add("--print", action="store_true", help="check, and print the command; start nothing")
@@ -127,7 +128,9 @@ def _settings(flags: Sequence[str]) -> config.Settings:
     return settings
 
 
-def _machine(name: str) -> Machine:
+def _machine(name: str | None) -> Machine | None:
+    if name is None:
+        return None
     return load(Path(name)) if Path(name).is_file() else machine(name)
 
 

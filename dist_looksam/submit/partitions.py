@@ -19,6 +19,7 @@ class Nodes:
     """A line of sinfo: `count` nodes of one state in a partition. most: of a job; None: no limit.
 
     gpus: of each node, 0 where its GRES name none. seconds: of a job; None: no limit.
+    cards: the types of its GPUs, "" where not named.
     """
 
     partition: str
@@ -30,6 +31,7 @@ class Nodes:
     count: int
     works: bool
     gpus: int
+    cards: tuple[str, ...]
 
 
 def seconds_of(text: str) -> float | None:
@@ -53,6 +55,7 @@ def seconds_of(text: str) -> float | None:
 def _line(text: str) -> Nodes:
     name, up, limit, sizes, count, state, gres = text.split("|", 6)
     most = sizes.split("-")[-1]
+    found = re.findall(r"\bgpu(?::([^:,(]+))??:(\d+)", gres)
     return Nodes(
         partition=name.rstrip("*"),
         default=name.endswith("*"),
@@ -62,7 +65,8 @@ def _line(text: str) -> Nodes:
         most=int(most) if most.isdecimal() else None,
         count=int(count),
         works=state.rstrip("*~#!%$@^-+") not in _LOST and not state.endswith("*"),
-        gpus=sum(int(n) for n in re.findall(r"\bgpu(?::[^:,(]+)?:(\d+)", gres)),
+        gpus=sum(int(count) for _, count in found),
+        cards=tuple(card for card, _ in found),
     )
 
 
@@ -81,10 +85,11 @@ def _lines() -> list[Nodes]:
     return [_line(line) for line in lines]
 
 
-def check(*, nodes: int, gpus: int, time: str | None, name: str | None) -> str:
-    """A line about the partition `name`, by default SLURM's own.
+def check(*, nodes: int, gpus: int, time: str | None, name: str | None) -> tuple[str, list[str]]:
+    """A line about the partition `name`, by default SLURM's own, and the types of its GPUs.
 
-    gpus: of each node; 0: none are asked for. Raises ConfigError where it cannot run the job.
+    gpus: of each node; 0: none are asked for. A type is that of a GRES, like "h100"; "": not named.
+    Raises ConfigError where it cannot run the job.
     """
     lines = _lines()
     names = ", ".join(dict.fromkeys(line.partition for line in lines))
@@ -109,7 +114,8 @@ def check(*, nodes: int, gpus: int, time: str | None, name: str | None) -> str:
             f"--nodes {first.most}, or another --partition of {names}."
         )
     _check_time(time, first, what)
-    return f"{what}: {nodes} of {count} nodes, at most {first.limit}"
+    cards = sorted({card for line in working for card in line.cards})
+    return f"{what}: {nodes} of {count} nodes, at most {first.limit}", cards
 
 
 def _with_gpus(working: Sequence[Nodes], gpus: int, what: str) -> list[Nodes]:

@@ -77,8 +77,9 @@ class Slurm(_Elsewhere):
     def launcher(self, asked: Asked) -> str:
         return "slurm" if asked.ranks > 1 else "single"  # as `World` takes them
 
-    def check(self, asked: Asked, *, on_gpus: bool) -> str:
-        """A line for the table. ConfigError where the partition cannot run it."""
+    def check(self, asked: Asked, *, on_gpus: bool) -> tuple[str, list[str]]:
+        """A line for the table, and the types of the GPUs, where known. ConfigError where the
+        partition cannot run it."""
         return partitions.check(
             nodes=asked.nodes,
             gpus=asked.gpus if on_gpus else 0,
@@ -149,8 +150,8 @@ class Hosts(_Elsewhere, _Detached):
             )
         return "mpi.sh"
 
-    def check(self, asked: Asked, *, on_gpus: bool) -> str:
-        """A line for the table. ConfigError for fewer machines, or with other slots, than asked."""
+    def check(self, asked: Asked, *, on_gpus: bool) -> tuple[str, list[str]]:
+        """As of `Slurm`. ConfigError for fewer machines, or with other slots, than asked."""
         assert asked.hostfile is not None
         machines = _machines(asked.hostfile)
         if len(machines) < asked.nodes:
@@ -164,7 +165,8 @@ class Hosts(_Elsewhere, _Detached):
                     f"gpus must be the slots of every machine, got {asked.gpus} and {host} with "
                     f"slots={slots} in {asked.hostfile}; correct one of them."
                 )
-        return f"{asked.hostfile}: {asked.nodes} of {len(machines)} machines, {self._script()}"
+        line = f"{asked.hostfile}: {asked.nodes} of {len(machines)} machines, {self._script()}"
+        return line, []
 
     def command(self, asked: Asked, flags: Sequence[str], *, on_gpus: bool) -> Command:
         script = self._script()
@@ -201,8 +203,8 @@ class Here(_Detached):
         """Whether ranks with this --device train on GPUs."""
         return device == "cuda" or (device == "auto" and torch.cuda.is_available())
 
-    def check(self, asked: Asked, *, on_gpus: bool) -> str:
-        """A line for the table. ConfigError for several nodes, or more ranks than GPUs."""
+    def check(self, asked: Asked, *, on_gpus: bool) -> tuple[str, list[str]]:
+        """As of `Slurm`. ConfigError for several nodes, or more ranks than GPUs."""
         if asked.nodes > 1:
             raise ConfigError(
                 f"several nodes need sbatch on the path, or --hostfile FILE, got {asked.nodes} "
@@ -213,7 +215,8 @@ class Here(_Detached):
             raise ConfigError(
                 f"gpus must be <= the {count} of this machine, got {asked.gpus}; use {instead}."
             )
-        return f"this machine, {asked.gpus} ranks on {'GPUs' if on_gpus else 'CPUs'}"
+        cards = {torch.cuda.get_device_name(i) for i in range(asked.gpus)} if on_gpus else set()
+        return f"this machine, {asked.gpus} ranks on {'GPUs' if on_gpus else 'CPUs'}", sorted(cards)
 
     def command(self, asked: Asked, flags: Sequence[str], *, on_gpus: bool) -> Command:
         env = {"RANKS": str(asked.gpus), **_variables()}

@@ -1,6 +1,6 @@
 """The two recipes of a container run the same steps, and CONTAINER puts Python into it.
 
-No image is built here.
+No image is built here; test_bare_debian.py runs the steps.
 """
 
 import re
@@ -38,6 +38,33 @@ def test_the_steps_are_bash_and_install_what_horovod_asks_for():
     wanted = asked[1].split()
     packages = re.search(r"PACKAGES=\(([^)]*)\)", steps())[1].split()
     assert wanted and set(wanted) <= set(packages), set(wanted) - set(packages)
+
+
+@pytest.mark.needs("root")
+def test_a_base_with_another_cuda_than_torchs_is_refused_before_horovod_is_built(tmp_path):
+    """The recipes had CUDA 12.8 for a torch of CUDA 13.0: DeepSpeed then compiles no kernel."""
+    programs = {
+        "container/steps.sh": steps(),
+        "setup.sh": "true",
+        "horovod/build.sh": "echo built; exit 3",  # and steps.sh ends here
+        "../.venv/bin/python": "#!/bin/sh\necho 13.0",
+        "../bin/apt-get": "#!/bin/sh",
+    }
+    for toolkit in ("12.8", "13.1"):
+        programs["../bin/nvcc"] = f"#!/bin/sh\necho release {toolkit}, V{toolkit}.1"
+        for name, text in programs.items():
+            path = tmp_path / "cluster" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+            path.chmod(0o755)
+        env = {"PATH": f"{tmp_path}/bin:/usr/bin:/bin", "HOME": str(tmp_path)}
+        command = ["bash", str(tmp_path / "cluster/container/steps.sh")]
+        done = subprocess.run(command, env=env, capture_output=True, text=True)
+        if toolkit == "12.8":
+            assert (done.returncode, done.stdout) == (2, "")
+            assert "BASE must have the CUDA of TORCH, 13.0, got 12.8; give another" in done.stderr
+        else:
+            assert (done.returncode, done.stdout) == (3, "built\n")
 
 
 @pytest.mark.parametrize("python", ["", "python3.12"])

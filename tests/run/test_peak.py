@@ -8,7 +8,7 @@ import made_up
 import pytest
 import torch
 
-from dist_looksam.plan.machines import dense_peak
+from dist_looksam.plan.machines import dense_peak, device_of
 from dist_looksam.record import jobs
 from dist_looksam.record.metrics import MetricsLog, read
 from dist_looksam.record.progress import Progress
@@ -33,6 +33,17 @@ def test_the_peak_of_a_card_is_that_of_its_data_sheet(card, precision, tera):
 ])  # fmt: skip
 def test_a_card_whose_peak_is_not_known_has_none(card):
     assert dense_peak(card, "bf16") is None
+
+
+@pytest.mark.parametrize("card, name", [
+    ("NVIDIA H100 80GB HBM3", "h100"), ("h100", "h100"), ("NVIDIA A100-SXM4-40GB", "a100-40"),
+    ("nvidia_a100_80gb_pcie", "a100"), ("Tesla V100-SXM2-32GB", "v100"), ("NVIDIA H200", "h200"),
+    ("Tesla V100-PCIE-16GB", None), ("NVIDIA H100 NVL", None), ("gh200", None), ("", None),
+    ("nvidia_a100_80gb_pcie_1g.10gb", None), ("NVIDIA H100 96GB", None),
+])  # fmt: skip
+def test_a_plan_knows_a_card_by_its_name_only_with_the_memory_of_the_name(card, name):
+    found = device_of(card)
+    assert (found and found.name) == name
 
 
 def share(monkeypatch, card: str, device: str = "cuda", ranks: int = 2) -> float | None:

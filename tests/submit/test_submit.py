@@ -244,7 +244,7 @@ def test_what_would_fail_later_is_one_sentence_before_anything_is_submitted(
 
 def test_a_check_may_be_left_out_and_the_table_says_so(site):
     site.program("sbatch", "17")
-    words = ["--gpus", "4", "--print", "--skip", "data,nodes"]
+    words = ["--gpus", "4", "--print", "--skip", "data,nodes", "--machine", "a100"]
     code, said = site("submit", *words, "--", *FLAGS, "--data", "tar", "--data_dir", "far")
     assert code == 0 and not (site.bin / "sbatch.called").exists()
     found = {line.split()[0]: line.split()[1] for line in said.splitlines()[1:7]}
@@ -252,6 +252,44 @@ def test_a_check_may_be_left_out_and_the_table_says_so(site):
         **dict.fromkeys(("batch", "settings", "memory", "out"), "good"),
         **dict.fromkeys(("data", "nodes"), "not"),
     }
+
+
+GRES = {  # GRES of two states of nodes: the end of the line `memory`
+    ("gpu:h100:8(S:0-1)", "gpu:h100:8"): "a rank of 80 GB, h100; the nodes have h100",
+    ("gpu:H200:8", "gpu:a100_40gb:4"): "a rank of 40 GB, a100-40; the nodes have H200, a100_40gb",
+    ("gpu:a100_1g.10gb:8", "(null)"): "not planned: GPUs are named a100_1g.10gb; name the GPU: --",
+    ("gpu:8", "gpu:h100:8"): "not planned: GPUs are named no type, h100; name the GPU: --machine",
+}
+
+
+@pytest.mark.parametrize("gres", GRES)
+def test_memory_is_planned_for_the_gpus_that_slurm_names(gres, site):
+    """It was planned for h200 wherever --machine was not given."""
+    site.program("sbatch")
+    site.program("sinfo", "\n".join(f"gpu*|up|1:00|1-infinite|2|idle|{text}" for text in gres))
+    words = ["--gpus", "4", "--print"]
+    said = site("submit", *words, "--", *FLAGS)[1]
+    (line,) = [line for line in said.splitlines() if line.startswith("memory")]
+    assert GRES[gres] in line and ("not made" in line) == ("not planned" in line)
+    assert "of 141 GB, h200" in site("submit", *words, "--machine", "h200", "--", *FLAGS)[1]
+
+
+def test_memory_that_the_named_gpus_lack_is_refused_without_machine(site):
+    site.program("sbatch")
+    site.program("sinfo", "gpu*|up|1:00|1-infinite|2|idle|gpu:v100:4")
+    flags = "--model vit_l16 --zero_stage 0 --batch_size 4096 --data folder --data_dir data"
+    for folder in ("data/train/a", "data/train/b", "data/val/a", "data/val/b"):
+        Path(folder).mkdir(parents=True)
+        (Path(folder) / "1.png").write_bytes(b"")
+    code, said = site("submit", "--", *FLAGS, *flags.split())
+    assert code == 2 and "micro_batch must fit v100's 32 GB" in said
+
+
+def test_a_hostfile_names_no_gpus_and_the_table_says_what_to_do(site):
+    Path("hosts").write_text("node1 slots=8\n")
+    site.program("mpirun")
+    said = site("submit", "--hostfile", "hosts", "--gpus", "8", "--print", "--", *FLAGS)[1]
+    assert "not planned: the type of GPUs is not known; name the GPU: --machine h200|h100" in said
 
 
 def test_the_out_of_a_config_file_is_the_runs(site):

@@ -12,6 +12,8 @@ from ...errors import ConfigError
 from ...optim.sharpness import Sharpness
 from .layout import check_version
 
+_LOCAL_RANK_OF_MPI = "OMPI_COMM_WORLD_LOCAL_RANK"
+
 
 def load_deepspeed() -> Any:
     """The library, without compiling an op for gloo at import (2 minutes, and a lock file)."""
@@ -48,9 +50,15 @@ def open_engine(module: nn.Module, optimizer: Sharpness, config: dict[str, Any])
     device = torch.cuda.current_device() if torch.cuda.is_available() else 0
     os.environ.setdefault("LOCAL_RANK", str(device))
     check_config(config)
-    engine, *_ = deepspeed.initialize(
-        model=module, optimizer=optimizer, config=config, dist_init_required=False
-    )
+    # Where all ranks of a node have device 0, it would stop for the local ranks of Open MPI.
+    of_mpi = os.environ.pop(_LOCAL_RANK_OF_MPI, None)
+    try:
+        engine, *_ = deepspeed.initialize(
+            model=module, optimizer=optimizer, config=config, dist_init_required=False
+        )
+    finally:
+        if of_mpi is not None:
+            os.environ[_LOCAL_RANK_OF_MPI] = of_mpi
     return engine
 
 
