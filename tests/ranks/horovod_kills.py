@@ -23,7 +23,7 @@ import forks
 import horovod_forks
 import psutil
 import torch
-from campaign import STEPS, campaign, differences, newest
+from campaign import BALANCED, BCE, STEPS, TUNED, campaign, differences, newest, write_start
 
 from dist_looksam.optim.table import METHODS
 from dist_looksam.run import train
@@ -38,8 +38,11 @@ CASES = [
     *((2, f"--optimizer {name} --precision {precision}{stage}")
       for name in METHODS for precision in PRECISIONS for stage in ("", " --zero_stage 1")),
     *((3, f"--optimizer {name} --zero_stage 1") for name in ("look_sam", "look_layer_sam")),
+    *((2, f"--optimizer {name} {loss} {TUNED}{stage}")
+      for name, loss in (("msam", BALANCED), ("look_layer_sam", BCE))
+      for stage in ("", " --zero_stage 1")),
 ]  # fmt: skip
-SHORT = [case for case in CASES if "look_layer_sam --precision fp32" in case[1]]
+SHORT = [(2, "--optimizer look_layer_sam --precision fp32"), CASES[-1]]
 
 
 class Horovodrun:
@@ -128,6 +131,7 @@ def survive(
 ) -> dict:
     """One case killed `kills` times; what happened."""
     (ranks, more), whole, out = case, folder / "whole", folder / "killed"
+    more = more.format(weights=write_start(folder))
 
     def begin(path: Path) -> Horovodrun | Forked:
         return start(ranks, [*FLAGS.split(), *more.split(), "--out", str(path)], path)
@@ -149,7 +153,7 @@ def survive(
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--by", choices=STARTS, default="forked")
-    parser.add_argument("--short", action="store_true", help="two cases alone: whole, sharded")
+    parser.add_argument("--short", action="store_true", help="two cases alone, as in CI")
     return campaign(
         parser,
         lambda asked: SHORT if asked.short else CASES,

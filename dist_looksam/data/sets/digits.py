@@ -11,6 +11,7 @@ from ..order import Order
 from . import DataSet, Size
 
 _TEST = 360
+_CLASSES = tuple("0123456789")
 
 
 def open_(
@@ -27,7 +28,7 @@ def open_(
         Embedded(
             pixels[part],
             labels[part],
-            class_names=tuple(str(digit) for digit in range(10)),
+            class_names=_CLASSES,
             mean=0.3053,
             std=0.3757,
             augment=augment,
@@ -41,7 +42,7 @@ def open_(
 ROW = DataSet(
     name="digits",
     open=open_,
-    size=lambda image_size: Size(samples=1437, classes=10, shape=(1, 8, 8)),
+    size=lambda image_size: Size(samples=1437, classes=10, shape=(1, 8, 8), class_names=_CLASSES),
     data_dir="never",
     epochs=30.0,
     place=2,
