@@ -52,6 +52,7 @@ def run(folder: Path, ranks: int, flags: list[str], kill_at: int | None) -> None
 if __name__ == "__main__":
     file = Path(sys.argv[1])
     torch.set_num_threads(1)
+    forks.load_deepspeed()
     forks.share()
     for job in json.loads(file.read_text()):
         run(file.parent, *job)
