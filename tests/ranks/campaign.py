@@ -29,6 +29,11 @@ def newest(out: Path) -> int:
     return max((int(n) for n in names if n.isdigit()), default=0)
 
 
+def being_written(out: Path) -> bool:
+    """Whether a checkpoint is begun and not yet whole."""
+    return any(out.glob("checkpoints/.step-*"))
+
+
 def metrics(out: Path) -> list[dict]:
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in row.items() if k not in TIMES} for row in rows]

@@ -23,7 +23,17 @@ import forks
 import horovod_forks
 import psutil
 import torch
-from campaign import BALANCED, BCE, STEPS, TUNED, campaign, differences, newest, write_start
+from campaign import (
+    BALANCED,
+    BCE,
+    STEPS,
+    TUNED,
+    being_written,
+    campaign,
+    differences,
+    newest,
+    write_start,
+)
 
 from dist_looksam.optim.table import METHODS
 from dist_looksam.run import train
@@ -143,7 +153,7 @@ def survive(
             out.rename(folder / f"through-{time.monotonic_ns()}")  # once more, from the start
             continue
         report["kills"] += 1
-        report["while_writing"] += bool(list(out.glob("checkpoints/.step-*")))
+        report["while_writing"] += being_written(out)
         report["resumed_at"].append(newest(out))
     assert over(begin(out)) == 0, Path(f"{out}.log").read_text()
     report["differences"] = differences(whole, out)
