@@ -101,10 +101,10 @@ def _first(out: Path) -> Path:
     return out.parent / "first"
 
 
-def _knife(out: Path, draw: random.Random) -> Callable[[], bool]:
+def _knife(out: Path, first: int, draw: random.Random) -> Callable[[], bool]:
     """True some moment after a few more checkpoints: counted in steps, as machines differ. Every
-    second time while one is being written, which on a busy machine is seldom."""
-    first = newest(out)
+    second time while one is being written, which on a busy machine is seldom. first: where the run
+    begins or goes on."""
     step = first + draw.randint(1, max(1, (STEPS - first) // 3))
     delay, writing = draw.uniform(0.0, 0.15), draw.random() < 0.5
     seen: list[float] = []
@@ -123,13 +123,15 @@ def survive(case: tuple[str, int, str], folder: Path, kills: int, draw: random.R
     """One case, killed `kills` times; what happened."""
     whole, out = folder / "whole", folder / "killed"
     write_start(folder)
-    if "--extend" in case[2]:
+    begins = EXTENDED if "--extend" in case[2] else 0
+    if begins:
         shorter = case[2].replace("--extend", f"--steps {SHORTER} --keep 0")
         assert forks.finish(start((*case[:2], shorter), _first(out)))
     assert forks.finish(start(case, whole))
     report = {"kills": 0, "while_writing": 0, "resumed_at": []}
     while True:
-        knife = _knife(out, draw) if report["kills"] < kills else lambda: False
+        first = newest(out) or begins
+        knife = _knife(out, first, draw) if report["kills"] < kills else lambda: False
         if forks.finish(start(case, out), knife):
             if report["kills"] >= kills:
                 break
