@@ -16,7 +16,8 @@ from .subset import Subset, left
 class Extent:
     """Size of a data set. `shape` is (channels, height, width); `said` names its source.
 
-    image_bytes: mean size of an encoded image, from an index; None: not known.
+    image_bytes: mean size of an encoded image, from an index; None: not known. class_names: in the
+    order of the logits; () where only the opened data know them.
     """
 
     samples: int  # in training
@@ -25,6 +26,7 @@ class Extent:
     augment: Augment
     said: str
     image_bytes: float | None = None
+    class_names: tuple[str, ...] = ()
 
 
 def is_there(place: str | Path) -> bool:
@@ -73,6 +75,7 @@ def extent(
             augment=data.train.augment,
             said=place,
             image_bytes=_image_bytes(data.train),
+            class_names=tuple(data.train.class_names),
         )
     size = row.size(image_size)
     return Extent(
@@ -81,6 +84,7 @@ def extent(
         shape=size.shape,
         augment=parse(augment, auto=row.augment, on=augment_on),
         said=f"{place}, not opened, taken for {row.stands_for}" if row.stands_for else place,
+        class_names=size.class_names,
     )
 
 

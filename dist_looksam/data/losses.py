@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from .batch import Batch
 
-LOSSES = ("ce", "bce")
+LOSSES = {"ce": "cross-entropy", "bce": "binary cross-entropy"}  # value of --loss: its name
 
 
 def targets(batch: Batch, num_classes: int, label_smoothing: float = 0.0) -> Tensor:

@@ -73,7 +73,8 @@ class Trained:
             model = models.create(name, num_classes=data.num_classes, image_shape=data.shape)
         except ConfigError as error:
             raise ConfigError(f"{self.path}: {error}") from None
-        weights, own = self._read(), model.state_dict()
+        own = model.state_dict()
+        weights = models.own_names(self._read(), own)
         for key in [*own, *weights]:
             got, want = (list(w[key].shape) if key in w else None for w in (weights, own))
             if got != want:

@@ -1,6 +1,6 @@
 """Networks: `create` makes one by name, `call` calls it with the samples' keys."""
 
-from .fitting import Fitted, fitted
+from .fitting import Fitted, fitted, own_names
 from .named import (
     call,
     check,
@@ -18,6 +18,6 @@ from .vit import ViT
 
 __all__ = [
     "Fitted", "ViT", "call", "check", "check_pattern", "checkpoint_activations", "create", "fitted",
-    "flops_per_image", "freeze", "lr_scales", "names", "patch", "pretrained", "resolve",
-    "takes_keys",
+    "flops_per_image", "freeze", "lr_scales", "names", "own_names", "patch", "pretrained",
+    "resolve", "takes_keys",
 ]  # fmt: skip

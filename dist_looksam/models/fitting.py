@@ -34,14 +34,17 @@ class Fitted:
     resized: tuple[tuple[int, int], tuple[int, int]] | None
     share: float
 
-    def notes(self, source: str, classes: int) -> list[str]:
-        """What was taken and what was not, for the log."""
+    def notes(self, source: str, classes: int | None) -> list[str]:
+        """What was taken and what was not, for the log. classes: of the data; None: not known."""
         entries = len(self.weights) + len(self.head) + len(self.new)
         text = f"init: {len(self.weights)} of {entries} entries are from {source}"
         if self.resized:
             (a, b), (height, width) = self.resized
             text += f"; positions interpolated from {a}x{b} to {height}x{width}"
-        if self.head:
+        if self.head and classes is None:
+            unless = "unless the data, not known here, have the classes of the file"
+            text += f"; made anew, {unless}: {_few(self.head)}"
+        elif self.head:
             text += f"; made anew for {classes} classes: {_few(self.head)}"
         warning = []
         if self.new:
@@ -102,6 +105,16 @@ def fitted(
     )
     if share < LEAST:
         raise ConfigError(_refusal(model, given, own, found, source))
+    return found
+
+
+def own_names(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same weights under the names of a model's state_dict `own`, where theirs are timm's."""
+    names = {timm_name(name): name for name in own}
+    found = {names.get(timm_name(name), name): weight for name, weight in weights.items()}
+    patches = names.get(PATCHES, "")
+    if patches in found and _flat(found[patches]) == _flat(own[patches]):
+        found[patches] = found[patches].reshape(own[patches].shape)
     return found
 
 

@@ -1,4 +1,8 @@
-"""Weights of our ViT under timm's names, for timm's VisionTransformer of the same arithmetic."""
+"""Weights of our ViT under timm's names, for timm's VisionTransformer of the same arithmetic.
+
+Files of others have timm's names but for a few: of LayerScale in those of DeiT III
+(github.com/facebookresearch/deit, models_v2.py), of the registers in those of DINOv2.
+"""
 
 import math
 import re
@@ -7,14 +11,19 @@ from torch import Tensor
 
 from .vit import Size
 
-_MLP = re.compile(r"^(blocks\.\d+)\.(fc[12]\.)")
+_TIMMS = (
+    (re.compile(r"^(blocks\.\d+)\.(fc[12]\.)"), r"\1.mlp.\2"),
+    (re.compile(r"^patch_embed\.(weight|bias)$"), r"patch_embed.proj.\1"),
+    (re.compile(r"^(blocks\.\d+)\.gamma_([12])$"), r"\1.ls\2.gamma"),  # DeiT III
+    (re.compile(r"^register_tokens$"), "reg_token"),  # DINOv2
+)
 
 
 def timm_name(name: str) -> str:
-    """timm's name of an entry of our ViT; any other name is returned unchanged."""
-    if name in ("patch_embed.weight", "patch_embed.bias"):
-        name = name.replace("patch_embed.", "patch_embed.proj.")
-    return _MLP.sub(r"\1.mlp.\2", name)
+    """timm's name of an entry of our ViT, of DeiT III or DINOv2; others are returned unchanged."""
+    for pattern, theirs in _TIMMS:
+        name = pattern.sub(theirs, name)
+    return name
 
 
 def as_timm(weights: dict[str, Tensor], size: Size) -> tuple[dict[str, Tensor], str]:

@@ -15,13 +15,14 @@ from ..data.augment import text
 from ..data.blocks import Blocks, parse_shuffle
 from ..data.extent import Extent
 from ..data.growth import Growth
+from ..data.losses import LOSSES
 from ..errors import ConfigError
 from ..optim.perturbed import ALL
 from ..plan import Plan, machine, plan
 from ..plan.machines import at_share, with_cores
 from ..plan.reading import Reading, reading
 from ..settings import assemble, when
-from ..settings.config import Settings
+from ..settings.config import DEFAULTS, Settings
 from ..world import World
 from . import pretrained, resume
 from .advice import without_effect
@@ -250,6 +251,20 @@ def _trained(outcome: Outcome) -> dict[str, str]:
     return {"trained": "; ".join(parts)} if parts else {}
 
 
+def _loss(s: Settings) -> str:
+    """The training loss; "" for cross-entropy without more."""
+    parts = []
+    if s.bce_target_thresh is not None:
+        parts.append(f"targets above {s.bce_target_thresh:g} are 1, others 0")
+    if s.label_smoothing:
+        parts.append(f"label smoothing {s.label_smoothing:g}")
+    if s.class_weights is not None:
+        parts.append(f"class weights {s.class_weights}")
+    if s.loss == DEFAULTS["loss"] and not parts:
+        return ""
+    return ", ".join([LOSSES[s.loss], *parts])
+
+
 def _order(blocks: Blocks) -> str:
     turn = f"{blocks.turn} of each in turn" if blocks.turn else "all of them permuted"
     return (
@@ -320,10 +335,12 @@ def summary(outcome: Outcome) -> str:
         **({"sizes": _sizes(growth)} if growth else {}),
         **({"augmented": done} if (done := text(data.augment, s.mixup_until)) else {}),
         **({"repeated": _repeated(s, data)} if data.augment.repeat > 1 else {}),
+        **({"loss": loss} if (loss := _loss(s)) else {}),
         "batch": f"{s.batch_size:,} = {s.micro_batch} x {outcome.ranks} ranks x {accumulation}",
         "length": f"{outcome.steps:,} steps, {outcome.epochs:.4g} epochs",
         "begins": begins,
         "lr": f"{outcome.lr:.3g} after {s.warmup_steps:,} steps of warm-up, then {decay}",
+        **({"averages": f"of the weights, decay {s.ema:g} after a warm-up"} if s.ema else {}),
         "decay, clip": f"weight decay {s.weight_decay:g}, clip {s.clip or 'none'}",
         **({"m": _groups(s, outcome.ranks)} if s.m and s.rule.two_passes else {}),
         **({"rho": when.rho_text(s), "looks": when.looks_text(s)} if s.rule.ascent else {}),

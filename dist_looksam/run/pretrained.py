@@ -42,22 +42,22 @@ class Init:
         self,
         model: nn.Module,
         shape: tuple[int, int, int],
-        classes: int,
-        *,
-        same_classes: bool = True,
+        class_names: tuple[str, ...],
     ) -> models.Fitted:
-        """What the model takes; adds the notes. Arguments and errors as of `models.fitted`."""
+        """What the model takes, for data of these classes, () where they are not known; adds the
+        notes. The head is new for others than those of the file. Errors as of `models.fitted`."""
+        known = bool(class_names)
+        same = known and (self.card is None or self.card.class_names == class_names)
         found = models.fitted(
-            model, self.weights, image_shape=shape, source=self.source, same_classes=same_classes
+            model, self.weights, image_shape=shape, source=self.source, same_classes=same
         )
-        self.notes += found.notes(self.source, classes)
+        self.notes += found.notes(self.source, len(class_names) if known else None)
         return found
 
     def put(self, model: nn.Module, data: Data) -> None:
         """Copy the weights into the model of a rank, before it is sharded."""
         own = card(data)
-        same = self.card is None or self.card.class_names == own.class_names
-        found = self.fit(model, data.shape, data.num_classes, same_classes=same)
+        found = self.fit(model, data.shape, own.class_names)
         model.load_state_dict(found.weights, strict=False)
         if self.pixels not in (None, (own.mean, own.std)):
             self.notes.append(
@@ -180,6 +180,5 @@ def outlook(settings: Settings, model: nn.Module, data: Extent) -> list[str]:
     if absent(settings.init):
         return [f"init: {settings.init} is not on this machine; a start here would be refused"]
     init = read(settings.init)
-    other = init.card is not None and init.card.data != settings.data
-    init.fit(model, data.shape, data.classes, same_classes=not other)
+    init.fit(model, data.shape, data.class_names)
     return init.notes

@@ -47,7 +47,7 @@ def test_a_file_made_by_timm_gives_timms_own_logits(timm, tmp_path):
     shape = (3, 32, 32)
     model = vit(shape=shape, name="vit_ti16").eval()
     init = pretrained.read(str(file))
-    found = init.fit(model, shape, 10)
+    found = init.fit(model, shape, tuple("0123456789"))
     model.load_state_dict(found.weights)  # all of them
     assert found.share == 1 and len(init.notes) == 1
     images = torch.randn(4, *shape)
@@ -84,6 +84,25 @@ def test_weights_with_and_without_a_position_of_the_class_token_compute_the_same
         assert found.share == 1 and found.resized is None
         images = torch.randn(4, *SHAPE)
         assert torch.allclose(model(images), source(images), atol=1e-6)
+
+
+def test_dinov2s_own_file_computes_the_same_in_a_model_whose_class_token_has_no_position():
+    """Its registers have another name than timm's, and were made anew."""
+    how = {"patch": 2, "dim": 16, "depth": 2, "heads": 2, "class_token": True, "registers": 3}
+    torch.manual_seed(1)
+    own, other = (models.ViT(Size(**how), num_classes=3, image_shape=SHAPE) for _ in range(2))
+    file = as_timm(own.state_dict(), Size(**how))[0]
+    file = {n: w for n, w in file.items() if not n.startswith("head.")}
+    place = torch.randn(1, 1, 16)
+    file["cls_token"] = file["cls_token"] - place
+    file["pos_embed"] = torch.cat([place, file["pos_embed"]], 1)
+    file |= {"register_tokens": file.pop("reg_token"), "mask_token": torch.zeros(1, 16)}
+    found = fitted(other, file)
+    assert found.new == () and found.unused == ("mask_token",)
+    other.load_state_dict(found.weights, strict=False)
+    other.head.load_state_dict(own.head.state_dict())
+    images = torch.randn(4, *SHAPE)
+    assert torch.allclose(other(images), own(images), atol=1e-6)
 
 
 def test_our_names_and_timms_are_the_same_in_both_directions():

@@ -9,9 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+
+from dist_looksam import models
+from dist_looksam.record import rundir
 
 STEPS = 30
+# Fine-tuning from weights, with all that is done to images; {weights} is a file, see `write_start`.
+TUNED = "--init {weights} --freeze patch_embed|blocks.0.fc1 --layer_decay 0.7 --head_lr 2 --ema 0.9"
+TUNED += " --augment crop,3augment,jitter,erasing,mixup,cutmix,repeat:3 --mixup_until 0.6"
+BCE, BALANCED = "--loss bce --bce_target_thresh 0.2", "--class_weights balanced"
 TIMES = ("seconds", "images_per_s", "mfu", "peak_memory")
 
 
@@ -21,15 +28,30 @@ def newest(out: Path) -> int:
     return max((int(n) for n in names if n.isdigit()), default=0)
 
 
+def being_written(out: Path) -> bool:
+    """Whether a checkpoint is begun and not yet whole."""
+    return any(out.glob("checkpoints/.step-*"))
+
+
 def metrics(out: Path) -> list[dict]:
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
 
 
+def write_start(folder: Path) -> Path:
+    """The weights that TUNED starts from, of other classes than digits has."""
+    torch.manual_seed(1)
+    model = models.create("vit_8", num_classes=7, image_shape=(1, 8, 8))
+    save_file(model.state_dict(), folder / "weights.safetensors")
+    return folder / "weights.safetensors"
+
+
 def differences(whole: Path, out: Path) -> list[str]:
     found = []
-    a, b = (load_file(p / "model.safetensors") for p in (whole, out))
-    found += [f"weights of {n}" for n in a if not torch.equal(a[n], b[n])]
+    for name in (rundir.WEIGHTS, rundir.WEIGHTS_EMA):
+        if (whole / name).exists():
+            a, b = (load_file(p / name) for p in (whole, out))
+            found += [f"{n} of {name}" for n in a if not torch.equal(a[n], b[n])]
     if metrics(whole) != metrics(out):
         found.append("metrics.jsonl")
     one, two = (json.loads((p / "summary.json").read_text()) for p in (whole, out))

@@ -2,7 +2,8 @@
 
 What is imported without being used here is imported once, instead of by every rank.
 
-python data_kinds_worker.py JOBS.json, whose jobs are [ranks, flags, step to be killed at or null]
+python data_kinds_worker.py JOBS.json
+whose jobs are [ranks, flags, step to be killed at or null, exit code of each rank or 0 by default]
 """
 
 import json
@@ -23,8 +24,8 @@ from dist_looksam.data import (
 from dist_looksam.run import train
 
 
-def run(folder: Path, ranks: int, flags: list[str], kill_at: int | None) -> None:
-    """Every rank ends by SIGKILL in step `kill_at`; without it, by itself and well."""
+def run(folder: Path, ranks: int, flags: list[str], kill_at: int | None, code: int = 0) -> None:
+    """Every rank ends by SIGKILL in step `kill_at`; without it, by itself with `code`."""
     meet = Path(tempfile.mkdtemp(dir=folder)) / "meet"
 
     def main(rank: int) -> int:
@@ -44,13 +45,14 @@ def run(folder: Path, ranks: int, flags: list[str], kill_at: int | None) -> None
         for rank in range(ranks)
     ]
     codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-    wanted = 0 if kill_at is None else -signal.SIGKILL
+    wanted = code if kill_at is None else -signal.SIGKILL
     assert {*codes} == {wanted}, f"{codes}: {(folder / 'log').read_text()[-4000:]}"
 
 
 if __name__ == "__main__":
     file = Path(sys.argv[1])
     torch.set_num_threads(1)
+    forks.load_deepspeed()
     forks.share()
     for job in json.loads(file.read_text()):
         run(file.parent, *job)

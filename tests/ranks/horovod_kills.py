@@ -23,7 +23,17 @@ import forks
 import horovod_forks
 import psutil
 import torch
-from campaign import STEPS, campaign, differences, newest
+from campaign import (
+    BALANCED,
+    BCE,
+    STEPS,
+    TUNED,
+    being_written,
+    campaign,
+    differences,
+    newest,
+    write_start,
+)
 
 from dist_looksam.optim.table import METHODS
 from dist_looksam.run import train
@@ -38,8 +48,11 @@ CASES = [
     *((2, f"--optimizer {name} --precision {precision}{stage}")
       for name in METHODS for precision in PRECISIONS for stage in ("", " --zero_stage 1")),
     *((3, f"--optimizer {name} --zero_stage 1") for name in ("look_sam", "look_layer_sam")),
+    *((2, f"--optimizer {name} {loss} {TUNED}{stage}")
+      for name, loss in (("msam", BALANCED), ("look_layer_sam", BCE))
+      for stage in ("", " --zero_stage 1")),
 ]  # fmt: skip
-SHORT = [case for case in CASES if "look_layer_sam --precision fp32" in case[1]]
+SHORT = [(2, "--optimizer look_layer_sam --precision fp32"), CASES[-1]]
 
 
 class Horovodrun:
@@ -128,6 +141,7 @@ def survive(
 ) -> dict:
     """One case killed `kills` times; what happened."""
     (ranks, more), whole, out = case, folder / "whole", folder / "killed"
+    more = more.format(weights=write_start(folder))
 
     def begin(path: Path) -> Horovodrun | Forked:
         return start(ranks, [*FLAGS.split(), *more.split(), "--out", str(path)], path)
@@ -139,7 +153,7 @@ def survive(
             out.rename(folder / f"through-{time.monotonic_ns()}")  # once more, from the start
             continue
         report["kills"] += 1
-        report["while_writing"] += bool(list(out.glob("checkpoints/.step-*")))
+        report["while_writing"] += being_written(out)
         report["resumed_at"].append(newest(out))
     assert over(begin(out)) == 0, Path(f"{out}.log").read_text()
     report["differences"] = differences(whole, out)
@@ -149,7 +163,7 @@ def survive(
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--by", choices=STARTS, default="forked")
-    parser.add_argument("--short", action="store_true", help="two cases alone: whole, sharded")
+    parser.add_argument("--short", action="store_true", help="two cases alone, as in CI")
     return campaign(
         parser,
         lambda asked: SHORT if asked.short else CASES,

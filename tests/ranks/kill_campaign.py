@@ -1,7 +1,7 @@
 """SIGKILL at random moments, then --resume auto, until the run is through: is it the same run?
 
     python tests/ranks/kill_campaign.py                     # every case once
-    python tests/ranks/kill_campaign.py --kills 4 --short   # two cases on two ranks, as in CI
+    python tests/ranks/kill_campaign.py --kills 4 --short   # four cases, as in CI
 
 For each case one run without interruption, then runs that are killed again and again. Weights must
 be bit-identical, and so must metrics.jsonl but for its times. Processes are forked from this one,
@@ -19,7 +19,17 @@ from pathlib import Path
 
 import forks
 import torch
-from campaign import STEPS, campaign, differences, newest
+from campaign import (
+    BALANCED,
+    BCE,
+    STEPS,
+    TUNED,
+    being_written,
+    campaign,
+    differences,
+    newest,
+    write_start,
+)
 
 from dist_looksam.optim.table import BASES, METHODS
 from dist_looksam.run import train
@@ -29,6 +39,13 @@ ARGUMENTS = f"--data digits --model vit_8 --steps {STEPS} --batch_size 24 --k 5 
 ARGUMENTS += "--save_every 1 --keep 3 --eval_every 10 --device cpu"
 PLACES = [("plain", 1, ""), ("ddp", 2, ""), ("fsdp2", 2, "")]
 PLACES += [("zero", 2, f" --zero_stage {stage}") for stage in range(4)]
+SHORTER, EXTENDED = 20, 12  # a run of so many steps is extended from its checkpoint of step 12
+ALL_AT_ONCE = [
+    (where, ranks, f"{how} {TUNED}{stage}")
+    for how in (f"--optimizer look_layer_sam {BCE} --extend", f"--optimizer msam {BALANCED}",
+                f"--optimizer look_sam --precision bf16 {BALANCED} --extend")
+    for where, ranks, stage in (*PLACES, ("fsdp2", 3, ""), ("zero", 3, " --zero_stage 3"))
+]  # fmt: skip
 CASES = [
     # Every optimizer in every precision in every place (DeepSpeed has no fp16 at stage 0); on every
     # base; on more than two ranks.
@@ -50,10 +67,13 @@ CASES = [
                      ("look_sam", "--looks adaptive --look_from 4"), ("msam", "--perturb norms"),
                      ("look_sam", "--rho_schedule linear --rho_end 2 --look_until 0.8"),
                      ("look_sam", f"--perturb norms --looks adaptive --group {group}"))),
+    *ALL_AT_ONCE,
 ]  # fmt: skip
 SHORT = [
     ("ddp", 2, "--optimizer look_layer_sam"),
-    ("zero", 2, "--optimizer look_sam --base adamw --zero_stage 2"),
+    ("plain", 1, f"--optimizer msam {BALANCED} {TUNED}"),
+    ("zero", 2, f"--optimizer look_sam --base adamw {BCE} --extend {TUNED} --zero_stage 2"),
+    ("fsdp2", 2, f"--optimizer look_layer_sam {BALANCED} {TUNED}"),
 ]
 
 
@@ -63,8 +83,10 @@ def start(case: tuple[str, int, str], out: Path) -> list[int]:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    argv = [*ARGUMENTS.split(), *more.split(), "--backend", backend, "--out", str(out)]
-    argv += ["--resume", "auto"]
+    argv = [*ARGUMENTS.split(), *more.format(weights=out.parent / "weights.safetensors").split()]
+    argv += ["--backend", backend, "--out", str(out), "--resume"]
+    begins = "--extend" in more and not newest(out)
+    argv.append(str(_first(out) / "checkpoints" / f"step-{EXTENDED}") if begins else "auto")
     log = Path(f"{out}.log")
     if ranks == 1:
         return [forks.fork(lambda: train.main(argv), log)]
@@ -74,17 +96,25 @@ def start(case: tuple[str, int, str], out: Path) -> list[int]:
     ]
 
 
-def _knife(out: Path, draw: random.Random) -> Callable[[], bool]:
-    """True some moment after a few more checkpoints: counted in steps, as machines differ."""
-    first = newest(out)
+def _first(out: Path) -> Path:
+    """The run that is extended to `out`."""
+    return out.parent / "first"
+
+
+def _knife(out: Path, first: int, draw: random.Random) -> Callable[[], bool]:
+    """True some moment after a few more checkpoints: counted in steps, as machines differ. Every
+    second time while one is being written, which on a busy machine is seldom. first: where the run
+    begins or goes on."""
     step = first + draw.randint(1, max(1, (STEPS - first) // 3))
-    delay = draw.uniform(0.0, 0.15)
+    delay, writing = draw.uniform(0.0, 0.15), draw.random() < 0.5
     seen: list[float] = []
 
     def due() -> bool:
         if not seen and newest(out) >= step:
             seen.append(time.monotonic() + delay)
-        return bool(seen) and time.monotonic() >= seen[0]
+        if not seen or time.monotonic() < seen[0]:
+            return False
+        return not writing or being_written(out)
 
     return due
 
@@ -92,17 +122,23 @@ def _knife(out: Path, draw: random.Random) -> Callable[[], bool]:
 def survive(case: tuple[str, int, str], folder: Path, kills: int, draw: random.Random) -> dict:
     """One case, killed `kills` times; what happened."""
     whole, out = folder / "whole", folder / "killed"
+    write_start(folder)
+    begins = EXTENDED if "--extend" in case[2] else 0
+    if begins:
+        shorter = case[2].replace("--extend", f"--steps {SHORTER} --keep 0")
+        assert forks.finish(start((*case[:2], shorter), _first(out)))
     assert forks.finish(start(case, whole))
     report = {"kills": 0, "while_writing": 0, "resumed_at": []}
     while True:
-        knife = _knife(out, draw) if report["kills"] < kills else lambda: False
+        first = newest(out) or begins
+        knife = _knife(out, first, draw) if report["kills"] < kills else lambda: False
         if forks.finish(start(case, out), knife):
             if report["kills"] >= kills:
                 break
             shutil.rmtree(out)  # it was faster than the knife: once more
             continue
         report["kills"] += 1
-        report["while_writing"] += bool(list(out.glob("checkpoints/.step-*")))
+        report["while_writing"] += being_written(out)
         report["resumed_at"].append(newest(out))
     report["differences"] = differences(whole, out)
     for path in folder.glob("killed*"):
@@ -113,7 +149,7 @@ def survive(case: tuple[str, int, str], folder: Path, kills: int, draw: random.R
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--short", action="store_true", help="two cases alone: ddp, zero")
+    parser.add_argument("--short", action="store_true", help="four cases alone, as in CI")
     return campaign(
         parser, lambda asked: SHORT if asked.short else CASES, lambda asked, *rest: survive(*rest)
     )

@@ -1,4 +1,5 @@
-"""A folder, its tar shards and its Parquet files give the same weights, on any ranks, resumed."""
+"""A folder, its tar shards and its Parquet files give the same weights, on any ranks, resumed; with
+all augmentations and growing images, and sharded."""
 
 import importlib.util
 import json
@@ -20,13 +21,21 @@ import parquets
 STEPS, KILLED = 5, 4  # an epoch is 6 steps
 FLAGS = ["--image_size", "28", "--model", "vit_28_mini", "--batch_size", "12", "--steps",
          str(STEPS), "--optimizer", "look_sam", "--base", "sgd", "--k", "2", "--augment",
-         "crop,flip,3augment,jitter,mixup", "--workers", "2", "--save_every", "1", "--eval_every",
-         "100", "--micro_batch", "2", "--device", "cpu", "--resume", "auto"]  # fmt: skip
+         "crop,flip,3augment,jitter,erasing,mixup,cutmix,repeat:3", "--mixup_until", "0.8",
+         "--image_size_from", "14", "--workers", "2", "--save_every", "1", "--eval_every", "100",
+         "--micro_batch", "2", "--device", "cpu", "--resume", "auto"]  # fmt: skip
 BLOCKS = ["--shuffle", "block:8,4,3"]
 KINDS = ["folder", "tar", *(["parquet"] if importlib.util.find_spec("pyarrow") else [])]
 RESUMED = [("folder", 2), *((kind, ranks) for kind in KINDS[1:] for ranks in (1, 3))]
 ON_DEVICE = [("folder", 2), ("tar", 1), ("tar", 3)]  # of the full order; the others on the host
 MIXED = [(kind, ranks) for kind, ranks in zip(KINDS[1:], (3, 2))]
+ON = {  # others are on DDP
+    ("tar", 3, "full"): ["--backend", "zero", "--zero_stage", "3"],
+    ("parquet", 3, "full"): ["--backend", "zero", "--zero_stage", "2"],
+    ("tar", 3, "block"): ["--backend", "fsdp2"],
+}
+
+pytestmark = pytest.mark.needs("deepspeed")
 
 
 def write_tree(root: Path) -> Path:
@@ -75,6 +84,7 @@ def flags(folder: Path, places: dict, kind: str, ranks: int, order: str) -> list
     if order == "full" and (kind, ranks) in ON_DEVICE:
         more = ["--augment_on", "device"]
     out = folder / f"{kind}-{ranks}-{order}"
+    more = [*more, *ON.get((kind, ranks, order), [])]
     return ["--data", kind, "--data_dir", str(place), "--out", str(out), *FLAGS, *more]
 
 

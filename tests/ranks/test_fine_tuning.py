@@ -15,7 +15,7 @@ from dist_looksam import models
 from dist_looksam.models.named import SIZES
 from dist_looksam.models.timm_form import as_timm
 from dist_looksam.settings import assemble, config
-from launch import play_trains
+from launch import play_train_by_horovod, play_trains
 
 STEPS, BATCH, LR, DECAY, HEAD = 8, 24, 0.003, 0.6, 3.0
 FLAGS = ["--data", "digits", "--device", "cpu", "--workers", "0", "--steps", str(STEPS)]
@@ -129,6 +129,31 @@ def test_every_backend_takes_the_references_steps_with_frozen_layers_and_lrs_by_
         for name, w in want.items():
             apart = float((got[name].double() - w).abs().max())
             assert apart < (2e-5 if not frozen(name) else 1e-12), (on, name, apart)
+
+
+@pytest.fixture(scope="module")
+def by_horovod(trained):
+    """The methods of METHODS, whole and sharded."""
+    folder, cases = trained[1], []
+    for (method, how), stage in zip(METHODS.items(), ([], ["--zero_stage", "1"]), strict=True):
+        own = ["--optimizer", method, "--rho", str(how["rho"]), "--backend", "horovod", *stage]
+        own += ["--out", str(folder / f"{method}-horovod")]
+        cases.append([*FLAGS, *own, "--init", str(folder / "timm.safetensors")])
+    play_train_by_horovod(folder, 2, cases)
+
+
+@pytest.mark.needs("deepspeed", "horovod")
+@pytest.mark.parametrize("method", METHODS)
+def test_ranks_of_horovod_end_in_one_processs_weights(trained, by_horovod, method):
+    start, folder = trained
+    out = folder / f"{method}-horovod"
+    want, got = (load_file(p / "model.safetensors") for p in (folder / f"{method}-plain", out))
+    assert want.keys() == got.keys()
+    for name, weight in got.items():
+        if frozen(name):
+            assert torch.equal(weight, start[name]), name
+        assert float((weight - want[name]).abs().max()) < 2e-5, name
+    assert "init: 53 of 55 entries are from" in (out / "log.txt").read_text()
 
 
 @pytest.mark.needs("deepspeed")

@@ -13,7 +13,7 @@ import torch
 from forks import place
 from safetensors.torch import load_file
 
-from launch import HERE, environment, play_train
+from launch import HERE, environment, play_train, run
 
 STEPS, BATCH = 20, 24
 DIGITS = ["--data", "digits", "--steps", str(STEPS), "--batch_size", str(BATCH), "--k", "3"]
@@ -141,9 +141,16 @@ def test_a_signal_that_one_rank_alone_has_heard_stops_all_by_its_name(tmp_path):
 
 
 @pytest.mark.needs("deepspeed")
-def test_zero_3_greets_with_all_parameters(tmp_path):
-    """It said 0: a rank holds none of them between steps."""
-    flags = [*DIGITS[:2], "--steps", "1", "--model", "vit_8", "--device", "cpu", "--out"]
-    command = [sys.executable, str(HERE.parents[1] / "train.py"), *flags, str(tmp_path / "run")]
-    subprocess.run([*command, "--backend", "zero", "--zero_stage", "3"], check=True, timeout=300)
-    assert "vit_8 (202,058 parameters)" in (tmp_path / "run" / "log.txt").read_text()
+def test_sharded_ranks_greet_with_all_parameters_and_end_with_1_if_nothing_is_learnt(tmp_path):
+    """ZeRO 3 said 0 parameters: a rank holds none of them between steps."""
+    flags = [*DIGITS[:2], "--steps", "30", "--model", "vit_8", "--device", "cpu", "--batch_size"]
+    flags += ["16", "--optimizer", "adamw", "--lr", "1e9", "--max_skips", "6", "--out"]
+    on = {"zero": ["--zero_stage", "3"], "fsdp2": []}
+    jobs = [[2, [*flags, str(tmp_path / o), "--backend", o, *on[o]], None, 1] for o in on]
+    (tmp_path / "jobs.json").write_text(json.dumps(jobs))
+    run([sys.executable, str(HERE / "data_kinds_worker.py"), str(tmp_path / "jobs.json")], 600, {})
+    for name in on:
+        log = (tmp_path / name / "log.txt").read_text()
+        assert "vit_8 (202,058 parameters)" in log and "nothing was learnt after step" in log
+        assert json.loads((tmp_path / name / "summary.json").read_text())["steps"] < 30
+    assert (tmp_path / "log").read_text().count("error: nothing was learnt") == len(on)

@@ -173,12 +173,29 @@ def test_a_small_model_is_given_no_hours(capfd):
     assert planned.split()[0] == "planned" and "H200" not in planned, planned
 
 
+@pytest.mark.parametrize("flags, row", [
+    ("--loss bce --bce_target_thresh 0.2", "binary cross-entropy, targets above 0.2 are 1, others"),
+    ("--loss bce --label_smoothing 0.1", "binary cross-entropy, label smoothing 0.1"),
+    ("--class_weights balanced", "cross-entropy, class weights balanced"),
+    ("", None),
+])  # fmt: skip
+def test_the_loss_and_averages_of_weights_are_rows_where_they_are_not_the_plain_ones(
+    flags, row, capfd
+):
+    """Neither was mentioned."""
+    assert main(["--data", "digits", "--dry_run", "--ema", "0.9998", *flags.split()]) == 0
+    said = capfd.readouterr().out
+    assert "averages    of the weights, decay 0.9998 after a warm-up\n" in said
+    assert f"loss        {row}" in said if row else "  loss " not in said
+
+
 def test_what_is_said_of_embedded_data_is_true(needs):
     needs("fashion_mnist")
     for name in ("digits", "fashion_mnist"):
         said, data = extent(name, None, image_size=224, augment="auto"), load(name)
         assert said.samples == len(data.train)
         assert (said.classes, said.shape) == (data.num_classes, data.shape)
+        assert said.class_names == data.train.class_names == data.test.class_names
 
 
 def test_a_folder_that_is_here_is_opened(tmp_path, capfd):

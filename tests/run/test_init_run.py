@@ -7,10 +7,16 @@ import types
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from dist_looksam import models
 from dist_looksam.cli.main import main
+from dist_looksam.models.named import SIZES
+from dist_looksam.models.timm_form import as_timm
+from dist_looksam.models.vit import Size
+from dist_looksam.run import results
 
 TRAIN = ["train", "--device", "cpu", "--workers", "0", "--augment", "none"]
 DIGITS = [*TRAIN, "--data", "digits", "--batch_size", "64"]
@@ -69,6 +75,89 @@ def test_a_run_its_average_a_checkpoint_and_a_file_are_starts(digits, tmp_path):
         assert main([*DIGITS, *flags]) == 0
         assert f"init: 55 of 55 entries are from {path}" in log(out)
         assert top1(out) == summary[key], path
+
+
+def folder_of(root, *classes):
+    """A data folder of one picture of each class in each split."""
+    for split in ("train", "val"):
+        for number, name in enumerate(classes):
+            (root / split / name).mkdir(parents=True)
+            Image.new("RGB", (8, 8), (80 * number, 0, 0)).save(root / split / name / "a.png")
+    return root
+
+
+def notes_on_init(text):
+    return [line[line.index("init: ") :] for line in text.splitlines() if " init: " in line]
+
+
+def test_the_dry_run_says_of_the_head_what_the_start_says(digits, tmp_path, capsys, monkeypatch):
+    """It compared the names of the data sets, and the start those of the classes."""
+    monkeypatch.setattr(results, "_draw", lambda out: "")
+    pets = folder_of(tmp_path / "pets", "cat", "dog")
+    small = [*TRAIN, "--data", "folder", "--image_size", "8", "--model", "vit_8"]
+    small += ["--batch_size", "2", "--steps", "1", "--lr", "0"]
+
+    def both(flags, file):
+        flags = [*flags, "--init", str(file), "--out", str(tmp_path / "run")]
+        assert main([*flags, "--dry_run"]) == 0
+        said = notes_on_init(capsys.readouterr().out)
+        assert main(flags) == 0
+        capsys.readouterr()
+        assert notes_on_init(log(tmp_path / "run"))[-len(said) :] == said
+        assert len(said) == 1
+        return said[0].partition("; made anew ")[2]
+
+    files = {"own": tmp_path / "own.safetensors", "other": tmp_path / "foreign.safetensors"}
+    assert main([*small, "--data_dir", str(pets), "--out", str(tmp_path / "first")]) == 0
+    shutil.copy(tmp_path / "first" / "model.safetensors", files["own"])
+    save_file(load_file(files["own"]), files["other"])  # as others write it, without classes
+    new = "for {} classes: head.weight, head.bias"
+    folders = {
+        "the same": (pets, "", ""),
+        "more": (folder_of(tmp_path / "more", "cat", "dog", "fish"), new.format(3), new.format(3)),
+        "others": (folder_of(tmp_path / "others", "fox", "owl"), new.format(2), ""),
+    }
+    for place, of_own, of_other in folders.values():
+        flags = [*small, "--data_dir", str(place)]
+        assert (both(flags, files["own"]), both(flags, files["other"])) == (of_own, of_other)
+    renamed = tmp_path / "digits.safetensors"  # the same classes, of other data
+    about = {**metadata_of(digits / "model.safetensors"), "data": "folder"}
+    save_file(load_file(digits / "model.safetensors"), renamed, metadata=about)
+    assert both([*DIGITS, "--steps", "1", "--lr", "0"], renamed) == ""
+
+    flags = [*small, "--data_dir", "gone", "--init", str(files["own"]), "--dry_run"]
+    assert main([*flags, "--out", str(tmp_path / "none")]) == 0
+    unless = "53 of 55 entries are from {}; made anew, unless the data, not known here, have the "
+    unless += "classes of the file: head.weight, head.bias"
+    assert unless.format(files["own"]) in capsys.readouterr().out
+
+
+def metadata_of(file):
+    with safe_open(file, framework="pt") as opened:
+        return opened.metadata()
+
+
+def test_facebooks_file_of_deit3_gives_every_weight(tmp_path, monkeypatch):
+    """LayerScale is gamma_1 and gamma_2 of a block there (deit/models_v2.py), which was made anew
+    at 1e-4, without which a network is hardly more than its patches."""
+    size = Size(patch=2, dim=16, depth=2, heads=2, class_token=True, layer_scale=1e-4)
+    monkeypatch.setitem(SIZES, "deit3_small_images", size)
+    monkeypatch.setattr(results, "_draw", lambda out: "")
+    torch.manual_seed(3)
+    own = models.create("deit3_small_images", num_classes=10, image_shape=(1, 8, 8)).state_dict()
+    own = {name: torch.randn_like(weight) for name, weight in own.items()}
+    theirs = {
+        name.replace("ls1.gamma", "gamma_1").replace("ls2.gamma", "gamma_2"): weight
+        for name, weight in as_timm(own, size)[0].items()
+    }
+    assert {"blocks.1.gamma_2", "patch_embed.proj.weight", "cls_token"} < theirs.keys()
+    torch.save({"model": theirs}, tmp_path / "deit_3_small_224_1k.pth")
+    flags = ["--model", "deit3_small_images", "--init", str(tmp_path / "deit_3_small_224_1k.pth")]
+    assert main([*DIGITS, *flags, "--steps", "1", "--lr", "0", "--out", str(tmp_path / "run")]) == 0
+    got = load_file(tmp_path / "run" / "model.safetensors")
+    assert all(torch.equal(got[name], weight) for name, weight in own.items())
+    assert "init: 36 of 36 entries" in log(tmp_path / "run")
+    assert "warning: init" not in log(tmp_path / "run")
 
 
 class Evil:

@@ -12,12 +12,14 @@ from ..source import Source
 @dataclass(frozen=True, kw_only=True)
 class Size:
     """Size of a data set that is not opened. `shape` is (channels, height, width); image_bytes the
-    mean size of an encoded image, 0 if the images are in memory."""
+    mean size of an encoded image, 0 if the images are in memory; class_names in the order of the
+    logits, () where only the opened data know them."""
 
     samples: int  # in training, held-out ones included
     classes: int
     shape: tuple[int, int, int]
     image_bytes: int = 0
+    class_names: tuple[str, ...] = ()
 
 
 def imagenet(side: int) -> Size:

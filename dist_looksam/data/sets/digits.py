@@ -12,6 +12,7 @@ from ..order import Order
 from . import DataSet, Size
 
 _TEST = 360
+_CLASSES = tuple("0123456789")
 
 
 def open_(
@@ -39,7 +40,7 @@ def splits(
         Embedded(
             pixels[part],
             labels[part],
-            class_names=tuple(str(digit) for digit in range(10)),
+            class_names=_CLASSES,
             mean=0.3053,
             std=std,
             augment=augment,
@@ -53,7 +54,7 @@ def splits(
 ROW = DataSet(
     name="digits",
     open=open_,
-    size=lambda image_size: Size(samples=1437, classes=10, shape=(1, 8, 8)),
+    size=lambda image_size: Size(samples=1437, classes=10, shape=(1, 8, 8), class_names=_CLASSES),
     data_dir="never",
     epochs=30.0,
     place=2,

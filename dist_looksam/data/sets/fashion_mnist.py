@@ -73,7 +73,9 @@ def _idx(path: Path, *, dims: int) -> Tensor:
 ROW = DataSet(
     name="fashion_mnist",
     open=open_,
-    size=lambda image_size: Size(samples=60_000, classes=10, shape=(1, 28, 28)),
+    size=lambda image_size: Size(
+        samples=60_000, classes=10, shape=(1, 28, 28), class_names=FASHION_CLASSES
+    ),
     epochs=5.0,
     place=1,
 )
