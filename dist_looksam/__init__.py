@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .checkpoint import restore
+    from .checkpoint.restore import restore
     from .engine import Engine
     from .errors import ConfigError
     from .optim.base import Lamb, Lars

@@ -12,7 +12,7 @@ from ..order import Order
 from . import DataSet, Size
 
 _TEST = 360
-_CLASSES = tuple("0123456789")
+CLASSES = tuple("0123456789")
 
 
 def open_(
@@ -40,7 +40,7 @@ def splits(
         Embedded(
             pixels[part],
             labels[part],
-            class_names=_CLASSES,
+            class_names=CLASSES,
             mean=0.3053,
             std=std,
             augment=augment,
@@ -54,7 +54,7 @@ def splits(
 ROW = DataSet(
     name="digits",
     open=open_,
-    size=lambda image_size: Size(samples=1437, classes=10, shape=(1, 8, 8), class_names=_CLASSES),
+    size=lambda image_size: Size(samples=1437, classes=10, shape=(1, 8, 8), class_names=CLASSES),
     data_dir="never",
     epochs=30.0,
     place=2,

@@ -16,7 +16,9 @@ def open_(
 ROW = DataSet(
     name="digits_28",
     open=open_,
-    size=lambda image_size: Size(samples=1437, classes=10, shape=(1, 28, 28)),
+    size=lambda image_size: Size(
+        samples=1437, classes=10, shape=(1, 28, 28), class_names=digits.CLASSES
+    ),
     data_dir="never",
     epochs=30.0,
 )
