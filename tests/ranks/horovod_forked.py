@@ -19,7 +19,10 @@ def main() -> None:
     ranks, sys.argv = int(sys.argv[1]), sys.argv[2:]
 
     def work() -> int:
-        runpy.run_path(sys.argv[0], run_name="__main__")
+        try:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        except SystemExit as end:
+            return end.code if isinstance(end.code, int) else int(end.code is not None)
         return 0
 
     with tempfile.TemporaryDirectory() as folder:
