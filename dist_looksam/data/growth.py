@@ -32,6 +32,10 @@ class Growth:
     def num_sides(self) -> int:
         return (self.last - self.first) // self.patch + 1
 
+    def shapes(self, last: tuple[int, int, int]) -> list[tuple[int, int, int]]:
+        """(channels, height, width) of the images at each size; `last`: at the last one."""
+        return [(last[0], side, side) for side in range(self.first, self.last + 1, self.patch)]
+
     def side(self, step: int) -> int:
         """Height and width of the images of a step, in pixels."""
         part = min(step, self.steps - 1) * self.num_sides // self.steps

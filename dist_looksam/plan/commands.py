@@ -190,13 +190,20 @@ def _memory(planned: Plan) -> list[str]:
 
 
 def _steps(planned: Plan) -> list[str]:
+    s = planned.settings
     heads = ("step", "sent by a rank", "compute", "communication", "not hidden", "update", "step")
     rows = []
     for kind, t in planned.times.items():
         cells = (t.compute, t.communication, t.exposed, t.update, t.total)
-        name = f"mean, k={planned.settings.rule.k}" if kind == "mean" else kind
+        name = f"mean, k={s.rule.k}" if kind == "mean" else kind
         rows.append([name, _bytes(planned.wire[kind]), *map(_time, cells)])
-    return [table.text(heads, rows)]
+    lines = [table.text(heads, rows)]
+    if s.image_size_from is not None:
+        lines.append(
+            f"Images grow from {s.image_size_from} to {s.image_size} pixels: times are means over "
+            f"their sizes, memory is that of the last; the first asks for more images a second."
+        )
+    return lines
 
 
 def _host(planned: Plan) -> str:

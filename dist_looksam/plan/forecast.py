@@ -1,13 +1,14 @@
 """A plan: memory, communication and time of a run, estimated before it is started."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ..data.sets import data_set
 from ..data.subset import left
 from ..errors import ConfigError
 from ..maths.together import possible
+from ..settings import assemble
 from ..settings.config import Settings
 from . import machines
 from .machines import Device, Machine, Network
@@ -30,7 +31,8 @@ class Plan:
     largest_micro_batch  that fits; None if memory is not known. 0 if none does.
     wire                 bytes that one rank sends in a step: "base" of the base optimizer alone,
                          "reuse" and "look" where there are such steps, "mean" over the run.
-    times                the same keys: a `Time` each.
+    times                the same keys: a `Time` each; where images grow, the mean over their sizes,
+                         while memory is that of the last size.
     host_seconds         time of the host to launch the kernels of one pass, where that is longer
                          than they run; else 0.
     hours                of training, without evaluations, checkpoints and waiting for images.
@@ -93,15 +95,18 @@ def plan(
     samples = samples or left(size.samples, settings.holdout, settings.train_images)
     resolved = settings.resolved(ranks=gpus, launcher=launcher, samples=samples)
     check(resolved)
-    work = workload(
-        resolved.model, classes or size.classes, size.shape, resolved.perturb, resolved.freeze
-    )
+    kind = (resolved.model, classes or size.classes)
+    rules = (resolved.perturb, resolved.freeze)
+    work = workload(*kind, size.shape, *rules)
     assert resolved.micro_batch is not None and resolved.steps is not None
     ranks = Topology(total=gpus, per_node=gpus_per_node)
     run = PlannedRun(settings=resolved, work=work, ranks=ranks, micro_batch=resolved.micro_batch)
     largest = largest_micro_batch(run, machine.device.memory)
     run = _fitted(run, largest, machine.device, asked=settings.micro_batch is not None)
-    return _plan(run, machine, largest)
+    growth = assemble.growth_of(resolved, size.shape)
+    shapes = growth.shapes(size.shape) if growth else [size.shape]
+    sizes = [replace(run, work=workload(*kind, shape, *rules)) for shape in shapes]
+    return _plan(run, sizes, machine, largest)
 
 
 def _check_numbers(gpus: int, per_node: int) -> None:
@@ -163,11 +168,17 @@ def _fitted(run: PlannedRun, largest: int | None, device: Device, *, asked: bool
     return run.at(largest)
 
 
-def _plan(run: PlannedRun, machine: Machine, largest: int | None) -> Plan:
+def _plan(
+    run: PlannedRun, sizes: Sequence[PlannedRun], machine: Machine, largest: int | None
+) -> Plan:
+    """sizes: the run at each size of its images, all of which have the same number of steps."""
     s = run.settings
     kinds = list(dict.fromkeys(["base", *run.shares]))
     wire = {k: _bytes(sent(run, look=k == "look").calls(), run, machine) for k in kinds}
-    times = {k: step_time(run, machine, kind=k) for k in kinds}
+    times = {
+        k: Time.mixed([(1 / len(sizes), step_time(each, machine, kind=k)) for each in sizes])
+        for k in kinds
+    }
     wire["mean"] = sum(share * wire[kind] for kind, share in run.shares.items())
     times["mean"] = Time.mixed([(share, times[kind]) for kind, share in run.shares.items()])
     host = host_time(run, machine.device)

@@ -93,10 +93,5 @@ def check(settings: Settings) -> None:
             f"plan counts the backends {', '.join(names)} and {last}, got {row.name}; "
             f"{row.uncounted}."
         )
-    if settings.image_size_from is not None:
-        raise ConfigError(
-            f"plan counts images of one size, got image_size_from {settings.image_size_from}; "
-            f"leave it out, which plans the memory at the end and more hours than are needed."
-        )
     if settings.offload:
         raise ConfigError("plan counts no offload to the host's memory, got offload; leave it out.")

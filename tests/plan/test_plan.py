@@ -206,6 +206,21 @@ def test_the_command_prints_a_page_or_json(capsys):
     assert f"{found['images_per_s']:,.0f} images/s" in page
 
 
+def test_where_images_grow_the_time_is_the_mean_over_their_sizes(capsys):
+    growing = planned("--image_size", "224", "--image_size_from", "192", "--micro_batch", "64")
+    each = [planned("--image_size", size, "--micro_batch", "64") for size in ("192", "208", "224")]
+    assert growing.hours == pytest.approx(sum(p.hours for p in each) / 3)
+    assert growing.step_seconds == pytest.approx(sum(p.step_seconds for p in each) / 3)
+    assert growing.images_per_s == pytest.approx(32768 / growing.step_seconds)
+    assert (growing.memory, growing.wire) == (each[-1].memory, each[-1].wire)
+    assert each[0].hours < growing.hours < each[-1].hours
+    flags = [f for f in EXAMPLE if f not in ("--data", "folder", "--data_dir", "x")]
+    assert cli.main(["plan", "--gpus", "64", *flags, "--image_size_from", "192"]) == 0
+    assert "Images grow from 192 to 224 pixels" in capsys.readouterr().out
+    assert cli.main(["plan", "--gpus", "64", *flags, "--image_size_from", "200"]) == 2
+    assert "multiple of the model's patch of 16" in capsys.readouterr().err
+
+
 def test_a_machine_comes_back_from_its_file(tmp_path):
     own = machines.changed(machine("a100", "ethernet-25"), latency=1e-4)
     machines.save(own, tmp_path / "m.yaml")

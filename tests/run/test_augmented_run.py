@@ -118,4 +118,4 @@ def test_a_dry_run_says_what_is_done_to_the_images_and_what_an_epoch_is(folder, 
     said = "crop, flip, 3-Augment on the device, colours by up to 30% on the device, erasing"
     assert f"augmented   {said}" in capsys.readouterr().out
     assert "sizes       5, from 8 to 16 pixels by 2, each for about 2 steps\n" in out
-    assert "12 steps, 8 epochs" in out and "plan counts images of one size" in out
+    assert "12 steps, 8 epochs" in out and "to read     " in out
