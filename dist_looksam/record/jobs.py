@@ -127,11 +127,12 @@ def state_of(run: Path, job: dict[str, Any], queued: Queued | None) -> str:
     alive = rundir.alive(run)
     if alive is None and job.get("slurm_job_id") and shutil.which("scontrol"):
         return "stopped"  # SLURM does not know the job any more
-    starter = job.get("started_by") if (run / rundir.SUBMITTED).exists() else None
-    if not alive and starter:
-        alive = processes.alive(starter)
-        return {True: "starting", False: "stopped", None: "unknown"}[alive]
-    return {True: "running", False: "stopped", None: "unknown"}[alive]
+    starter, running = job.get("started_by"), "running"
+    begun = not (run / rundir.SUBMITTED).exists()
+    if starter and (alive is None or not (alive or begun)):
+        alive = processes.alive(starter)  # `submit` has started it, and that process ends last
+        running = "running" if begun else "starting"
+    return {True: running, False: "stopped", None: "unknown"}[alive]
 
 
 def _last_error(run: Path, job: dict[str, Any], state: str) -> str | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dist_looksam.errors import ConfigError, RunError
-from dist_looksam.record import jobs, rundir
+from dist_looksam.record import jobs, processes, rundir
 from dist_looksam.world import World
 
 ROOT = Path(__file__).parents[2]
@@ -89,6 +89,24 @@ def test_of_a_run_on_another_host_nothing_is_guessed(run, held):
     assert jobs.row_of(run)["state"] == "unknown"
     with pytest.raises(ConfigError, match="may run on elsewhere, not here"):
         jobs.cancel([str(run)])
+
+
+def test_of_a_run_on_other_machines_its_launcher_tells_where_it_was_submitted(run, held):
+    """A run that `submit` had started by a hostfile was unknown where it had been submitted."""
+    rundir.record(run, World(), ["elsewhere"])
+    held.kill()
+    held.wait()
+    lock_says(run, host="elsewhere")
+    launcher = subprocess.Popen(["/bin/sleep", "60"])
+    job = json.loads((run / "job.json").read_text())
+    job |= {"started_by": processes.named(launcher.pid)}
+    (run / "job.json").write_text(json.dumps(job))
+    assert jobs.row_of(run)["state"] == "running"
+    launcher.kill()
+    launcher.wait()
+    assert jobs.row_of(run)["state"] == "stopped"
+    (run / "job.json").write_text(json.dumps(job | {"started_by": {"host": "other", "pid": 1}}))
+    assert jobs.row_of(run)["state"] == "unknown"
 
 
 def test_a_run_with_a_summary_is_finished_until_it_is_started_again(run):
