@@ -42,9 +42,13 @@ RANK_ASCENT = [
     for o in ("sam", "look_sam", "look_layer_sam")
     for s in (0, 1)
 ]
-# Every pair of optimizer and stage on 1 and on 2 ranks; on 3 every other one, like a chessboard.
+# Every pair of optimizer and stage on 1 and on 2 ranks; on 3 every other one, like a chessboard,
+# and those that tell the size of g_v.
 HALF = [
-    {"optimizer": o, "stage": s} for i, o in enumerate(task.OPTIMIZERS) for s in STAGES[i % 2 :: 2]
+    {"optimizer": o, "stage": s}
+    for i, o in enumerate(task.OPTIMIZERS)
+    for s in STAGES
+    if s % 2 == i % 2 or o == "look_layer_sam"
 ]
 CASES = {1: TABLE, 2: TABLE + VARIED + RANK_ASCENT, 3: HALF}
 
