@@ -77,16 +77,8 @@ def main() -> None:
     forks.load_deepspeed()
     forks.share()
     for number, (ranks, jobs) in enumerate(json.loads((folder / "starts.json").read_text())):
-        log = folder / f"log-{number}"
         todo = partial(work, folder / f"meet-{number}", jobs)
-        server, children = horovod_forks.start(ranks, todo, log)
-        try:
-            forks.finish(children)
-        except AssertionError:
-            print(log.read_text()[-6000:])
-            raise
-        finally:
-            server.stop()
+        horovod_forks.run(ranks, todo, folder / f"log-{number}")
 
 
 if __name__ == "__main__":

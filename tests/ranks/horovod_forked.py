@@ -26,15 +26,7 @@ def main() -> None:
         return 0
 
     with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder, "log")
-        server, children = horovod_forks.start(ranks, work, log)
-        try:
-            forks.finish(children)
-        except AssertionError:
-            print(log.read_text()[-6000:])
-            raise
-        finally:
-            server.stop()
+        horovod_forks.run(ranks, work, Path(folder, "log"))
 
 
 if __name__ == "__main__":

@@ -19,3 +19,15 @@ def start(ranks: int, work: Callable[[], int], log: Path, **env) -> tuple[Rendez
     env |= gloo_run.create_run_env_vars("127.0.0.1", ["lo"], str(port))
     envs = [env | gloo_run.create_slot_env_vars(slot) for slot in slots]
     return server, [forks.fork(work, log, **own) for own in envs]
+
+
+def run(ranks: int, work: Callable[[], int], log: Path) -> None:
+    """work() on so many ranks, to its end. AssertionError, after what they said, if one fails."""
+    server, children = start(ranks, work, log)
+    try:
+        forks.finish(children)
+    except AssertionError:
+        print(log.read_text()[-6000:])
+        raise
+    finally:
+        server.stop()
