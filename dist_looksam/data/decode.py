@@ -44,12 +44,19 @@ def library() -> str:
 
 
 def square_into(
-    out: np.ndarray, data: bytes, choose: Choose, *, mirror: bool = False, in_c: bool = True
+    out: np.ndarray,
+    data: bytes,
+    choose: Choose,
+    *,
+    mirror: bool = False,
+    in_c: bool = True,
+    at: int | None = None,
 ) -> None:
     """Writes what `square` returns to `out`, uint8 [side, side, 3] without gaps; `mirror`: left and
-    right exchanged. Baseline JPEGs by the C route where it is built."""
+    right exchanged. Baseline JPEGs by the C route where it is built. at: the address of `out`,
+    where it is known."""
     compiled = route()[0] if in_c else None
-    if compiled is None or not _in_c(compiled, out, data, choose, mirror):
+    if compiled is None or not _in_c(compiled, out, data, choose, mirror, at):
         picture = square(data, choose, len(out))
         if mirror:  # NumPy would take 250 us for it
             picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -57,7 +64,12 @@ def square_into(
 
 
 def _in_c(
-    compiled: ctypes.CDLL, out: np.ndarray, data: bytes, choose: Choose, mirror: bool
+    compiled: ctypes.CDLL,
+    out: np.ndarray,
+    data: bytes,
+    choose: Choose,
+    mirror: bool,
+    at: int | None = None,
 ) -> bool:
     """As `square_into`; False, and `out` is undefined, if the C route does not do this picture."""
     size, side = jpeg.size(compiled, data), len(out)
@@ -67,7 +79,7 @@ def _in_c(
     eighths = _eighths(size, _least(size, box, side))
     decoded = -(-size[0] * eighths // 8), -(-size[1] * eighths // 8)
     region = jpeg.Region(eighths, *_region(box, size, decoded, side))
-    at = ctypes.addressof(ctypes.c_char.from_buffer(out.data))  # out.ctypes.data takes 6 us
+    at = out.ctypes.data if at is None else at
     return jpeg.square(compiled, data, region, side, mirror, at)
 
 
@@ -197,10 +209,15 @@ def _least(size: tuple[int, int], box: Box, side: int) -> tuple[int, int]:
 def _eighths(size: tuple[int, int], least: tuple[int, int]) -> int:
     """The scale at which the Python route decodes a JPEG, in eighths."""
     (width, height), (w, h) = size, least
-    if simplejpeg is None:  # as Image.draft
-        return next((m for m in (1, 2, 4) if min(width // w, height // h) * m >= 8), 8)
-    scales = (m for m in (1, 2, 3, 4) if -(-width * m // 8) >= w and -(-height * m // 8) >= h)
-    return next(scales, 8)
+    if width < 2 * w - 1 or height < 2 * h - 1:  # 4/8 is too small: most pictures
+        return 8
+    for m in (1, 2, 3, 4):
+        if simplejpeg is None:  # as Image.draft
+            if m != 3 and min(width // w, height // h) * m >= 8:
+                return m
+        elif -(-width * m // 8) >= w and -(-height * m // 8) >= h:
+            return m
+    return 8
 
 
 def _region(
@@ -208,21 +225,26 @@ def _region(
 ) -> tuple[tuple[int, int, int, int], Box]:
     """The window of a decoded picture that `box`, in pixels of `size`, is resized from, with what
     the filter reads around it; and the box within the window."""
-    left, right = _reach(box[0], box[2], size[0], decoded[0], side)
-    top, bottom = _reach(box[1], box[3], size[1], decoded[1], side)
-    window = left[0], top[0], right[0], bottom[0]
-    return window, (left[1], top[1], right[1], bottom[1])
+    x0, x1, left, right = _reach(box[0], box[2], size[0], decoded[0], side)
+    y0, y1, top, bottom = _reach(box[1], box[3], size[1], decoded[1], side)
+    return (x0, y0, x1, y1), (left, top, right, bottom)
 
 
 def _reach(
     low: float, high: float, whole: int, decoded: int, side: int
-) -> tuple[tuple[int, float], tuple[int, float]]:
-    """Of one direction: (first pixel of the window, of the box in it), and both ends."""
+) -> tuple[int, int, float, float]:
+    """Of one direction: first pixel of the window and the one behind its last; the ends of the box
+    within it. Each image passes here, so that max() and min() would cost 3 us of Python's lock."""
     scale = decoded / whole
-    low, high = low * scale, min(high * scale, float(decoded))
-    margin = max(1.0, (high - low) / side) + 1
-    first, last = max(0, floor(low - margin)), min(decoded, ceil(high + margin))
-    return (first, low - first), (last, high - first)
+    low, high = low * scale, high * scale
+    if high > decoded:
+        high = float(decoded)
+    margin = (high - low) / side
+    margin = margin + 1 if margin > 1.0 else 2.0
+    first, last = floor(low - margin), ceil(high + margin)
+    if first < 0:
+        first = 0
+    return first, last if last < decoded else decoded, low - first, high - first
 
 
 def _resized(window: Image.Image, box: Box, side: int) -> Image.Image:

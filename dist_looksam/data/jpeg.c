@@ -2,9 +2,9 @@
 
    Decodes baseline JPEGs by libjpeg-turbo, only the rows and columns of the region, and resizes as
    Pillow does (triangle filter; weights in fixed point with 22 bits; first rows, then columns, with
-   8 bits between), so that the pixels are those of the Python route to the bit. Four rows at a time
-   are decoded and resized, so that they stay in the processor's first cache. Everything else is
-   refused: a function then returns a number above 0, and the Python route decodes the picture. */
+   8 bits between), so that the pixels are those of the Python route to the bit. All rows are decoded
+   before any is resized: in turns, four at a time, both took 5 % longer on a quiet core. Everything
+   else is refused: a function then returns a number above 0, and the Python route decodes. */
 #include <setjmp.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -22,7 +22,7 @@ enum { NOT_BASELINE = 1, NOT_WHOLE, MAY_BE_TURNED, TOO_LARGE, OTHER_COLOURS, DAM
 #define BITS 22                          /* of a weight behind the point */
 #define HALF (1 << (BITS - 1))
 #define LOW_BITS 11
-#define MOST_BYTES ((size_t)64 << 20)    /* of a region whose rows are resized */
+#define MOST_BYTES ((size_t)64 << 20)    /* of a decoded region, and of its rows resized */
 #define MOST_PIXELS ((size_t)1 << 26)   /* of a picture whose coefficients are held */
 #define MOST_TAPS 1024
 #define SLACK (4 * MOST_TAPS + 64) /* bytes that the resize may read behind the rows, times 0 */
@@ -310,8 +310,8 @@ typedef struct {
     struct jpeg_decompress_struct info;
     Errors errors;
     Filter fx, fy;
-    uint8_t *decoded; /* four rows RGBX */
-    uint8_t *between; /* all rows of the region, RGB, `side` pixels and a byte for `across_by` */
+    uint8_t *decoded; /* all rows of the region, RGBX, and room for up to three more */
+    uint8_t *between; /* the same rows, RGB, `side` pixels and a byte for `across_by` */
     int side, fast;
 } Work;
 
@@ -333,7 +333,7 @@ static int decode(Work *w, const uint8_t *data, size_t n, const Region *r) {
     struct jpeg_decompress_struct *info = &w->info;
     size_t stride, wide = 3 * (size_t)w->side + 1;
     JDIMENSION first, columns;
-    int y, i;
+    int y, rows;
     info->err = jpeg_std_error(&w->errors.base);
     w->errors.base.error_exit = give_up;
     w->errors.base.emit_message = on_message;
@@ -355,18 +355,19 @@ static int decode(Work *w, const uint8_t *data, size_t n, const Region *r) {
     if (columns > info->output_width - first) columns = info->output_width - first;
     if (columns < info->output_width) jpeg_crop_scanline(info, &first, &columns);
     stride = 4 * (size_t)info->output_width;
-    w->decoded = calloc(4 * stride + SLACK, 1);
+    rows = r->y1 - r->y0;
+    if (stride * (size_t)(rows + 3) > MOST_BYTES) return TOO_LARGE;
+    w->decoded = malloc(stride * (size_t)(rows + 3) + SLACK);
     if (!w->decoded) return NO_MEMORY;
     if (r->y0 && jpeg_skip_scanlines(info, (JDIMENSION)r->y0) != (JDIMENSION)r->y0) return DAMAGED;
-    for (y = r->y0; y < r->y1; y += 4) {
-        for (i = 0; i < 4 && y + i < r->y1; i++) { /* old rows fill up the last four */
-            JSAMPROW row = w->decoded + (size_t)i * stride;
-            if (jpeg_read_scanlines(info, &row, 1) != 1) return DAMAGED;
-        }
-        (w->fast ? across_avx2 : across)(w->decoded + 4 * ((size_t)r->x0 - first), stride,
-                                         &w->fx, w->side,
-                                         w->between + (size_t)(y - r->y0) * wide, wide);
+    for (y = 0; y < rows; y++) {
+        JSAMPROW row = w->decoded + (size_t)y * stride;
+        if (jpeg_read_scanlines(info, &row, 1) != 1) return DAMAGED;
     }
+    for (y = 0; y < rows; y += 4)
+        (w->fast ? across_avx2 : across)(
+            w->decoded + (size_t)y * stride + 4 * ((size_t)r->x0 - first), stride, &w->fx, w->side,
+            w->between + (size_t)y * wide, wide);
     return 0;
 }
 

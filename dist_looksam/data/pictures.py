@@ -25,6 +25,7 @@ SUFFIXES = (
 VAL_NAMES = ("val", "validation", "test")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+_LEAST_ASPECT, _ASPECTS = log(3 / 4), log(4 / 3) - log(3 / 4)
 _TRIES = 10  # to fit a random region into the picture
 
 
@@ -95,8 +96,9 @@ class Pictures:
             out = np.empty((len(indices), side, side, channels), dtype=np.uint8)
         labels = self.labels[indices]
         changes = self.changes(keys, train) if changes is None else changes
+        first, size = out.ctypes.data, out[0].nbytes if len(out) else 0
         for i, (index, change) in enumerate(zip(indices.tolist(), changes)):
-            if not self._read(out[i], index, change):
+            if not self._read(out[i], index, change, first + i * size):
                 labels[i] = UNREADABLE
         return torch.from_numpy(out).permute(0, 3, 1, 2), labels
 
@@ -116,9 +118,9 @@ class Pictures:
         rows = zip(crops, flipped, policies.draw(augment, self.seed, keys))
         return [Change(*row, augment=augment) for row in rows]
 
-    def _read(self, out: np.ndarray, index: int, change: "Change") -> bool:
+    def _read(self, out: np.ndarray, index: int, change: "Change", at: int) -> bool:
         try:
-            change.write(out, self.encoded(index), in_c=self.in_c)
+            change.write(out, self.encoded(index), in_c=self.in_c, at=at)
             return True
         except Exception as error:  # decoders raise nearly anything for a damaged file
             path = self.path(index)
@@ -131,7 +133,7 @@ class Pictures:
             return False
 
 
-@dataclass
+@dataclass(slots=True)
 class Change:
     """The transformation of one picture, by its draws; without draws, that of evaluation."""
 
@@ -143,14 +145,14 @@ class Change:
     def region(self, width: int, height: int) -> Box:
         return centre(width, height) if self.crop is None else random(width, height, self.crop)
 
-    def write(self, out: np.ndarray, data: bytes, *, in_c: bool) -> None:
-        """Writes the picture of these bytes to `out`, uint8 [side, side, 3]."""
+    def write(self, out: np.ndarray, data: bytes, *, in_c: bool, at: int | None = None) -> None:
+        """Writes the picture of these bytes to `out`, uint8 [side, side, 3]; see `square_into`."""
         if self.augment.simple and self.crop is not None:
             crop = SimpleCrop(len(out), self.crop)
-            square_into(out, data, crop.region, mirror=self.flip, in_c=in_c)
+            square_into(out, data, crop.region, mirror=self.flip, in_c=in_c, at=at)
             crop.shift_(out, mirror=self.flip)
         else:
-            square_into(out, data, self.region, mirror=self.flip, in_c=in_c)
+            square_into(out, data, self.region, mirror=self.flip, in_c=in_c, at=at)
         if self.policy:
             picture = Image.fromarray(out)
             picture = policies.change(picture, self.policy, self.augment, fill=Pictures.fill)
@@ -170,9 +172,9 @@ def random(width: int, height: int, draws: Sequence[float]) -> Box:
     Inception's crop: up to 10 tries to fit one in, else the largest middle region whose sides are
     within those ratios. Returns whole pixels.
     """
-    for area, ratio in zip(draws[2::2], draws[3::2]):
-        size = width * height * (0.08 + 0.92 * area)
-        aspect = exp(log(3 / 4) + ratio * (log(4 / 3) - log(3 / 4)))
+    for n in range(2, len(draws), 2):
+        size = width * height * (0.08 + 0.92 * draws[n])
+        aspect = exp(_LEAST_ASPECT + draws[n + 1] * _ASPECTS)
         w, h = round(sqrt(size * aspect)), round(sqrt(size / aspect))
         if 0 < w <= width and 0 < h <= height:
             left = int(draws[0] * (width - w + 1))
