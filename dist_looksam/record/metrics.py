@@ -4,7 +4,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -39,7 +39,8 @@ class MetricsLog:
     checkpoints left out; `images_per_s` is the step's images over the time since the step before
     was completed. On a GPU both are taken from events that the host reads with the values.
     `mfu` is the share of the devices' peak that all passes of the step reached in this time: it is
-    null unless `peak_share` is given, the share that one pass over one image a second is.
+    null unless `peak_share` is given, the share that one pass over one image a second is, by
+    step.
     `peak_memory` is the largest number of bytes that this process had allocated on its GPU until
     the values were read; null on a CPU.
 
@@ -60,7 +61,7 @@ class MetricsLog:
         seconds: float = 5.0,
         tracker: Tracker | None = None,
         device: torch.device | None = None,
-        peak_share: float | None = None,
+        peak_share: Callable[[int], float] | None = None,
     ) -> None:
         self.path = None if path is None else Path(path)
         self.last: Row | None = None  # newest training line read from the device; NaN stays NaN
@@ -184,7 +185,7 @@ class MetricsLog:
                 row["images_per_s"] = images / took
                 if self._share:
                     passes = 2 if row["look"] else 1
-                    row["mfu"] = round(images / took * passes * self._share, 5)
+                    row["mfu"] = round(images / took * passes * self._share(row["step"]), 5)
         self._ends = []
 
     def _track(self, rows: list[Row]) -> None:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -366,7 +367,9 @@ class Fit:
         return summary
 
     def _mfu(self, images_per_s: float | None, done: int) -> float | None:
-        """The share of the devices' peak that all passes have reached; None if it is unknown."""
+        """The share of the devices' peak that all passes have reached; None if it is unknown. Where
+        images grow, looks count as if they were spread evenly over the sizes."""
         if not self.share or not images_per_s or not done:
             return None
-        return round(images_per_s * self.engine.passes / done * self.share, 5)
+        share = fmean(map(self.share, range(done)))
+        return round(images_per_s * self.engine.passes / done * share, 5)

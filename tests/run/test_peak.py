@@ -46,11 +46,15 @@ def test_a_plan_knows_a_card_by_its_name_only_with_the_memory_of_the_name(card, 
     assert (found and found.name) == name
 
 
-def share(monkeypatch, card: str, device: str = "cuda", ranks: int = 2) -> float | None:
+def share(
+    monkeypatch, card: str, device: str = "cuda", ranks: int = 2, flags: str = "", step: int = 0
+) -> float | None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: card)
-    settings = config.parse(["--model", "vit_b16", "--precision", "bf16"])
+    asked = f"--data folder --data_dir DIR --model vit_b16 --precision bf16 {flags}"
+    settings = config.parse(asked.split())
     data = SimpleNamespace(num_classes=1000, shape=(3, 224, 224))
-    return peak_share(settings, data, torch.device(device), ranks=ranks)
+    found = peak_share(settings, data, torch.device(device), ranks=ranks)
+    return found and found(step)
 
 
 def test_the_share_of_an_image_is_three_forwards_over_the_peak_of_all_ranks(monkeypatch):
@@ -58,6 +62,17 @@ def test_the_share_of_an_image_is_three_forwards_over_the_peak_of_all_ranks(monk
     got = share(monkeypatch, "NVIDIA H200")
     assert got == pytest.approx(3 * 34.9e9 / (2 * 989e12), rel=0.01)
     assert share(monkeypatch, "NVIDIA H200", ranks=1) == pytest.approx(2 * got)
+
+
+def test_where_images_grow_the_share_is_that_of_the_size_of_the_step(monkeypatch):
+    """ViT-B/16 at 128 pixels takes 11.2 GFLOP: 64 tokens. Seven sizes in 70 steps."""
+    whole = share(monkeypatch, "NVIDIA H200")
+    sizes = {"flags": "--image_size_from 128 --steps 70"}
+    assert share(monkeypatch, "NVIDIA H200", **sizes, step=60) == whole
+    for step in (0, 9):
+        small = share(monkeypatch, "NVIDIA H200", **sizes, step=step)
+        assert small == pytest.approx(3 * 11.2e9 / (2 * 989e12), rel=0.01)
+    assert small < share(monkeypatch, "NVIDIA H200", **sizes, step=10) < whole
 
 
 def test_there_is_no_share_on_a_cpu_or_an_unknown_card(monkeypatch):
@@ -68,7 +83,7 @@ def test_there_is_no_share_on_a_cpu_or_an_unknown_card(monkeypatch):
 def test_a_look_counts_twice_in_the_mfu_of_its_line(tmp_path, monkeypatch):
     now = [100.0]
     monkeypatch.setattr("dist_looksam.record.metrics.time.monotonic", lambda: now[0])
-    with MetricsLog(tmp_path / "metrics.jsonl", peak_share=0.01) as log:
+    with MetricsLog(tmp_path / "metrics.jsonl", peak_share=lambda step: 0.01) as log:
         for step in range(2):
             now[0] += 2
             log.step(step, images=20, look=step == 0)
@@ -113,7 +128,7 @@ def test_jobs_and_reports_show_both_and_older_runs_have_none(tmp_path):
 
 
 def test_a_run_writes_the_mfu_of_its_lines_and_of_its_whole_time(tmp_path, monkeypatch):
-    monkeypatch.setattr("dist_looksam.run.fit.peak_share", lambda *a, **k: 1e-4)
+    monkeypatch.setattr("dist_looksam.run.fit.peak_share", lambda *a, **k: lambda step: 1e-4)
     flags = "--data digits --optimizer look_sam --k 2 --batch_size 64 --steps 4 --device cpu"
     assert main([*flags.split(), "--model", "vit_8", "--out", str(tmp_path)]) == 0
     for row in read(tmp_path / "metrics.jsonl")[0]:
