@@ -102,6 +102,11 @@ def _export(flags: argparse.Namespace) -> int:
     reader.verify()
     if not flags.file.parent.is_dir():
         raise ConfigError(f"file must be in a directory that exists, got {flags.file}.")
+    if flags.file.suffix in (".pt", ".pth", ".bin", ".ckpt"):
+        raise ConfigError(
+            f"file must not have an ending of torch.save, got {flags.file}, since safetensors are "
+            f"written; name it {flags.file.with_suffix('.safetensors')}."
+        )
     if flags.ema and EMA not in reader.keys:
         raise ConfigError(
             f"path must hold averages of the weights for --ema, got {reader.path}, which holds "

@@ -21,6 +21,8 @@ def draw_curves(argv: Sequence[str]) -> int:
     folders, out = [Path(run) for run in flags.runs], flags.out or Path("curves.png")
     if not out.absolute().parent.is_dir():
         raise ConfigError(f"out must be in a directory that exists, got {out}; name another.")
+    if out.suffix.lower() != ".png":
+        raise ConfigError(f"out must end in .png, the only format that is drawn, got {out}.")
     return _draw([", ".join(flags.runs)], lambda _: [overlaid(folders, out)])
 
 

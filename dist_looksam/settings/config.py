@@ -282,7 +282,10 @@ def parse(argv: Sequence[str]) -> Settings:
     show = "--print_config" in argv
     if show:
         argv.remove("--print_config")
-    about = "Train a Vision Transformer with SAM, LookSAM or Look-LayerSAM."
+    about = (
+        "Train a Vision Transformer with SAM, LookSAM or Look-LayerSAM. "
+        "--print_config prints the settings and ends."
+    )
     values = flags.read(Settings, argv, prog="train.py", description=about)
     settings = Settings(**_flags_first(values, argv))
     if show:

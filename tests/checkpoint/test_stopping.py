@@ -332,6 +332,8 @@ def test_the_commands_list_verify_and_export(whole, tmp_path, capsys):
     assert about["model"] == "vit_8" and about["crop"] == "1.0" and about["format"] == "pt"
     assert cli.main(["checkpoint", "ls", str(tmp_path)]) == 2
     assert cli.main(["checkpoint", "export", str(whole), "/no/where/x"]) == 2
+    assert cli.main(["checkpoint", "export", str(whole), str(tmp_path / "x.pth")]) == 2
+    assert not (tmp_path / "x.pth").exists()  # torch.load cannot read safetensors
     part = whole / "checkpoints" / "step-6" / "rank-00000.safetensors"
     raw = part.read_bytes()
     part.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))

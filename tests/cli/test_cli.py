@@ -37,6 +37,12 @@ def test_help_lists_every_command(argv, capsys):
         assert re.search(rf"^  {name} +{re.escape(row.text)}$", told, re.M)
 
 
+def test_the_help_of_train_names_print_config(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--help"])
+    assert "--print_config" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", ["train", "curves", "probe", "report", "bench", "world"])
 def test_every_command_has_its_own_help(name, capsys):
     with pytest.raises(SystemExit) as left:

@@ -175,6 +175,8 @@ def test_several_runs_are_one_picture_named_by_what_differs(tmp_path, monkeypatc
         rows = charts[0]["datasets"][panel["data"]["name"]]
         assert {row["run"] for row in rows} == {*names}
     assert cli.main(["curves", *folders, "--out", "/no/where/x.png"]) == 2
+    assert cli.main(["curves", *folders, "--out", str(tmp_path / "x.pdf")]) == 2
+    assert not (tmp_path / "x.pdf").exists()  # it would be a PNG that no PDF viewer opens
     assert "out must be in a directory that exists" in capsys.readouterr().err
 
 
