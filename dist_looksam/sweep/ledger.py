@@ -200,8 +200,8 @@ class Ledger:
 
 def _copy_run(path: Path, copy: Path) -> None:
     """A run without weights, checkpoints and most lines of its metrics, and without names of this
-    machine and of its folders. Replaces a copy of other settings, whose summary goes first: it marks
-    a whole copy."""
+    machine and of its folders. Replaces a copy of other settings. The summary, which marks a whole
+    copy, goes first and comes last."""
     copy.mkdir(parents=True, exist_ok=True)
     (copy / rundir.SUMMARY).unlink(missing_ok=True)
     config = (path / rundir.CONFIG).read_text().splitlines(keepends=True)
