@@ -27,8 +27,7 @@ class Batch:
     boxes: Tensor | None = None  # int64 [n, 4], see mixing.draw
     erased: Tensor | None = None  # int64 [n, 4], see erasing.draw; None: no erasing
     seed: int = 0  # of the noise in erased boxes
-    groups: tuple[tuple[tuple[str, int], ...], ...] = ()  # these four: see on_device.change
-    places: Tensor | None = None
+    kinds: Tensor | None = None  # these three: see on_device.change
     numbers: Tensor | None = None
     fill: tuple[int, ...] = ()
 
@@ -50,8 +49,8 @@ class Batch:
         if self.images.dtype != torch.uint8:
             return moved
         mean, std = _per_channel(self.mean, self.std, moved.images.device)
-        if moved.places is not None and moved.numbers is not None:
-            done = on_device.Operations(self.groups, moved.places, moved.numbers)
+        if self.kinds is not None and moved.numbers is not None:
+            done = on_device.Operations(self.kinds, moved.numbers)  # kinds are read on the host
             levels = on_device.change(moved.images, done, self.fill)
         else:
             levels = moved.images.contiguous()

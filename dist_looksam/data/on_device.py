@@ -5,7 +5,6 @@ The draws, the operations and their order are those of policies.py, and so are t
 
 from collections.abc import Sequence
 from functools import lru_cache
-from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,18 +18,17 @@ from .augment import Augment
 from .batchwise import BATCHWISE, NUMBERS
 
 Steps = list[tuple[str, float]]  # see policies.steps
+_NAMES = sorted({*policies.OPERATIONS, *policies.OTHERS})
 
 
 class Operations(NamedTuple):
-    """The operations on n images, in turns: each image has one in each turn.
+    """The operations on n images, one after the other.
 
-    groups   of each turn, (operation, number of images), on the host
-    places   int64 [turns, n]: the images, those with the same operation after one another
-    numbers  float64 [turns, n, NUMBERS]: see batchwise; of the image at that place
+    kinds    int64 [n, operations], on the host: places in _NAMES
+    numbers  float64 [n, operations, NUMBERS]: see batchwise
     """
 
-    groups: tuple[tuple[tuple[str, int], ...], ...]
-    places: Tensor
+    kinds: Tensor
     numbers: Tensor
 
 
@@ -41,16 +39,9 @@ def draw(augment: Augment, seed: int, keys: Tensor, *, height: int, width: int) 
 
 
 def arranged(rows: Sequence[Steps], height: int, width: int) -> Operations:
-    groups, places, numbers = [], [], []
-    for turn in zip(*rows, strict=True):
-        order = sorted(range(len(rows)), key=lambda n: turn[n][0])
-        named = groupby(order, key=lambda n: turn[n][0])
-        groups.append(tuple((name, len(list(members))) for name, members in named))
-        places.append(order)
-        numbers.append([_numbers(turn[n], height, width) for n in order])
-    return Operations(
-        tuple(groups), torch.tensor(places), torch.tensor(numbers, dtype=torch.float64)
-    )
+    kinds = [[_NAMES.index(name) for name, _ in steps] for steps in rows]
+    numbers = [[_numbers(step, height, width) for step in steps] for steps in rows]
+    return Operations(torch.tensor(kinds), torch.tensor(numbers, dtype=torch.float64))
 
 
 def _numbers(step: tuple[str, float], height: int, width: int) -> tuple[float, ...]:
@@ -66,16 +57,27 @@ def change(images: Tensor, done: Operations, fill: tuple[int, ...]) -> Tensor:
     """
     images = images.clone(memory_format=torch.contiguous_format)
     outside = _levels(fill, images.device)
-    for groups, order, rows in zip(done.groups, done.places, done.numbers, strict=True):
+    orders = done.kinds.argsort(dim=0, stable=True)  # images with the same operation side by side
+    places = _uploaded(orders.T.contiguous(), images.device)
+    for turn, (order, place) in enumerate(zip(orders.T, places, strict=True)):
+        kinds = done.kinds[order, turn].unique_consecutive(return_counts=True)
         start = 0
-        for name, count in groups:
-            part = slice(start, start + count)
+        for kind, count in zip(*(found.tolist() for found in kinds), strict=True):
+            part, name = place[start : start + count], _NAMES[kind]
             start += count
             if name in BATCHWISE:  # else nothing is done
                 operation = BATCHWISE[name][0]
-                some = images.index_select(0, order[part])
-                images.index_copy_(0, order[part], operation(some, rows[part], outside))
+                rows = done.numbers[:, turn].index_select(0, part)
+                changed = operation(images.index_select(0, part), rows, outside)
+                images.index_copy_(0, part, changed)
     return images
+
+
+def _uploaded(tensor: Tensor, device: torch.device) -> Tensor:
+    """On the device, by page-locked memory where the host would wait otherwise."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 @lru_cache(maxsize=8)
@@ -105,7 +107,7 @@ def _difference(device: torch.device) -> int:
         for image, steps in zip(levels, rows)
     ]
     done = arranged(rows, *levels.shape[1:3])
-    done = Operations(done.groups, done.places.to(device), done.numbers.to(device))
+    done = done._replace(numbers=done.numbers.to(device))
     images = torch.from_numpy(levels).permute(0, 3, 1, 2).to(device)
     found = change(images, done, fill).permute(0, 2, 3, 1).cpu().numpy()
     return int(np.abs(found.astype(int) - np.stack(made)).max())

@@ -171,7 +171,7 @@ class Rule:
 
     def decider(self) -> Decider:
         """A new decider of which steps in the window look."""
-        return DECIDERS[self.looks](k=self.k, first=self.look_from)
+        return DECIDERS[self.looks](k=self.k, first=self.look_from, end=self.look_until)
 
     def perturbation(
         self,

@@ -19,9 +19,10 @@ LAG = 2  # step t + LAG is decided from ||g_t||
 
 
 class Decider(Protocol):
-    """Decides which steps of the window look. `k`: steps per look. `first`: the window's first."""
+    """Decides which steps of the window look. `k`: steps per look. `first`: the window's first;
+    `end`: the first after it, None: there is none."""
 
-    def __init__(self, *, k: int, first: int) -> None: ...
+    def __init__(self, *, k: int, first: int, end: int | None = None) -> None: ...
 
     def due(self, step: int) -> bool:
         """True if this step looks. Steps come in order; the same step may be asked again."""
@@ -45,7 +46,7 @@ class Decider(Protocol):
 class Periodic:
     """Looks where (step - first) mod k = 0."""
 
-    def __init__(self, *, k: int, first: int) -> None:
+    def __init__(self, *, k: int, first: int, end: int | None = None) -> None:
         self.k, self.first = k, first
 
     def due(self, step: int) -> bool:
@@ -72,9 +73,10 @@ class Adaptive:
 
     E and V are the running mean and variance of ||g||^2, over all steps. Step t + 2 looks if
     ||g_t||^2 >= E + c sqrt(V); with V = 0, if 0 >= c. The paper decides step t from ||g_t||^2, and
-    lowers c by a plan. Here c = looks - steps / k, both counted from the window's first step:
-    it rises where looks were too many. After N steps the share of looks is 1/k + c / N, and
-    |c| < 4.2, as no ||g||^2 is more than sqrt(10) deviations from E: the cost is held.
+    lowers c by a plan. Here c = looks - steps / k, both counted within the window, and anew
+    where a checkpoint is of another k: it rises where looks were too many. After N steps the share
+    of looks is 1/k + c / N, and |c| < 4.2, as no ||g||^2 is more than sqrt(10) deviations from E:
+    the cost is held.
 
     Why two steps: ||g_t||^2 is known when the device ends step t, while the host already issues
     step t + 1. A decision about t + 1 must stand before its first pass (where groups of samples
@@ -95,8 +97,8 @@ class Adaptive:
     _pending: deque[tuple[int, Later]]  # steps and their ||g||, not yet in the mean
     _watched: Tensor | None = None  # the newest of these
 
-    def __init__(self, *, k: int, first: int) -> None:
-        self.k, self.first = k, first
+    def __init__(self, *, k: int, first: int, end: int | None = None) -> None:
+        self.k, self.first, self.end = k, first, math.inf if end is None else end
         self.load({})
 
     def due(self, step: int) -> bool:
@@ -122,7 +124,7 @@ class Adaptive:
     def record(self, step: int, seen: Seen) -> None:
         self._watched = _norm(seen)
         self._pending.append((step, Later(self._watched)))
-        if step >= self.first:
+        if self.first <= step < self.end:
             self._steps += 1
             self._looks += seen.look
 
@@ -139,7 +141,7 @@ class Adaptive:
             "mean": self._mean,
             "variance": self._variance,
             "looks": self._looks,
-            "steps": self._steps,
+            "steps": [self._steps, self.k],  # no key of its own: see `StepCounters.counters`
             "step": self._step,
             "due": self._due,
             "pending": [each for each in pending if math.isfinite(each[1])],
@@ -148,7 +150,10 @@ class Adaptive:
     def load(self, state: dict[str, Any]) -> None:
         self._mean = state.get("mean")
         self._variance = float(state.get("variance", 0.0))
-        self._looks, self._steps = int(state.get("looks", 0)), int(state.get("steps", 0))
+        steps = state.get("steps", 0)
+        counted, k = steps if isinstance(steps, list) else (steps, self.k)  # older ones have no k
+        same = int(k) == self.k
+        self._looks, self._steps = (int(state.get("looks", 0)), int(counted)) if same else (0, 0)
         self._step, self._due = int(state.get("step", -1)), bool(state.get("due", False))
         self._pending = deque(
             (int(step), Later(torch.tensor(norm, dtype=torch.float64)))

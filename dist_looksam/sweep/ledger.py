@@ -73,8 +73,12 @@ class Ledger:
             return
         for point in self.due()[1]:
             path, copy = self.path(point), self.keep / point.name
-            done = files.json_object(path / rundir.POINT) == point.record()
-            if done and (path / rundir.SUMMARY).exists() and not (copy / rundir.SUMMARY).exists():
+            here, kept = (
+                files.json_object(folder / rundir.POINT) == point.record()
+                and (folder / rundir.SUMMARY).exists()
+                for folder in (path, copy)
+            )
+            if here and not kept:
                 _copy_run(path, copy)
         for name in ("sweep.yaml", "choices.json", "table.md"):
             if (self.out / name).exists():
@@ -196,8 +200,10 @@ class Ledger:
 
 def _copy_run(path: Path, copy: Path) -> None:
     """A run without weights, checkpoints and most lines of its metrics, and without names of this
-    machine and of its folders. The summary comes last: it marks a whole copy."""
+    machine and of its folders. Replaces a copy of other settings. The summary, which marks a whole
+    copy, goes first and comes last."""
     copy.mkdir(parents=True, exist_ok=True)
+    (copy / rundir.SUMMARY).unlink(missing_ok=True)
     config = (path / rundir.CONFIG).read_text().splitlines(keepends=True)
     own = "".join(line for line in config if not line.startswith("out: "))
     files.replace_text(copy / rundir.CONFIG, own)

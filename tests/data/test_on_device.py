@@ -9,6 +9,7 @@ import torch
 from pictures import picture
 from PIL import Image
 
+from dist_looksam.backends.batches import split
 from dist_looksam.data import TrainLoader, load, on_device
 from dist_looksam.data.augment import Augment, parse
 from dist_looksam.data.batch import Batch
@@ -80,6 +81,8 @@ def test_the_batches_of_any_ranks_are_those_of_the_host(tree: Path, data: str, a
         before = [batch.images.clone() for batch in found]
         for _ in range(2):  # both passes of a look
             assert torch.cat([batch.to("cpu").images for batch in found]).equal(wanted)
+        pairs = [part for batch in found for part in split(batch, micro // 2)]  # groups of m 2
+        assert torch.cat([part.to("cpu").images for part in pairs]).equal(wanted)
         assert all(batch.images.equal(old) for batch, old in zip(found, before, strict=True))
     plain = torch.cat([batch.images for batch in batches(device, 1, 24, 0)])
     assert not plain.equal(torch.cat([batch.images for batch in batches(host, 1, 24, 0)]))

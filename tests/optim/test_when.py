@@ -1,7 +1,9 @@
 """Windows of looks, adaptive looks and factors of rho: as the float64 reference, step for step."""
 
 import copy
+import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import problem
@@ -19,6 +21,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 from dist_looksam import SAM, LookLayerSAM, LookSAM
 from dist_looksam.errors import ConfigError
+from dist_looksam.optim.when import Adaptive
 
 STEPS, K = 24, 3
 NAMES = ("sam", "sam_k", "look_sam", "layer_sam", "look_layer_sam")
@@ -208,3 +211,26 @@ def test_a_factor_of_rho_that_is_none_is_a_sentence(scale):
     optimizer = build(problem.parameters(), "sam")
     with pytest.raises(ConfigError, match="rho_scale must be >= 0"):
         optimizer.rho_scale = scale
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [({"k": 5}, {"k": 10}), ({"k": 6}, {"k": 3}),
+     ({"k": 5, "end": 500}, {"k": 5}), ({"k": 5, "end": 500}, {"k": 5, "end": 1300})],
+)  # fmt: skip
+def test_adaptive_looks_keep_their_share_where_a_checkpoint_is_of_another_k_or_window(
+    before, after
+):
+    """Steps of another k, or outside the window, made up for by no looks or by looks alone."""
+    random, looks = np.random.default_rng(0), []
+    old, new = (Adaptive(first=0, **how) for how in (before, after))
+    for t in range(1300):
+        decider = old if t < 1000 else new
+        if t == 1000:
+            new.load(json.loads(json.dumps(old.state())))
+        look = decider.due(t) and t < (decider.end or t + 1)
+        norm = torch.tensor(random.lognormal(0, 0.3))
+        seen = SimpleNamespace(grad_norm=norm, finite=torch.tensor(True), look=look)
+        decider.record(t, seen)
+        looks.append(look)
+    assert sum(looks[1000:]) == pytest.approx(300 / after["k"], abs=5)

@@ -160,6 +160,10 @@ def test_kept_points_are_done_elsewhere_and_make_the_same_report(tmp_path):
     other = {**SWEEP["settings"], "steps": 4}
     elsewhere = Ledger(read(tmp_path, settings=other), tmp_path / "elsewhere", keep)
     assert elsewhere.due()[1] == []  # kept of other settings
+    done(elsewhere, elsewhere.grid.trials("adamw", 26)[0], 0.7)
+    elsewhere.keep_copies()  # beside the new sweep.yaml and table, an old accuracy would be wrong
+    assert [run.top1 for run in runs.find([str(keep)]).runs] == [0.7]
+    assert [p.name for p in Ledger(elsewhere.grid, tmp_path / "x", keep).due()[1]] == [first.name]
 
 
 def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path, capsys):
