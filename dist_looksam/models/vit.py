@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-_DRAW_SEED = 0  # `keys` already carry the run's seed and the step; see `ViT.forward`
+_DRAW_SEED = 0  # the same for all runs: their seeds put other samples at the place of a key
 _FIRST_STREAM = 1000  # augmentation draws from the same keys with lower streams: data/draws.py
 
 
