@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import policies
 from .augment import Augment, flips
-from .decode import Box, library, square_into
+from .decode import Box, address, library, square_into
 from .draws import CROP, uniform
 from .simple_crop import SimpleCrop
 from .source import UNREADABLE
@@ -96,7 +96,7 @@ class Pictures:
             out = np.empty((len(indices), side, side, channels), dtype=np.uint8)
         labels = self.labels[indices]
         changes = self.changes(keys, train) if changes is None else changes
-        first, size = out.ctypes.data, out[0].nbytes if len(out) else 0
+        first, size = address(out), out.strides[0]
         for i, (index, change) in enumerate(zip(indices.tolist(), changes)):
             if not self._read(out[i], index, change, first + i * size):
                 labels[i] = UNREADABLE

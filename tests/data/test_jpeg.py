@@ -137,6 +137,15 @@ def test_a_folder_has_the_same_training_images_on_both_routes(tree: Path, python
     assert labels.tolist() == [0] * 6 + [1] * 6
 
 
+def test_memory_with_gaps_is_refused_and_not_written_over(tree: Path):
+    source = load("folder", tree, image_size=32, augment="none").train
+    rows, columns = (np.zeros(shape, np.uint8) for shape in ((8, 32, 32, 3), (4, 32, 64, 3)))
+    for out in (rows[::2], columns[:, :, :32]):
+        with pytest.raises(TypeError, match="contiguous"):
+            source.fetch(torch.arange(4), torch.arange(4), True, out=out)
+        assert not out.base.any()
+
+
 def test_a_libjpeg_with_other_pixels_is_not_used(monkeypatch, python):
     real = jpeg.square
 
