@@ -99,9 +99,8 @@ def test_a_step_takes_what_was_planned(measured, plan, backend, cable):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_the_slower_cable_takes_a_large_part_of_its_step(measured, plan, backend):
-    """Or the test above would hold with no model of the network at all. (More than half of the step
-    on quiet cores; busy ones compute for longer, and send as fast.)"""
+def test_the_slower_cable_is_what_takes_most_of_its_step(measured, plan, backend):
+    """Or the test above would hold with no model of the network at all."""
     fast, slow = (plan(backend, cable)["times"]["mean"] for cable in ("fast", "slow"))
-    assert fast["compute"] > fast["exposed"] and slow["compute"] < 2 * slow["exposed"]
+    assert fast["compute"] > fast["exposed"] and slow["compute"] < slow["exposed"]
     assert measured["slow"]["medians"][backend] > 1.6 * measured["fast"]["medians"][backend]
