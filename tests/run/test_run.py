@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,25 @@ def test_a_run_says_what_it_was_made_with(run, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{slow.parent}:{os.environ['PATH']}")
     monkeypatch.setattr("dist_looksam.record.version._PATIENCE", 0.1)
     assert made_with(tmp_path)["commit"] is None
+
+
+def test_a_step_formats_no_stack_of_calls(tmp_path, monkeypatch, draw_curves):
+    formats = []
+    real = traceback.format_stack
+
+    def counted(*args, **kwargs):
+        formats.append(args)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(traceback, "format_stack", counted)
+    monkeypatch.setattr(results, "_draw", draw_curves)
+    seen = []
+    for steps in (2, 12):
+        formats.clear()
+        flags = [*TINY, "--save_every", "0", "--eval_every", "100", "--steps", str(steps)]
+        assert main([*flags, "--out", str(tmp_path / str(steps))]) == 0
+        seen.append(len(formats))
+    assert seen[0] == seen[1]
 
 
 def test_metrics_have_one_line_a_step_with_every_field(run):
