@@ -18,6 +18,7 @@ from dist_looksam.report.statistic import many
 from dist_looksam.report.study import Study, study
 from dist_looksam.report.tables import Table
 from dist_looksam.report.tuning import Tuning, tunings, warnings
+from dist_looksam.settings import share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +173,7 @@ def _not_begun(run_set: RunSet) -> list[str]:
             asked = [
                 (str(label), int(batch), int(seed))
                 for label in grid["methods"]
-                for batch in _several(grid["batch_size"])
+                for batch in _batches(grid)
                 for seed in _several(grid.get("seeds", 0))
             ]
         except (TypeError, KeyError, ValueError, AttributeError, yaml.YAMLError):
@@ -185,6 +186,16 @@ def _not_begun(run_set: RunSet) -> list[str]:
                 f"the first {label}, batch {batch:,}, seed {seed}."
             )
     return notes
+
+
+def _batches(grid: dict[str, Any]) -> list[Any]:
+    if "imagenet_batch" not in grid:
+        return _several(grid["batch_size"])
+    return share.batches(
+        _several(grid["imagenet_batch"]),
+        images=grid["settings"]["train_images"],
+        multiple=grid.get("batch_multiple", 1),
+    )
 
 
 def _several(value: Any) -> list[Any]:

@@ -17,12 +17,12 @@ import yaml
 from .. import files
 from ..errors import ConfigError
 from ..optim.table import method
+from ..settings import share
 from ..settings.config import Settings, parse
 from ..settings.when import share_of_run
 
 KEYS = ("settings", "methods", "batch_size", "imagenet_batch", "batch_multiple", "seeds", "tune")
 TUNE_KEYS = ("batch_size", "imagenet_batch", "seed", "holdout", "widen")
-_IMAGENET = 1_281_167  # training images
 _SHARED = ("m", "micro_batch")  # may be given as a part of the batch
 _LEAST = 4  # images, of such a part
 _OWN = (  # set by the sweep itself
@@ -224,7 +224,7 @@ def _sizes(section: Flags, file: Flags, settings: Flags, where: str) -> list[int
         )
     [step] = _numbers(file.get("batch_multiple", 1), "batch_multiple", least=1)
     given = _numbers(section["imagenet_batch"], f"{where}imagenet_batch", least=1)
-    sizes = [step * max(1, round(images * b / _IMAGENET / step)) for b in given]
+    sizes = share.batches(given, images=images, multiple=step)
     return _numbers(sizes, f"{where}imagenet_batch on {images} images", least=1)
 
 

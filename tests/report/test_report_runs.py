@@ -186,6 +186,17 @@ def test_points_that_a_sweep_has_not_begun_are_counted(tmp_path):
     assert "1 of 12 final runs" in text and "the first sam, batch 384, seed 1" in text
 
 
+def test_points_of_batches_of_imagenet_that_have_not_begun_are_counted(tmp_path):
+    made_up.sweep(tmp_path, labels=["adamw"], batches=(208,), trials=False)
+    grid = (
+        "methods: {adamw: {}, sam: {}}\nsettings: {train_images: 4096}\nseeds: [0, 1, 2]\n"
+        "imagenet_batch: [65536]\nbatch_multiple: 16\n"
+    )
+    (tmp_path / "sweep.yaml").write_text(grid)
+    text = report([str(tmp_path)], out=tmp_path / "report").text
+    assert "3 of 6 final runs" in text and "the first sam, batch 208, seed 0" in text
+
+
 def trials(folder, label, lrs, choice, batch=192):
     for lr in lrs:
         made_up.run(
