@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..backends.averages import KEY as EMA
-from ..cli.arguments import Parser
+from ..cli.arguments import Parser, check_new_file
 from ..data import card
 from ..errors import ConfigError, RunError
 from ..models.named import SIZES
@@ -98,10 +98,9 @@ def weights_of(reader: Reader, *, key: str = "weight") -> dict[str, Tensor]:
 
 
 def _export(flags: argparse.Namespace) -> int:
+    check_new_file("file", flags.file)
     reader = Reader(_checkpoints(flags.path)[0])
     reader.verify()
-    if not flags.file.parent.is_dir():
-        raise ConfigError(f"file must be in a directory that exists, got {flags.file}.")
     if flags.file.suffix in (".pt", ".pth", ".bin", ".ckpt"):
         raise ConfigError(
             f"file must not have an ending of torch.save, got {flags.file}, since safetensors are "

@@ -5,6 +5,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from ..errors import ConfigError, RunError
@@ -16,6 +17,15 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise ConfigError with argparse's message and the command that lists the flags."""
         raise ConfigError(f"{' '.join(message.split())}; see {self.prog} --help.")
+
+
+def check_new_file(flag: str, path: Path) -> None:
+    """ConfigError, which names the flag, where `path` cannot be written: known before the work."""
+    folder = path.absolute().parent
+    if not folder.is_dir() or path.is_dir() or not os.access(folder, os.W_OK):
+        raise ConfigError(
+            f"{flag} must be a file in a directory that can be written, got {path}; name another."
+        )
 
 
 def guarded(command: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:

@@ -5,7 +5,6 @@ prints one table for the method and its base on rank 0.
 """
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +13,9 @@ from typing import Any
 import torch.distributed as dist
 
 from ..cli import table
-from ..cli.arguments import Parser
+from ..cli.arguments import Parser, check_new_file
 from ..data import Data
 from ..engine import Engine
-from ..errors import ConfigError
 from ..settings import assemble, config
 from ..settings.config import Settings
 from ..world import World
@@ -33,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
     own, flags = parser.parse_known_args(argv)
     settings = config.parse(flags)
     if own.json is not None:  # before the measurement
-        _check_file(own.json)
+        check_new_file("json", own.json)
     world = World.from_env(local_rank=settings.local_rank)
     settings, device, data, _ = assemble.start(settings, world)
     rows = measure(settings, data, device)
@@ -44,11 +42,6 @@ def main(argv: Sequence[str]) -> int:
     if dist.is_initialized():
         dist.destroy_process_group()
     return 0
-
-
-def _check_file(path: Path) -> None:
-    if not path.parent.is_dir() or path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise ConfigError(f"json must be a file in a folder that can be written, got {path}.")
 
 
 def measure(settings: Settings, data: Data, device: Any) -> dict[str, Any]:

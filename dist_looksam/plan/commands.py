@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..cli import table
-from ..cli.arguments import Parser
+from ..cli.arguments import Parser, check_new_file
 from ..errors import ConfigError, did_you_mean
 from ..settings import config
 from ..settings.numbers import check_range
@@ -67,6 +67,7 @@ def main(argv: Sequence[str]) -> int:
     if own.calibrate is not None:
         from .calibrate import calibrate
 
+        check_new_file("calibrate", Path(own.calibrate))
         return calibrate(settings, Path(own.calibrate), classes=own.classes)
     planned = _planned(own, settings)
     print(json.dumps(to_dict(planned), indent=1) if own.json else to_text(planned))

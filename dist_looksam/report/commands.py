@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from dist_looksam.cli.arguments import Parser
+from dist_looksam.cli.arguments import Parser, check_new_file
 from dist_looksam.errors import ConfigError, RunError
 from dist_looksam.report import curves, probe_figures
 from dist_looksam.report.overlaid import overlaid
@@ -19,8 +19,7 @@ def draw_curves(argv: Sequence[str]) -> int:
     if len(flags.runs) == 1 and flags.out is None:
         return _draw(flags.runs, lambda run: [curves(run)])
     folders, out = [Path(run) for run in flags.runs], flags.out or Path("curves.png")
-    if not out.absolute().parent.is_dir():
-        raise ConfigError(f"out must be in a directory that exists, got {out}; name another.")
+    check_new_file("out", out)
     if out.suffix.lower() != ".png":
         raise ConfigError(f"out must end in .png, the only format that is drawn, got {out}.")
     return _draw([", ".join(flags.runs)], lambda _: [overlaid(folders, out)])

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .. import files
-from ..cli.arguments import Parser
+from ..cli.arguments import Parser, check_new_file
 from ..errors import ConfigError, RunError
 from .board import Board, page
 from .serve import FIRST_PORT, Server
@@ -23,6 +23,8 @@ def main(argv: Sequence[str]) -> int:
             )
     if flags.port is not None and not 0 <= flags.port < 2**16:
         raise ConfigError(f"port must be from 0 to 65535, got {flags.port}.")
+    if flags.export:
+        check_new_file("export", flags.export)
     board = Board(folders)
     return _export(board, flags.export) if flags.export else _serve(board, flags.port)
 

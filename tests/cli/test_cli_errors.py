@@ -195,6 +195,24 @@ def test_every_command_of_the_console_script_refuses_in_one_sentence(argv, says,
     assert told.startswith("error: ") and told.count("\n") == 1 and says in told, told
 
 
+@pytest.mark.parametrize("command", [
+    ["cost", "--optimizer", "sam", "--json"],
+    ["curves", "DIR", "DIR", "--out"],
+    ["checkpoint", "export", "DIR/checkpoints/step-3"],
+    ["plan", "--calibrate"],
+    ["watch", "DIR", "--export"],
+], ids=lambda words: words[0])  # fmt: skip
+@pytest.mark.parametrize("name", ["no/x.png", "."])
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(command, name, out, capfd):
+    words = [word.replace("DIR", str(out)) for word in command]
+    before = tree(out)
+    assert cli.main([*words, str(out / name)]) == 2
+    told = capfd.readouterr().err
+    assert told.startswith("error: ") and told.count("\n") == 1
+    assert "must be a file in a directory that can be written" in told
+    assert tree(out) == before
+
+
 def test_the_program_itself_leaves_with_2_and_no_traceback(tmp_path):
     """As a user sees it: train.py as a process."""
     command = [sys.executable, str(ROOT / "train.py"), "--k", "0", "--out", str(tmp_path / "out")]

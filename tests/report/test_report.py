@@ -177,7 +177,7 @@ def test_several_runs_are_one_picture_named_by_what_differs(tmp_path, monkeypatc
     assert cli.main(["curves", *folders, "--out", "/no/where/x.png"]) == 2
     assert cli.main(["curves", *folders, "--out", str(tmp_path / "x.pdf")]) == 2
     assert not (tmp_path / "x.pdf").exists()  # it would be a PNG that no PDF viewer opens
-    assert "out must be in a directory that exists" in capsys.readouterr().err
+    assert "out must be a file in a directory that can be written" in capsys.readouterr().err
 
 
 def test_a_run_without_looks_and_evaluations_has_fewer_panels(tmp_path):
