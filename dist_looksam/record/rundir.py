@@ -9,10 +9,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+import torch
+
 from .. import checkpoint, files
 from ..errors import ConfigError
 from ..world import World, slurm_job
 from . import processes
+from .machine import machine
 from .version import made_with
 
 CONFIG = "config.yaml"
@@ -217,8 +220,9 @@ def to_resume(out: Path, resume: str) -> list[Path]:
     return own
 
 
-def record(out: Path, world: World, hosts: list[str]) -> None:
-    """Write job.json: launcher, ranks, hosts, process, time and number of starts. Rank 0 only.
+def record(out: Path, world: World, hosts: list[str], device: torch.device) -> None:
+    """Write job.json: launcher, ranks, hosts, device of this rank, process, time and number of
+    starts. Rank 0 only.
 
     Removes what is known of an earlier start's last weights: summary and flatness.
     """
@@ -238,6 +242,7 @@ def record(out: Path, world: World, hosts: list[str]) -> None:
         "output": os.environ.get("LOOKSAM_OUTPUT") or start.get("output"),
         "started_by": started_by,
         **made_with(),
+        **machine(device),
         "starts": int(before.get("starts", 0)) + 1,
         "started": time.time(),
     }

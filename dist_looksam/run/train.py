@@ -97,7 +97,7 @@ def run(
             data = agree.check(settings, data, world.size)
             fit = Fit(settings, data, device, commit, pretrained.begin(settings, world.size))
             if fit.first:
-                rundir.record(fit.out, world, hosts)
+                rundir.record(fit.out, world, hosts, fit.device)
             return fit.run()
         finally:
             F.linear = linear

@@ -23,7 +23,9 @@ from ..record import rundir
 from .grid import Flags, Grid, Point
 from .widen import best_of, edges, next_candidate
 
-_OF_JOB = ("launcher", "ranks", "commit", "version", "started")  # of a copy's job.json
+_OF_JOB = (  # of a copy's job.json
+    *("launcher", "ranks", "commit", "version", "device", "threads", "torch", "started"),
+)
 _MOST_LINES = 60  # of a copy's metrics
 
 

@@ -87,6 +87,9 @@ def test_a_run_says_what_it_was_made_with(run, tmp_path, monkeypatch):
     mine = made_with()
     kept = [json.loads((run / name).read_text()) for name in ("summary.json", "job.json")]
     assert all(k[name] == mine[name] for k in kept for name in ("version", "commit"))
+    job = kept[1]
+    assert (job["torch"], job["threads"]) == (torch.__version__, torch.get_num_threads())
+    assert job["device"] in Path("/proc/cpuinfo").read_text() or job["device"] == os.uname().machine
     first = (run / "config.yaml").read_text().splitlines()[0]
     assert first.startswith(f"# dist_looksam version {mine['version']}")
     assert made_with(tmp_path)["commit"] is None  # no checkout

@@ -105,7 +105,8 @@ def done(ledger: Ledger, point: grid.Point, top1: float) -> None:
     ledger.prepare(point)
     path = ledger.path(point)
     (path / "summary.json").write_text(json.dumps({"top1": top1, "steps": 3}))
-    (path / "job.json").write_text(json.dumps({"host": "node1", "ranks": 1, "commit": "abc"}))
+    job = {"host": "node1", "ranks": 1, "commit": "abc", "device": "EPYC", "torch": "2.13.0"}
+    (path / "job.json").write_text(json.dumps(job))
     flags = {"base": "adamw", "out": str(path), **point.flags}
     (path / "config.yaml").write_text(yaml.safe_dump(flags))
     lines = [
@@ -151,6 +152,8 @@ def test_kept_points_are_done_elsewhere_and_make_the_same_report(tmp_path):
     copies = list((keep / first.name).iterdir())
     assert sum(path.stat().st_size for path in copies) < 10_000
     assert not [p for p in copies if str(tmp_path) in p.read_text() or "node1" in p.read_text()]
+    job = json.loads((keep / first.name / "job.json").read_text())
+    assert (job["device"], job["torch"]) == ("EPYC", "2.13.0")
     there = Ledger(sweep, tmp_path / "there", keep)
     assert first.name not in {p.name for p in there.due()[0]} and there.due()[1] == [first]
     reports = [runs.find([str(folder)]).runs[0] for folder in (tmp_path / "here", keep)]
