@@ -45,7 +45,7 @@ def report(
     run_set = find(folders)
     results = study(run_set)
     tuned = tunings(run_set, [label.name for label in results.labels])
-    results.notes += _not_begun(run_set) + warnings(tuned)
+    results.notes += _beside_grids(run_set) + warnings(tuned)
     out.mkdir(parents=True, exist_ok=True)
     if not results.cells:
         results.notes.insert(0, "No final run has finished yet.")
@@ -163,9 +163,11 @@ def _subtitle(results: Study, run_set: RunSet) -> str:
     return " · ".join([*([model] if model and model != "auto" else []), *facts])
 
 
-def _not_begun(run_set: RunSet) -> list[str]:
-    """Notes on final points of a sweep.yaml without a run directory."""
-    there = {(run.label, run.batch, run.seed) for run in run_set.runs if run.stage == FINAL}
+def _beside_grids(run_set: RunSet) -> list[str]:
+    """Notes on final points of a sweep.yaml without a run directory, and on runs in its folder that
+    it does not ask for."""
+    finals = [run for run in run_set.runs if run.stage == FINAL]
+    there = {(run.label, run.batch, run.seed) for run in finals}
     notes = []
     for path, text in run_set.grids.items():
         try:
@@ -184,6 +186,14 @@ def _not_begun(run_set: RunSet) -> list[str]:
             notes.append(
                 f"{len(missing)} of {len(asked)} final runs that {path} asks for have not begun, "
                 f"the first {label}, batch {batch:,}, seed {seed}."
+            )
+        own = Path(path).parent / FINAL
+        old = [run for run in finals if own in Path(run.folder).parents]
+        old = [run for run in old if (run.label, run.batch, run.seed) not in asked]
+        if old:
+            notes.append(
+                f"{many(len(old), 'run')} that {path} no longer asks for, the first "
+                f"{old[0].folder}: shown with the others; move what you do not want out of {own}."
             )
     return notes
 

@@ -197,6 +197,16 @@ def test_points_of_batches_of_imagenet_that_have_not_begun_are_counted(tmp_path)
     assert "3 of 6 final runs" in text and "the first sam, batch 208, seed 0" in text
 
 
+def test_runs_that_a_sweep_no_longer_asks_for_are_named(tmp_path):
+    """A label that had left sweep.yaml was shown without a word."""
+    made_up.sweep(tmp_path, labels=["adamw", "sam"], batches=(192,), trials=False)
+    (tmp_path / "sweep.yaml").write_text("methods: {adamw: {}}\nbatch_size: 192\nseeds: [0, 1, 2]")
+    made_up.run(tmp_path / "other" / "run", seed=5)
+    text = report([str(tmp_path)], out=tmp_path / "report").text
+    assert f"3 runs that {tmp_path}/sweep.yaml no longer asks for, the first" in text
+    assert f"{tmp_path}/final/sam-192-0" in text and "have not begun" not in text
+
+
 def trials(folder, label, lrs, choice, batch=192):
     for lr in lrs:
         made_up.run(
