@@ -10,12 +10,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from dist_looksam.errors import ConfigError, RunError
 from dist_looksam.record import jobs, processes, rundir
 from dist_looksam.world import World
 
 ROOT = Path(__file__).parents[2]
+CPU = torch.device("cpu")
 ARRAY = {"SLURM_JOB_ID": "1", "SLURM_ARRAY_JOB_ID": "1", "SLURM_ARRAY_TASK_ID": "99"}
 FIRST = ARRAY | {"SLURM_ARRAY_TASK_ID": "1"}
 UNREACHABLE = {"NODES": "8", "MASTER_ADDR": "192.0.2.1", "MASTER_WAIT": "1"}
@@ -62,7 +64,7 @@ def lock_says(run: Path, **values) -> None:
 
 
 def test_a_run_whose_process_is_gone_is_stopped(run, held):
-    rundir.record(run, World(), ["here"])
+    rundir.record(run, World(), ["here"], CPU)
     held.kill()
     held.wait()
     row = jobs.row_of(run)
@@ -73,7 +75,7 @@ def test_a_run_whose_process_is_gone_is_stopped(run, held):
 def test_a_run_lives_as_long_as_its_lock_is_held_and_can_be_cancelled(run, held):
     """Every running point of a sweep was shown as stopped and could not be cancelled: its command
     line is the sweep's."""
-    rundir.record(run, World(), ["here"])
+    rundir.record(run, World(), ["here"], CPU)
     row = jobs.row_of(run)
     assert (row["state"], row["eta"]) == ("running", "0:00:10")
     assert jobs.cancel([str(run)]) == 0
@@ -93,7 +95,7 @@ def test_of_a_run_on_another_host_nothing_is_guessed(run, held):
 
 def test_of_a_run_on_other_machines_its_launcher_tells_where_it_was_submitted(run, held):
     """A run that `submit` had started by a hostfile was unknown where it had been submitted."""
-    rundir.record(run, World(), ["elsewhere"])
+    rundir.record(run, World(), ["elsewhere"], CPU)
     held.kill()
     held.wait()
     lock_says(run, host="elsewhere")
@@ -112,7 +114,7 @@ def test_of_a_run_on_other_machines_its_launcher_tells_where_it_was_submitted(ru
 def test_a_run_with_a_summary_is_finished_until_it_is_started_again(run):
     (run / "summary.json").write_text("{}")
     assert jobs.row_of(run)["state"] == "finished"
-    rundir.record(run, World(), ["here"])
+    rundir.record(run, World(), ["here"], CPU)
     assert jobs.row_of(run)["state"] != "finished"
 
 
@@ -123,7 +125,7 @@ def test_another_process_with_the_old_number_is_not_the_run(run, held):
     held.wait()
     other = subprocess.Popen(["/bin/sh", "-c", "/bin/sleep 60; : train"])
     try:
-        rundir.record(run, World(), ["here"])
+        rundir.record(run, World(), ["here"], CPU)
         (run / "job.json").write_text(json.dumps(rundir.job(run) | {"pid": other.pid}))
         lock_says(run, pid=other.pid)
         assert jobs.row_of(run)["state"] == "stopped"
@@ -167,7 +169,7 @@ def test_what_slurm_says_of_a_job_is_one_word_of_the_table(run, fields, restarts
     said = f"JobId=7 JobName=x {fields} NodeList=node[1-2]" if fields else ""
     program.write_text(f"#!/bin/sh\necho '{said}'\n")
     program.chmod(0o755)
-    rundir.record(run, World(), ["here"])
+    rundir.record(run, World(), ["here"], CPU)
     job = {"slurm_job_id": "7", "slurm_restarts": restarts}
     (run / "job.json").write_text(json.dumps(rundir.job(run) | job))
     assert jobs.row_of(run)["state"] == word
@@ -177,7 +179,7 @@ def test_an_element_of_an_array_is_not_called_by_the_number_of_the_array(run, mo
     """One element has the array's number: cancelling that run would have cancelled all of them."""
     for name, value in ARRAY.items():
         monkeypatch.setenv(name, value)
-    rundir.record(run, World(), ["here"])
+    rundir.record(run, World(), ["here"], CPU)
     assert rundir.job(run)["slurm_job_id"] == "1_99"
 
 
