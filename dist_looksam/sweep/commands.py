@@ -57,6 +57,7 @@ def main(argv: Sequence[str]) -> int:
     if flags.file.resolve() != (out / "sweep.yaml").resolve():
         shutil.copyfile(flags.file, out / "sweep.yaml")
     with _alone(out):
+        ledger.save_choices()
         ledger.keep_copies()
         if flags.slurm:
             again = [str(out / "sweep.yaml"), "--out", str(out), "--slurm"]
@@ -116,6 +117,7 @@ class ProgressPrinter:
 
     def ended(self, point: Point, seconds: float, code: int) -> None:
         summary = self.ledger.summary(point)
+        self.ledger.save_choices()
         self.ledger.keep_copies()
         done = len(self.ledger.due()[1])
         self.spent += seconds

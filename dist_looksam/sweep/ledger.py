@@ -109,8 +109,16 @@ class Ledger:
     def chosen(self) -> dict[tuple[str, int], Flags]:
         """The best candidate by held-out top1 of every method and batch size whose trials are done.
 
-        The first in the file's order where several are equally good. Writes choices.json.
+        The first in the file's order where several are equally good.
         """
+        return self._choices()[0]
+
+    def save_choices(self) -> None:
+        """Write choices.json, if there is a choice."""
+        if rows := self._choices()[1]:
+            files.replace_json(self.out / "choices.json", rows)
+
+    def _choices(self) -> tuple[dict[tuple[str, int], Flags], dict[str, dict[str, Any]]]:
         chosen: dict[tuple[str, int], Flags] = {}
         rows: dict[str, dict[str, Any]] = {}
         for label, batch_size in self._tuned():
@@ -126,9 +134,7 @@ class Ledger:
                 "score": max(scores),
                 **({"at_edge": tuning.edges} if tuning.edges and self.grid.widen else {}),
             }
-        if rows:
-            files.replace_json(self.out / "choices.json", rows)
-        return chosen
+        return chosen, rows
 
     def _tuned(self) -> list[tuple[str, int]]:
         """(label, batch size) of all trials, method by method at one size, then the next."""
@@ -195,6 +201,7 @@ class Ledger:
                 spread = f" ± {100 * stdev(top1):.2f}" if len(top1) > 1 else ""
                 cells.append(f"{100 * mean(top1):.2f}{spread} ({len(top1)})" if top1 else "-")
             lines.append(f"| {label} | " + " | ".join(cells) + " |")
+        self.save_choices()
         text = "\n".join(lines) + "\n"
         files.replace_text(self.out / "table.md", text)
         return text

@@ -128,6 +128,7 @@ def test_a_grid_widens_within_its_budget_and_an_edge_that_is_left_is_reported(tm
             done(ledger, point, point.tuned["lr"] if rho is None else 1 - abs(rho - 0.05))
         rounds += 1
     assert rounds == 3
+    ledger.save_choices()
     chosen = json.loads((tmp_path / "out/choices.json").read_text())
     assert chosen["adamw"]["26"] == {"lr": 0.016, "trials": 4, "score": 0.016, "at_edge": ["lr"]}
     assert chosen["sam"]["26"] == {"lr": 0.002, "rho": 0.05, "trials": 3, "score": 1.0}
@@ -167,6 +168,22 @@ def test_kept_points_are_done_elsewhere_and_make_the_same_report(tmp_path):
     elsewhere.keep_copies()  # beside the new sweep.yaml and table, an old accuracy would be wrong
     assert [run.top1 for run in runs.find([str(keep)]).runs] == [0.7]
     assert [p.name for p in Ledger(elsewhere.grid, tmp_path / "x", keep).due()[1]] == [first.name]
+
+
+def test_a_dry_run_beside_kept_trials_makes_nothing(tmp_path, capsys):
+    """It ended in a traceback: with all trials of a method kept, it wrote choices.json into the
+    folder that it must not make."""
+    kept = Ledger(read(tmp_path), tmp_path / "kept")
+    for trial in kept.grid.trials("adamw", 26):
+        done(kept, trial, 1 - trial.tuned["lr"])
+    for more in kept.due()[0][:1]:
+        done(kept, more, 0.1)
+    out, file = tmp_path / "out", str(tmp_path / "sweep.yaml")
+    before = sorted((tmp_path / "kept").rglob("*"))
+    flags = ["--out", str(out), "--keep", str(tmp_path / "kept"), "--dry_run"]
+    assert main(["sweep", file, *flags]) == 0
+    assert "final/adamw-b66-s0 " in (told := capsys.readouterr().out), told
+    assert not out.exists() and sorted((tmp_path / "kept").rglob("*")) == before
 
 
 def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path, capsys):
