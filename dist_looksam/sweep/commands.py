@@ -43,17 +43,20 @@ def main(argv: Sequence[str]) -> int:
     sweep = grid.read(flags.file)
     out = (flags.out or Path("runs") / flags.file.stem).absolute()
     ledger = Ledger(sweep, out, flags.keep and flags.keep.absolute())
-    if flags.dry_run:
-        return _list(ledger)
     for name, folder in (("out", ledger.out), ("keep", ledger.keep)):
         try:
-            if folder is not None:
+            if folder is not None and flags.dry_run:  # makes nothing; refuses what a run would
+                there = next(p for p in (folder, *folder.parents) if p.exists())
+                next(there.iterdir(), None)
+            elif folder is not None:
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(
                 f"{name} must be a folder that can be written, got {folder} ({error.strerror}); "
                 f"name another."
             ) from None
+    if flags.dry_run:
+        return _list(ledger)
     if flags.file.resolve() != (out / "sweep.yaml").resolve():
         shutil.copyfile(flags.file, out / "sweep.yaml")
     with _alone(out):

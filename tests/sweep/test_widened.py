@@ -186,10 +186,13 @@ def test_a_dry_run_beside_kept_trials_makes_nothing(tmp_path, capsys):
     assert not out.exists() and sorted((tmp_path / "kept").rglob("*")) == before
 
 
-def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path, capsys):
+@pytest.mark.parametrize("more", [[], ["--dry_run"]])
+@pytest.mark.parametrize("keep", ["file", "file/kept"])
+def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path, capsys, keep, more):
+    """A dry run beside a file took it for a folder without points: "0 are done"."""
     read(tmp_path)
     (tmp_path / "file").write_text("")
-    flags = ["--out", str(tmp_path / "out"), "--keep", str(tmp_path / "file" / "kept")]
+    flags = ["--out", str(tmp_path / "out"), "--keep", str(tmp_path / keep), *more]
     assert main(["sweep", str(tmp_path / "sweep.yaml"), *flags]) == 2
     assert "keep must be a folder that can be written, got" in capsys.readouterr().err
 
