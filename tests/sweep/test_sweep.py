@@ -206,6 +206,9 @@ def test_a_wrong_file_is_one_sentence(sentence, tmp_path):
 def test_what_is_wrong_on_the_command_line_is_one_sentence(tmp_path):
     told = run(tmp_path / "none.yaml", code=2)
     assert told.stderr.count("\n") == 1 and "needs a YAML file" in told.stderr
+    (tmp_path / "text").write_text("one line\n" * 1000)
+    told = run(tmp_path / "text", code=2)  # it printed the whole file
+    assert "must be lines of `name: value`, got 'one" in told.stderr and len(told.stderr) < 300
     told = run(written(tmp_path), "--", "--nodes", "2", code=2)
     assert told.stderr.count("\n") == 1 and "add --slurm" in told.stderr
     told = run(written(tmp_path), "--ranks", "2", "--jobs", "2", "--devices", "0,1,2", code=2)
