@@ -35,6 +35,16 @@ def json_object(path: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
+def unwritable(folder: Path) -> Path | None:
+    """What keeps `folder` from being made or written: itself, or the nearest parent that exists.
+
+    None where nothing does. Makes nothing.
+    """
+    folder = folder.absolute()
+    there = next(p for p in (folder, *folder.parents) if p.exists())
+    return None if there.is_dir() and os.access(there, os.W_OK | os.X_OK) else there
+
+
 def first_free(stem: Path | str, end: str = "", *, start: int = 0) -> Path:
     """The first of STEM + n + END, n = start, start + 1, ..., that does not exist."""
     number = start

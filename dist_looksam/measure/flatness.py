@@ -257,8 +257,7 @@ def _check_places(flags: Any) -> None:
     if len(set(names)) < len(names):
         raise ConfigError(f"each RUN must be given once, got {' '.join(map(str, flags.runs))}.")
     for path in [flags.out] if flags.out is not None else flags.runs:
-        above = next(p for p in (path, *path.absolute().parents) if p.exists())
-        if not above.is_dir() or not os.access(above, os.W_OK):
+        if files.unwritable(path):
             raise ConfigError(
                 f"{path} must be a directory that can be written; name another with --out."
             )

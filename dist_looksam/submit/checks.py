@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from .. import files
 from ..data.extent import Extent, is_there
 from ..data.sets import data_set
 from ..errors import ConfigError, RunError
@@ -175,8 +176,7 @@ class Preflight:
 
 
 def _check_writable(out: Path) -> None:
-    there = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+    if there := files.unwritable(out):
         raise ConfigError(
             f"out must be a directory that can be written, got {out}, where {there} cannot; name "
             f"another with --out."

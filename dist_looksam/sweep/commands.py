@@ -45,10 +45,9 @@ def main(argv: Sequence[str]) -> int:
     ledger = Ledger(sweep, out, flags.keep and flags.keep.absolute())
     for name, folder in (("out", ledger.out), ("keep", ledger.keep)):
         try:
-            if folder is not None and flags.dry_run:  # makes nothing; refuses what a run would
-                there = next(p for p in (folder, *folder.parents) if p.exists())
-                next(there.iterdir(), None)
-            elif folder is not None:
+            if folder is not None and (there := files.unwritable(folder)):
+                raise OSError(0, f"{there} cannot")
+            if folder is not None and not flags.dry_run:
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(

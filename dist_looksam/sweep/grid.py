@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from itertools import product
 from math import log
 from pathlib import Path
-from reprlib import repr as short
 from typing import Any
 
 import yaml
@@ -281,7 +280,7 @@ def _candidates(lists: Any, label: str) -> list[Flags]:
 
 def _mapping(value: Any, where: str, allowed: tuple[str, ...] = ()) -> dict[Any, Any]:
     if not isinstance(value, dict):
-        raise ConfigError(f"{where} must be lines of `name: value`, got {short(value)}.")
+        raise ConfigError(f"{where} must be lines of `name: value`, got {value!r:.50}.")
     for name in value:
         if allowed and name not in allowed:
             raise ConfigError(f"{where} may hold {', '.join(allowed)}, got {name!r}.")
