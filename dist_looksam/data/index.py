@@ -100,8 +100,11 @@ def write(
     """
     names = names or class_names(folders["train"], built["train"][2])
     number = {name: n for n, name in enumerate(names)}
+    every = {label for _, _, labels in built.values() for label in labels if isinstance(label, int)}
+    # Numbers are places in the list of names, or, where that cannot be, names: 0, 2 and 5 of three.
+    by_name = any(label >= len(names) for label in every) and all(str(n) in number for n in every)
     for split, (rows, _, labels) in built.items():
-        rows["label"] = [_number(label, number, split, folders[split]) for label in labels]
+        rows["label"] = [_number(label, number, by_name, split, folders[split]) for label in labels]
     for split, (rows, content, _) in built.items():
         _write(folders[split], split, rows, {"format": _FORMAT, **content, "classes": list(names)})
 
@@ -134,10 +137,13 @@ def class_names(folder: Path, labels: Iterable[int | str]) -> tuple[str, ...]:
     return tuple(str(n) for n in range(max(numbers) + 1))
 
 
-def _number(label: int | str, number: dict[str, int], split: str, folder: Path) -> int:
-    if isinstance(label, int) and label < len(number):
-        return label
-    if str(label) in number:
+def _number(
+    label: int | str, number: dict[str, int], by_name: bool, split: str, folder: Path
+) -> int:
+    if isinstance(label, int) and not by_name:
+        if label < len(number):
+            return label
+    elif str(label) in number:
         return number[str(label)]
     raise ConfigError(
         f"class {label} is in the shards of {split} in {folder}, but not among the "

@@ -9,8 +9,9 @@ import hashlib
 import json
 import re
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import zip_longest
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -21,8 +22,8 @@ import torch
 from ..errors import ConfigError
 from .blocks import Blocks
 from .index import ROW, SPLITS, Index, read_index, table_of, write
-from .pictures import VAL_NAMES, Pictures
-from .shards import by_word, listed
+from .pictures import Pictures
+from .shards import by_split, listed
 
 _IMAGES = ("image", "img", "jpg", "png", "webp")
 _LABELS = ("label", "labels", "cls", "class")
@@ -47,9 +48,7 @@ def files_of(where: str | Path) -> tuple[dict[str, list[Path]], dict[str, tuple[
         ConfigError: a split has no files, one of a numbered set is missing, or a name tells none.
     """
     paths = listed(where, "*.parquet") or listed(Path(where) / "data", "*.parquet")
-    words = by_word(paths)
-    val = next((word for word in VAL_NAMES if words[word]), "val")
-    found = {"train": words["train"], "val": words[val]}
+    found, others = by_split(paths, "Parquet files")
     if lacking := [split for split in SPLITS if not found[split]]:
         raise ConfigError(
             f"--data_dir must hold Parquet files of train and of validation, got none of "
@@ -57,9 +56,7 @@ def files_of(where: str | Path) -> tuple[dict[str, list[Path]], dict[str, tuple[
         )
     for split in SPLITS:
         _check_complete(found[split])
-    others = [path for word in VAL_NAMES if word != val for path in words[word]]
-    why = f"Parquet files beside those of {val}"
-    return found, {why: (len(others), str(others[0]))} if others else {}
+    return found, others
 
 
 def _check_complete(paths: Sequence[Path]) -> None:
@@ -133,8 +130,8 @@ def _check(path: Path, image: str, groups: Sequence[Any], labels: Sequence[Any])
 
 def _build(
     paths: Sequence[Path], checksums: bool
-) -> tuple[np.ndarray, dict[str, Any], list[int | str], tuple[str, ...]]:
-    """(rows without labels, the JSON, the labels, names of the classes) of a split."""
+) -> tuple[np.ndarray, dict[str, Any], list[int | str], dict[Path, tuple[str, ...]]]:
+    """(rows without labels, the JSON, the labels, each file's names of the classes) of a split."""
     with ThreadPoolExecutor(8) as pool:
         scans = list(pool.map(_scan, paths))
     counts = [len(labels) for _, labels, _ in scans]
@@ -144,7 +141,23 @@ def _build(
     rows["offset"] = np.concatenate([np.repeat(np.arange(len(s)), s) for s in sizes])
     rows["size"] = [n for groups in sizes for size in groups for n in range(size)]
     labels = [label for _, some, _ in scans for label in some]
-    return rows, {"shards": table_of(paths, counts, checksums=checksums)}, labels, scans[0][2]
+    named = {path: names for path, (_, _, names) in zip(paths, scans, strict=True)}
+    return rows, {"shards": table_of(paths, counts, checksums=checksums)}, labels, named
+
+
+def _one_list(named: Mapping[Path, tuple[str, ...]]) -> tuple[str, ...]:
+    """The names of the classes; none if no file has them. ConfigError if files have other ones: a
+    label is a place in its own file's list."""
+    path, names = next(((path, some) for path, some in named.items() if some), (None, ()))
+    for other, some in named.items():
+        if some and some != names:
+            n = next(n for n, pair in enumerate(zip_longest(names, some)) if pair[0] != pair[1])
+            a, b = (repr(s[n]) if n < len(s) else "none" for s in (names, some))
+            raise ConfigError(
+                f"Parquet files must all have the same classes in the same order, got class {n} "
+                f"{a} in {path} and {b} in {other}; save them again with the classes of train."
+            )
+    return names
 
 
 def write_index(where: str | Path, *, checksums: bool = False) -> dict[str, tuple[int, int]]:
@@ -153,7 +166,7 @@ def write_index(where: str | Path, *, checksums: bool = False) -> dict[str, tupl
     built = {split: _build(found[split], checksums) for split in SPLITS}
     for split in SPLITS:
         built[split][1]["passed_over"] = others if split == "val" else {}
-    names = built["train"][3]
+    names = _one_list({path: some for split in SPLITS for path, some in built[split][3].items()})
     if len(set(names)) < len(names):  # ImageNet has two cranes
         names = tuple(
             f"{name} {n}" if names.count(name) > 1 else name for n, name in enumerate(names)

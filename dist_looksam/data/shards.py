@@ -33,6 +33,11 @@ def shards_of(where: str | Path) -> dict[str, list[Path]]:
     Raises:
         ConfigError: a split has no shards, a shard is missing, or a name tells no split.
     """
+    return _found(where)[0]
+
+
+def _found(where: str | Path) -> tuple[dict[str, list[Path]], dict[str, tuple[int, str]]]:
+    """The shards of each split, and those passed over."""
     paths = listed(where, "*.tar")
     if not paths:
         packed = _packed(Path(where))
@@ -41,14 +46,13 @@ def shards_of(where: str | Path) -> dict[str, list[Path]]:
             f"--data_dir must hold shards like train-000000.tar, got {why} in {where}; make "
             f"them: dist-looksam data pack SOURCE {where}."
         )
-    words = by_word(paths)
-    found = {"train": words["train"], "val": [path for name in VAL_NAMES for path in words[name]]}
+    found, others = by_split(paths, "shards")
     if lacking := [split for split in SPLITS if not found[split]]:
         raise ConfigError(
             f"--data_dir must hold shards of train and of val, got none of {lacking[0]} in {where};"
             f" add {lacking[0]}-000000.tar."
         )
-    return found
+    return found, others
 
 
 def _packed(folder: Path) -> list[Path]:
@@ -78,18 +82,27 @@ def listed(where: str | Path, kind: str) -> list[Path]:
     return paths
 
 
-def by_word(paths: Sequence[Path]) -> dict[str, list[Path]]:
-    """The files of each first word: train, or one of VAL_NAMES. ConfigError for other words."""
-    found: dict[str, list[Path]] = {word: [] for word in ("train", *VAL_NAMES)}
+def by_split(
+    paths: Sequence[Path], kind: str
+) -> tuple[dict[str, list[Path]], dict[str, tuple[int, str]]]:
+    """The files of train and of the first of VAL_NAMES that has some, told by the first word of
+    their names, and those passed over: test files where there are validation ones.
+
+    ConfigError for other words.
+    """
+    words: dict[str, list[Path]] = {word: [] for word in ("train", *VAL_NAMES)}
     for path in paths:
         word = re.split(r"[^a-z]", path.name.lower())[0]
-        if word not in found:
+        if word not in words:
             raise ConfigError(
                 f"a shard's name must begin with train, {', '.join(VAL_NAMES[:-1])} or "
                 f"{VAL_NAMES[-1]}, got {path}; rename it."
             )
-        found[word].append(path)
-    return found
+        words[word].append(path)
+    val = next((word for word in VAL_NAMES if words[word]), "val")
+    others = [path for word in VAL_NAMES if word != val for path in words[word]]
+    passed_over = {f"{kind} beside those of {val}": (len(others), str(others[0]))} if others else {}
+    return {"train": words["train"], "val": words[val]}, passed_over
 
 
 def expand(pattern: str) -> list[str]:
@@ -269,8 +282,9 @@ def write_index(where: str | Path, *, checksums: bool = False) -> dict[str, tupl
         ConfigError: a shard is not right, labels have gaps, or val has a class that train has not.
         RunError: the folder cannot be written.
     """
-    found = shards_of(where)
+    found, beside = _found(where)
     built = {split: build(found[split], checksums) for split in SPLITS}
+    built["val"][1]["passed_over"].update(beside)
     if "{" not in str(where) and (others := _packed(Path(where))):
         built["train"][1]["passed_over"]["compressed tar files"] = len(others), str(others[0])
     write({split: found[split][0].parent for split in SPLITS}, built)

@@ -103,6 +103,21 @@ def test_two_classes_of_one_name_stay_two(tmp_path):
     assert load("parquet", indexed(tmp_path)).train.class_names == ("a 0", "b", "a 2")
 
 
+@pytest.mark.parametrize("names", [["bee", "cat"], ["cat", "bee", "ant"], ["ant", "bee"]])
+@pytest.mark.parametrize("file", ["train-2.parquet", "validation-1.parquet"])
+def test_files_with_other_lists_of_classes_are_refused(names, file, tmp_path, capsys):
+    """A label is a place in its own file's list; read by another list it is another class."""
+    every = ["ant", "bee", "cat"]
+    for name in ("train-1.parquet", "train-2.parquet", "validation-1.parquet"):
+        parquets.write(tmp_path / name, [jpeg(0)] * 3, [0, 1, 2], names=every)
+    parquets.write(tmp_path / file, [jpeg(0)] * 2, [0, 1], names=names)
+    assert main(["data", "index", str(tmp_path)]) == 2
+    says = capsys.readouterr().err
+    assert "the same classes in the same order" in says and str(tmp_path / file) in says
+    parquets.write(tmp_path / file, [jpeg(0)] * 2, [0, 1])  # a file that names none has the others'
+    assert load("parquet", indexed(tmp_path)).train.class_names == tuple(every)
+
+
 WRONG = {
     "cut": (lambda w: (w / "train.parquet").write_bytes(b"PAR1"), "Parquet file must be whole"),
     "label -1": (lambda w: parquets.write(w / "train.parquet", [b"x"], [-1]), "got -1 in"),

@@ -64,6 +64,27 @@ def test_shards_of_other_programs_are_read(two):
     assert torch.equal(images, again)
 
 
+@pytest.mark.parametrize(
+    ("names", "labels", "numbers"),
+    [
+        (["0", "2", "5"], [0, 2, 5], [0, 1, 2]),  # some classes of a larger set
+        (["1", "2", "3"], [1, 2, 3], [0, 1, 2]),
+        (["1", "10", "2"], [0, 1, 2], [0, 1, 2]),  # packed from folders of these names
+        (["cat", "dog", "elk"], [2, 0, 1], [2, 0, 1]),
+    ],
+)
+def test_numbers_are_all_places_in_the_list_of_classes_or_all_names(
+    names, labels, numbers, tmp_path
+):
+    """Each label by itself, 2 was a place and 5 a name: two classes became one."""
+    write_shard(tmp_path / "train-0.tar", samples(*labels))
+    write_shard(tmp_path / "val-0.tar", samples(*labels[:2]))
+    (tmp_path / "classes.txt").write_text("\n".join(names))
+    data = load("tar", indexed(tmp_path))
+    assert data.train.class_names == tuple(names)
+    assert data.train.labels.tolist() == numbers and data.test.labels.tolist() == numbers[:2]
+
+
 @pytest.mark.parametrize("how", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
 def test_long_names_capitals_folders_and_parts_that_lie_apart_are_right(tmp_path, how):
     """Long names are stored in members of their own, which a naive scan takes for samples. The key
@@ -255,6 +276,18 @@ def test_compressed_shards_beside_others_are_counted_as_passed_over(two):
         (two / name).write_bytes(b"")
     train = load("tar", indexed(two)).train
     assert train.passed_over == {"compressed tar files": (2, f"{two}/train-000002.tar.gz")}
+
+
+def test_test_shards_beside_those_of_val_are_passed_over(two):
+    """They were evaluated together, so that settings were chosen on the test images, too."""
+    write_shard(two / "test-000000.tar", samples(1, 1, 0))
+    test = load("tar", indexed(two)).test
+    assert len(test) == 2
+    assert test.passed_over == {"shards beside those of val": (1, f"{two}/test-000000.tar")}
+    for name in ("train-000000", "train-000001"):
+        (two / f"{name}.tar").touch()
+    (two / "val-000000.tar").unlink()
+    assert len(load("tar", indexed(two)).test) == 3
 
 
 def test_a_shard_that_became_shorter_is_an_unreadable_sample(two):
