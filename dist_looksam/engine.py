@@ -16,7 +16,7 @@ from .backends.backend import Backend, Loss
 from .backends.batches import check_batches, check_loss, check_ranks, split
 from .backends.ddp import DDP
 from .backends.plain import PRECISION_DTYPES, Plain
-from .backends.wrappers import check_wrappers, in_ddp, several_ranks
+from .backends.wrappers import check_joined, check_wrappers, in_ddp, several_ranks
 from .errors import ConfigError
 from .maths import together
 from .maths.together import Groups
@@ -331,6 +331,8 @@ def _backend(model: nn.Module, optimizer: Optimizer | None, precision: str) -> B
         check_one_device(params)
     if _horovod(optimizer) and kind is Plain:
         from .backends.horovod.whole import Horovod as kind
+    if kind is Plain:
+        check_joined()
     return kind(model, sharpness, precision=precision)
 
 

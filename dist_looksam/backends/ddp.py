@@ -1,13 +1,14 @@
 """torch's DistributedDataParallel: all weights on every rank, gradients averaged in buckets."""
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..errors import ConfigError
 from ..optim.replay import Replay
 from .backend import Loss
 from .plain import Plain
@@ -65,12 +66,28 @@ class DDP(TorchRanks, Plain):
         return super().backward(batches, loss, average=average, onto=onto)
 
     def _warm_up(self, batch: Any, loss: Loss) -> None:
-        """One forward and backward, for the final order of DDP's buckets: see the class."""
-        with Replay(self.module).again():
+        """One forward and backward, for the final order of DDP's buckets: see the class.
+
+        ConfigError for a loss that does not call the module that it is given: then DDP would average
+        nothing, and every rank would train alone.
+        """
+        assert self._ddp is not None
+        watched = self.model is self._ddp  # a graph of torch.compile's would keep the hook
+        called: list[nn.Module] = []
+        with Replay(self.module).again(), ExitStack() as stack:
+            if watched:
+                hook = self._ddp.register_forward_pre_hook(lambda ddp, _: called.append(ddp))
+                stack.enter_context(hook)
             with self.arithmetic():
                 value = loss(self.model, batch)
             value.backward()  # the next forward reorders
         self.optimizer.zero_grad()
+        if watched and not called:
+            raise ConfigError(
+                "under DistributedDataParallel loss(model, batch) must call the model that it is "
+                "given, got one that does not, so that each rank would train alone; use its first "
+                "argument instead of a variable from outside, or of model.module."
+            )
         self._warmed_up = True
 
     def climbing_ranks(self) -> list[int]:

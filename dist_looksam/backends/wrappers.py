@@ -1,5 +1,7 @@
 """Which wrappers Engine accepts around a module."""
 
+import os
+
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -22,6 +24,18 @@ def in_ddp(module: nn.Module) -> bool:
 def several_ranks() -> bool:
     """True if torch's process group has more than one rank."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def check_joined() -> None:
+    """ConfigError if a launcher has started several ranks that no process group joins: each would
+    train alone."""
+    ranks = os.environ.get("WORLD_SIZE", "")
+    if ranks.isdecimal() and int(ranks) > 1 and not (dist.is_available() and dist.is_initialized()):
+        raise ConfigError(
+            f"Engine needs a process group of the {ranks} ranks that WORLD_SIZE names, got none, so "
+            f"that each rank would train alone; call torch.distributed.init_process_group() before "
+            f"Engine, or unset WORLD_SIZE."
+        )
 
 
 def check_wrappers(module: nn.Module) -> None:

@@ -72,14 +72,23 @@ class Ahead(TwoGradients):
 
         Returns:
             Whether there are any: the same on all ranks.
+
+        Raises:
+            ConfigError: the base keeps its momentum under another name.
         """
         key = momentum_key(self.base_optimizer)
         moved: dict[Tensor, Tensor] = {}
         for p in self._layers() if params is None else params:
             frozen = isinstance(p, nn.Parameter) and not p.requires_grad
-            v = self.state[p].get(key) if p in self.state and not frozen else None
-            if v is not None:
-                moved[p] = v
+            state = self.state[p] if p in self.state and not frozen else {}
+            if state and key not in state:
+                raise ConfigError(
+                    f"an ascent along the momentum needs a base that keeps it as {key}, got "
+                    f"{type(self.base_optimizer).__name__} with {', '.join(state)}; use SGD, "
+                    f"AdamW, Lamb or Lars."
+                )
+            if state.get(key) is not None:
+                moved[p] = state[key]
         if not moved:
             return False
         layers, momenta = list(moved), list(moved.values())

@@ -210,6 +210,10 @@ def _innermost(env: Mapping[str, str]) -> _Claim | None:
     if not claims:
         _no_half_claim(env)
         return None
+    first = claims[0]
+    if first.launcher == "mpich" and first.local_rank is None:
+        # srun --mpi=pmi2 sets PMI_RANK and PMI_SIZE; the place in the node is in its own variables
+        claims.sort(key=lambda claim: not (claim.launcher == "slurm" and claim.same(first)))
     inner, others = claims[0], {claim.launcher: claim for claim in claims[1:]}
     if inner.launcher in _MARKS:  # unambiguous
         return inner

@@ -142,6 +142,26 @@ def test_a_compiled_module_trains_as_it_does_without(group):
             assert abs(got - want).max() < 1e-12
 
 
+@pytest.mark.parametrize("reach", [lambda model, net: net, lambda model, net: model.module])
+def test_under_ddp_a_loss_that_does_not_call_its_model_is_refused(group, reach):
+    """Every rank trained alone, and the mean loss in the log looked right."""
+    net = small.net()
+    before = small.weights(net)
+    own = engine(DistributedDataParallel(net), loss=lambda m, pair: small.loss(reach(m, net), pair))
+    with pytest.raises(ConfigError, match="must call the model that it is given"):
+        own.step(small.micro_batches(0))
+    assert all((a == b).all() for a, b in zip(before, small.weights(net), strict=True))
+
+
+def test_several_ranks_without_a_process_group_are_refused(monkeypatch, group):
+    """Under torchrun each would train alone."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    engine(small.net())
+    monkeypatch.setattr(dist, "is_initialized", lambda: False)
+    with pytest.raises(ConfigError, match="group of the 2 ranks that WORLD_SIZE names, got none"):
+        engine(small.net())
+
+
 def test_a_part_in_ddp_is_refused(group):
     model = small.net()
     model[0] = DistributedDataParallel(model[0])

@@ -127,3 +127,28 @@ def test_a_complex_parameter_added_later_is_refused():
     with pytest.raises(ConfigError, match="must be real"):
         optimizer.add_param_group({"params": [late]})
     assert len(optimizer.param_groups) == 1
+
+
+class Renamed(torch.optim.SGD):
+    """A base that keeps its momentum under a name of its own, as some do outside torch."""
+
+    def step(self, closure=None):
+        for p in self.param_groups[0]["params"]:
+            kept = self.state[p].setdefault("momentum", torch.zeros_like(p))
+            p.data.sub_(kept.mul_(0.9).add_(p.grad), alpha=0.1)
+
+
+def test_an_ascent_along_a_momentum_of_another_name_is_refused():
+    """MSAM found no momentum in any step, and was its base alone."""
+    p = torch.nn.Parameter(torch.ones(3))
+    optimizer = SAM([p], Renamed([p], lr=0.1, momentum=0.9), rho=1.0, along="momentum")
+
+    def closure():
+        optimizer.zero_grad()
+        loss = p.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    with pytest.raises(ConfigError, match="keeps it as momentum_buffer, got Renamed with momentum"):
+        optimizer.step(closure)

@@ -264,6 +264,12 @@ def test_torchrun_inside_mpirun_is_believed():
     assert World.from_env(outer | TORCHRUN).rank == 5
 
 
+def test_srun_with_pmi2_over_nodes_is_slurm_with_its_place_in_the_node():
+    """It was taken for an MPICH that says no local rank: refused, or local rank 5 of 8."""
+    w = World.from_env(SLURM | {"PMI_RANK": "5", "PMI_SIZE": "8"})
+    assert w == World.from_env(SLURM) and (w.local_rank, w.local_size, w.node) == (1, 4, 1)
+
+
 def test_srun_with_pmi2_is_slurm_even_around_mpirun():
     outer = SLURM | {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"}
     outer |= {"PMI_RANK": "1", "PMI_SIZE": "2"}

@@ -125,6 +125,16 @@ def _check_file(file: dict[str, Any], precision: str, stage: int) -> None:
         raise ConfigError(
             "round_robin_gradients must be false, got true, which moves layers about; remove it."
         )
+    check_predivide(file.get("gradient_predivide_factor", 1.0), stage)
     for name in ("offload_optimizer", "offload_param"):
         if zero.get(name, {}).get("device") == "nvme":
             raise ConfigError(f"{name} must be on cpu or none, got nvme; use device cpu.")
+
+
+def check_predivide(factor: float, stage: int) -> None:
+    """ConfigError where DeepSpeed does not multiply back: at stage 3, by a factor of the ranks."""
+    if stage == 3 and factor != 1.0:
+        raise ConfigError(
+            f"gradient_predivide_factor must be 1.0 at ZeRO stage 3, got {factor}, with which "
+            f"DeepSpeed makes gradients too small; remove it."
+        )

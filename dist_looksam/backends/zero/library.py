@@ -10,6 +10,7 @@ from torch import nn
 
 from ...errors import ConfigError
 from ...optim.sharpness import Sharpness
+from .config import check_predivide
 from .layout import check_version
 
 _LOCAL_RANK_OF_MPI = "OMPI_COMM_WORLD_LOCAL_RANK"
@@ -145,5 +146,6 @@ def check_engine(engine: Any) -> None:
         raise ConfigError(
             "round_robin_gradients must be false, got true, which moves layers about; remove it."
         )
+    check_predivide(engine.gradient_predivide_factor(), stage)
     check_arithmetic(engine, stage)
     check_parallel(engine)
