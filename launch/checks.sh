@@ -2,6 +2,28 @@
 # A mistake is one sentence and exit code 2.
 stop() { echo "$(basename "$0"): $*" >&2 && exit 2; }
 
+# in_container - sets RUN, the words before Python, and PYTHON for the Apptainer image in CONTAINER.
+in_container() {
+    RUN=()
+    [[ ${CONTAINER:-} ]] || return 0
+    # --nv: the GPUs of this node; without one Apptainer says so and goes on
+    RUN=(apptainer exec --nv --bind "$project" --bind "$PWD" "$CONTAINER")
+    PYTHON=${PYTHON:-/opt/dist_looksam/.venv/bin/python}
+}
+
+# as_group FLAGS - sets FLAGS, with --group for --m, which launchers take for one of their own.
+as_group() {
+    local flag
+    FLAGS=()
+    for flag; do
+        case $flag in
+            --m) flag=--group ;;
+            --m=*) flag=--group=${flag#--m=} ;;
+        esac
+        FLAGS+=("$flag")
+    done
+}
+
 # counted NAME VALUE - VALUE must be a whole number from 1.
 counted() { [[ $2 =~ ^[1-9][0-9]*$ ]] || stop "$1 must be a whole number from 1, got '$2'"; }
 

@@ -12,12 +12,19 @@
 set -euo pipefail
 project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 . "$project/launch/checks.sh"
+for name in SITE CONTAINER; do
+    [[ -z ${!name:-} ]] || stop "$name does not reach other nodes by DeepSpeed's launcher, got" \
+        "${!name}; unset it, or use launch/mpi.sh"
+done
+as_group "$@"
 python=${PYTHON:-$project/.venv/bin/python}
 where=()
 counted NODES "${NODES:-1}"
 if [[ ${HOSTFILE:-} ]]; then
     hostfile "$HOSTFILE"
     command -v pdsh >/dev/null || stop "pdsh is not here; install it, or use launch/mpi.sh"
+    wrong=$(without_comments "$HOSTFILE" | awk 'NF && $2 !~ /^slots=/ {print NR ": " $0; exit}')
+    [[ ! $wrong ]] || stop "DeepSpeed needs slots=N behind each machine's name, got line $wrong in $HOSTFILE"
     readarray -t all < <(machines "$HOSTFILE")
     nodes=${NODES:-${#all[@]}}
     ((nodes <= ${#all[@]})) || stop "NODES must be <= the ${#all[@]} machines of $HOSTFILE, got $nodes"
@@ -28,4 +35,4 @@ elif ((${NODES:-1} > 1)); then
 fi
 export PDSH_RCMD_TYPE=ssh PATH="$(dirname "$python"):$PATH"
 exec "$python" -m deepspeed.launcher.runner "${where[@]}" \
-    --master_port "${MASTER_PORT:-$((20000 + RANDOM % 10000))}" "$project/train.py" "$@"
+    --master_port "${MASTER_PORT:-$((20000 + RANDOM % 10000))}" "$project/train.py" "${FLAGS[@]}"

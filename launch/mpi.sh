@@ -21,7 +21,7 @@ counted RANKS "$ranks"
 readarray -t all < <(machines "$HOSTFILE")
 readarray -t others < <(printf '%s\n' "${all[@]}" | grep -vxE "localhost|127.0.0.1|$(hostname)")
 reached "${others[@]}"
-MASTER_ADDR=${MASTER_ADDR:-${all[0]}}
+MASTER_ADDR=${MASTER_ADDR:-${all[0]#*@}} # without ssh's user
 MASTER_PORT=${MASTER_PORT:-$((20000 + RANDOM % 10000))} # rank 0 reports a port in use
 read -ra more <<<"${MPI_FLAGS:-}"
 

@@ -6,10 +6,7 @@
 set -euo pipefail
 project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 trap '' USR1 USR2 # a scheduler's warning must not end a rank that is still starting
-RUN=()
-if [[ ${CONTAINER:-} ]]; then # --nv: the GPUs of this node; without one Apptainer says so and goes on
-    RUN=(apptainer exec --nv --bind "$project" --bind "$PWD" "$CONTAINER")
-    PYTHON=${PYTHON:-/opt/dist_looksam/.venv/bin/python}
-fi
+. "$project/launch/checks.sh"
+in_container
 [[ -z ${SITE:-} ]] || . "$SITE"
 exec "${RUN[@]}" "${PYTHON:-$project/.venv/bin/python}" "$project/train.py" "$@"

@@ -6,12 +6,13 @@
 #   NODES=8 MASTER_ADDR=node1 launch/torchrun.sh ...           # the same line on each of 8 nodes
 #   srun --nodes 8 --ntasks-per-node 1 launch/torchrun.sh ...  # or let SLURM do that
 #
-# Variables: SITE, PYTHON as in cluster/README.md; MASTER_PORT (29500, under SLURM from the job's id);
-# MASTER_WAIT, seconds to wait for the first node to start (600).
+# Variables: SITE, PYTHON, CONTAINER as in cluster/README.md; MASTER_PORT (29500, under SLURM from the
+# job's id); MASTER_WAIT, seconds to wait for the first node to start (600).
 set -euo pipefail
 project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 . "$project/launch/checks.sh"
-RUN=()
+as_group "$@"
+in_container
 [[ -z ${SITE:-} ]] || . "$SITE"
 [[ ${NODES:-}${SLURM_STEP_NUM_NODES:-} || ${MASTER_ADDR:-localhost} =~ ^(localhost|127\..*)$ ]] ||
     stop "MASTER_ADDR=$MASTER_ADDR needs NODES, the number of nodes on which this is called"
@@ -34,4 +35,4 @@ fi
 ranks=${RANKS:-1}
 [[ ${RANKS:-} || (! -e /dev/nvidia0 && ! -e /dev/kfd) ]] || ranks=auto # a rank for each GPU
 exec "${RUN[@]}" "${PYTHON:-$project/.venv/bin/python}" -m torch.distributed.run "${where[@]}" \
-    --nproc-per-node "$ranks" "$project/train.py" "$@"
+    --nproc-per-node "$ranks" "$project/train.py" "${FLAGS[@]}"

@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "launch" / "slurm.sbatch"
 TOOK = "2030-01-01T00:00:00"
+FIELDS = f"JobId=1 JobState=RUNNING Requeue=1 PreemptTime={TOOK} Command={SCRIPT} StdOut=o"
 
 
 def call(script: str, folder: Path, programs: dict[str, str], *flags: str, **env: str):
@@ -80,8 +81,104 @@ def test_ranks_that_trained_and_left_unfinished_go_back(restarts, how, requeued,
 
 
 def test_a_job_that_had_finished_is_not_requeued(tmp_path):
-    lines = "mkdir -p runs/slurm-1; touch runs/slurm-1/summary.json; exit 143"
+    lines = "cd runs/slurm-1; rm submitted.json; touch summary.json; exit 143"
     assert job(tmp_path, lines, took=TOOK)[1] == []
+
+
+def test_a_finished_run_that_goes_on_is_requeued_if_pre_empted_before_it_trains(tmp_path):
+    """The summary of its former end was taken for that of this start."""
+    (tmp_path / "runs" / "slurm-1").mkdir(parents=True)
+    (tmp_path / "runs" / "slurm-1" / "summary.json").touch()
+    assert job(tmp_path, "exit 143", took=TOOK)[1] == ["1"]
+
+
+@pytest.mark.parametrize("silent", [1, 2, 3, 4])
+def test_a_controller_that_restarts_is_asked_again(silent, tmp_path):
+    """One call that it did not answer: a job in its time limit was over, with exit code 0, and one
+    that began was refused as of a script that is not the project's."""
+    counted = (
+        f'echo x >>calls; [[ $(wc -l <calls) != {silent} ]] || {{ echo "slurm_load_jobs error: '
+    )
+    counted += 'Unable to contact slurm controller (connect failure)" >&2; exit 1; }'
+    lines = f'{counted}; case $1 in requeue) echo "$2" >>requeued ;; *) echo "{FIELDS}" ;; esac'
+    programs = {"srun": "exit 143", "scontrol": lines}
+    done = call("slurm.sbatch", tmp_path, programs, SLURM_JOB_ID="1")
+    assert done.returncode == 143 and (tmp_path / "requeued").read_text() == "1\n", done.stderr
+
+
+def test_a_job_that_slurm_does_not_know_is_named(tmp_path):
+    lines = "echo slurm_load_jobs error: Invalid job id specified >&2; exit 1"
+    done = call("slurm.sbatch", tmp_path, {"scontrol": lines}, SLURM_JOB_ID="9")
+    assert done.returncode == 1
+    assert done.stderr == (
+        "slurm.sbatch: scontrol -o show job 9 has failed: "
+        "slurm_load_jobs error: Invalid job id specified\n"
+    )
+
+
+def test_a_project_and_an_output_may_have_spaces(tmp_path):
+    launch = tmp_path / "our project" / "launch"
+    launch.mkdir(parents=True)
+    (launch / "rank.sh").touch()
+    shown = (
+        f"JobId=1 Requeue=1 Command={launch}/slurm.sbatch --k 5 WorkDir=/a b StdOut=/a b/o 1.txt"
+    )
+    programs = {
+        "srun": 'printf "<%s>\n" "$@"; echo "$LOOKSAM_OUTPUT"',
+        "scontrol": f"echo '{shown}'",
+    }
+    done = call("slurm.sbatch", tmp_path, programs, SLURM_JOB_ID="1")
+    assert f"<{launch}/rank.sh>" in done.stdout.splitlines(), done.stderr
+    assert done.stdout.endswith("\n/a b/o 1.txt\n")
+
+
+@pytest.mark.parametrize(("env", "cores"), [
+    ({}, ""), ({"SLURM_CPUS_PER_TASK": "12"}, "12"),
+    ({"SLURM_CPUS_PER_TASK": "12", "SRUN_CPUS_PER_TASK": "6"}, "6"),
+])  # fmt: skip
+def test_the_cores_of_a_task_reach_srun(env, cores, tmp_path):
+    """From SLURM 22.05 on srun does not take sbatch's --cpus-per-task: a rank may get one core."""
+    done, _ = job(tmp_path, 'echo "cores <${SRUN_CPUS_PER_TASK:-}>"', **env)
+    assert f"cores <{cores}>" in done.stdout
+
+
+@pytest.mark.parametrize("script", ["torchrun.sh", "deepspeed.sh"])
+def test_m_is_written_so_that_the_launcher_leaves_it(script, tmp_path):
+    """`submit` passed all its checks, and the launcher ended: --m could match --max-restarts."""
+    program = {"bin/python": 'printf "<%s>" "$@"'}
+    (tmp_path / "bin").mkdir()
+    env = {"PYTHON": f"{tmp_path}/bin/python"}
+    done = call(script, tmp_path, program, "--m", "32", "--model", "m", "--m=16", **env)
+    said = "train.py><--group><32><--model><m><--group=16><--steps><5>"
+    assert done.returncode == 0 and done.stdout.endswith(said)
+
+
+def test_torchrun_runs_in_the_container_and_deepspeeds_launcher_says_that_it_cannot(tmp_path):
+    """Both trained on the host, without a word."""
+    programs = {"apptainer": 'printf "<%s>" "$@"'}
+    done = call("torchrun.sh", tmp_path, programs, CONTAINER="x.sif")
+    python = "/opt/dist_looksam/.venv/bin/python"
+    assert f"<x.sif><{python}><-m><torch.distributed.run>" in done.stdout, done.stderr
+    for name in ("CONTAINER", "SITE"):
+        done = call("deepspeed.sh", tmp_path, {}, **{name: "x"})
+        assert done.returncode == 2
+        assert f"{name} does not reach other nodes by DeepSpeed's launcher, got x" in done.stderr
+
+
+@pytest.mark.parametrize("line", ["node2", "node2 max_slots=8 slots=8"])
+def test_deepspeeds_hostfile_needs_slots_first(line, tmp_path):
+    """A traceback of DeepSpeed's: bad entry."""
+    (tmp_path / "hosts").write_text(f"node1 slots=8\n{line}\n")
+    done = call("deepspeed.sh", tmp_path, {"pdsh": "true"}, HOSTFILE="hosts", SSH_CHECK="no")
+    assert done.returncode == 2
+    assert f"slots=N behind each machine's name, got line 2: {line} in hosts" in done.stderr
+
+
+def test_the_first_machines_address_is_without_the_user_of_ssh(tmp_path):
+    (tmp_path / "hosts").write_text("bob@node1 slots=8\n")
+    env = {"HOSTFILE": "hosts", "SSH_CHECK": "no"}
+    done = call("mpi.sh", tmp_path, {"mpirun": 'echo "<$MASTER_ADDR>"'}, **env)
+    assert "<node1>" in done.stdout
 
 
 @pytest.mark.parametrize(("line", "words"), [
