@@ -68,7 +68,7 @@ class DDP(TorchRanks, Plain):
     def _warm_up(self, batch: Any, loss: Loss) -> None:
         """One forward and backward, for the final order of DDP's buckets: see the class.
 
-        ConfigError for a loss that does not call the module that it is given: then DDP would average
+        ConfigError for a loss that does not call the module that it is given: DDP would average
         nothing, and every rank would train alone.
         """
         assert self._ddp is not None

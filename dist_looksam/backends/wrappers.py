@@ -32,9 +32,9 @@ def check_joined() -> None:
     ranks = os.environ.get("WORLD_SIZE", "")
     if ranks.isdecimal() and int(ranks) > 1 and not (dist.is_available() and dist.is_initialized()):
         raise ConfigError(
-            f"Engine needs a process group of the {ranks} ranks that WORLD_SIZE names, got none, so "
-            f"that each rank would train alone; call torch.distributed.init_process_group() before "
-            f"Engine, or unset WORLD_SIZE."
+            f"Engine needs a process group of the {ranks} ranks that WORLD_SIZE names, got none: "
+            f"each would train alone; call torch.distributed.init_process_group() before Engine, "
+            f"or unset WORLD_SIZE."
         )
 
 

@@ -1,6 +1,7 @@
 """Command lines: argparse with one-sentence errors, and exit codes of errors."""
 
 import argparse
+import errno
 import io
 import os
 import sys
@@ -50,4 +51,11 @@ def guarded(command: Callable[[Sequence[str]], int | None], argv: Sequence[str])
         return 2
     except RunError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
+        return 1
+    except OSError as error:  # a folder of others, a full disk
+        known = error.filename is not None or error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if not known or argv[:1] == ["train"]:
+            raise
+        place = "" if error.filename is None else f" ({error.filename})"
+        print(f"error: {error.strerror}{place}", file=sys.stderr, flush=True)
         return 1

@@ -51,7 +51,8 @@ def slurm_job(number: str) -> Queued | None:
     """The job in `scontrol show job`; None if SLURM does not know it, or is not installed."""
     if not shutil.which("scontrol"):
         return None
-    job = dict(re.findall(r"(\w+)=(\S+)", _output_of("scontrol", "-o", "show", "job", number)))
+    shown = _output_of("scontrol", "-o", "show", "job", number).strip()
+    job = dict(re.findall(r"(\w+)=(.*?)(?= [A-Z][\w:/]*=|$)", shown, re.MULTILINE))
     if "JobState" not in job:
         return None
     return Queued(
@@ -141,9 +142,23 @@ def _last_error(run: Path, job: dict[str, Any], state: str) -> str | None:
         return None
     lines = _output(run, job)[-1 if state == "finished" else -60 :]
     own = [x for x in lines if x.startswith(("error: ", "error on "))]  # torchrun adds 30 lines
-    found = own or [x for x in lines[-15:] if "rror" in x or x.startswith("slurm.sbatch: ")]
+    found = own or _root_cause(lines)
+    found = found or [x for x in lines[-15:] if "rror" in x or x.startswith("slurm.sbatch: ")]
     found = [x for x in found if not x.startswith(("srun: ", "slurmstepd: "))]
     return found[-1].strip() if found else None
+
+
+def _root_cause(lines: Sequence[str]) -> list[str]:
+    """What torchrun's report says of the first rank that has failed."""
+    at = [n for n, line in enumerate(lines) if line.startswith("Root Cause (first")]
+    if not at:
+        return []
+    about = dict(re.findall(r"^  (\w+) *: (.*)", "\n".join(lines[at[-1] :]), re.MULTILINE))
+    signal = re.match(r"Signal \d+ \((\w+)\)", about.get("traceback", ""))
+    how = (
+        f"ended by {signal[1]}" if signal else f"exit code {about.get('exitcode', '?').split()[0]}"
+    )
+    return [f"rank {about.get('rank', '?').split()[0]} on {about.get('host', '?').strip()}: {how}"]
 
 
 def _output(run: Path, job: dict[str, Any]) -> list[str]:

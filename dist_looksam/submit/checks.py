@@ -1,6 +1,7 @@
 """What can be known to fail before a run waits in a queue, as rows of a table."""
 
 import os
+import tempfile
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -106,7 +107,7 @@ class Preflight:
                 f"init must be here as on the nodes, got {s.init}, which is not; correct it, or "
                 f"use --skip data where only the nodes have it."
             )
-        if not {"SITE", "PYTHON"} & {*os.environ}:
+        if not {"SITE", "PYTHON", "CONTAINER"} & {*os.environ}:
             trackers.check(s.track)
             if missing := s.backend_row.lacking(s):
                 raise ConfigError(missing)
@@ -181,6 +182,15 @@ def _check_writable(out: Path) -> None:
             f"out must be a directory that can be written, got {out}, where {there} cannot; name "
             f"another with --out."
         )
+    place = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
+    try:
+        with tempfile.TemporaryFile(dir=place, buffering=0) as file:
+            file.write(bytes(2**16))
+    except OSError as error:
+        raise ConfigError(
+            f"out must have room, got {out}, where nothing can be written ({error.strerror}); make "
+            f"room, or name another with --out."
+        ) from None
 
 
 def _row(name: str, check: Callable[[], str]) -> Row:

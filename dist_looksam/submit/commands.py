@@ -97,7 +97,12 @@ def _own_flags(argv: Sequence[str]) -> Any:
 
 
 def _asked(own: Any) -> Asked:
-    options = shlex.split(own.sbatch)
+    try:
+        options = shlex.split(own.sbatch)
+    except ValueError as error:
+        raise ConfigError(
+            f"sbatch must hold options as in a shell, got {own.sbatch!r:.50} ({error})."
+        ) from None
     for option in options:
         if option.split("=")[0] in _OWN:
             raise ConfigError(

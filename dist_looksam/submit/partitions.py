@@ -88,15 +88,34 @@ def _lines() -> list[Nodes]:
 def check(*, nodes: int, gpus: int, time: str | None, name: str | None) -> tuple[str, list[str]]:
     """A line about the partition `name`, by default SLURM's own, and the types of its GPUs.
 
-    gpus: of each node; 0: none are asked for. A type is that of a GRES, like "h100"; "": not named.
-    Raises ConfigError where it cannot run the job.
+    gpus: of each node; 0: none are asked for. name: or several, with commas between, of which SLURM
+    takes one. A type is that of a GRES, like "h100"; "": not named.
+    Raises ConfigError where none of them can run the job.
     """
     lines = _lines()
     names = ", ".join(dict.fromkeys(line.partition for line in lines))
-    own = [line for line in lines if (line.partition == name if name else line.default)]
-    if not own:
-        got = f"got {name}" if name else "got none, and SLURM has no default"
-        raise ConfigError(f"partition must be one of {names}, {got}; use --partition.")
+    texts, cards, errors = [], set(), []
+    for one in name.split(",") if name else [None]:
+        own = [line for line in lines if (line.partition == one if one else line.default)]
+        if not own:
+            got = f"got {one}" if one else "got none, and SLURM has no default"
+            raise ConfigError(f"partition must be one of {names}, {got}; use --partition.")
+        try:
+            text, some = _check(own, nodes=nodes, gpus=gpus, time=time, names=names)
+        except ConfigError as error:
+            errors.append(error)
+        else:
+            texts.append(text)
+            cards |= some
+    if not texts:
+        raise errors[0]
+    return " or ".join(texts), sorted(cards)
+
+
+def _check(
+    own: Sequence[Nodes], *, nodes: int, gpus: int, time: str | None, names: str
+) -> tuple[str, set[str]]:
+    """See `check`; `own` are the lines of one partition."""
     first = own[0]
     what = f"partition {first.partition}"
     if not first.up:
@@ -114,7 +133,7 @@ def check(*, nodes: int, gpus: int, time: str | None, name: str | None) -> tuple
             f"--nodes {first.most}, or another --partition of {names}."
         )
     _check_time(time, first, what)
-    cards = sorted({card for line in working for card in line.cards})
+    cards = {card for line in working for card in line.cards}
     return f"{what}: {nodes} of {count} nodes, at most {first.limit}", cards
 
 

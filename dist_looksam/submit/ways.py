@@ -57,8 +57,10 @@ class Command:
 def _variables() -> dict[str, str]:
     """What the scripts of launch/ take from the environment. Named in the printed command, so that
     it starts the same run in another shell."""
-    given = {name: os.environ[name] for name in ("SITE", "CONTAINER") if os.environ.get(name)}
-    return {**given, "PYTHON": os.environ.get("PYTHON", sys.executable)}
+    names = ("SITE", "CONTAINER", "PYTHON")
+    given = {name: os.environ[name] for name in names if os.environ.get(name)}
+    # A container has a Python of its own.
+    return given if "CONTAINER" in given else {"PYTHON": sys.executable, **given}
 
 
 class _Elsewhere:
@@ -100,12 +102,12 @@ class Slurm(_Elsewhere):
         """Submit; returns a line for the user. The run directory names the job from here on."""
         number = jobs.sbatch(command.words, **command.env)
         out = out or Path(os.environ.get("OUT") or "runs") / f"slurm-{number}"
-        out.mkdir(parents=True, exist_ok=True)
         known = jobs.slurm_job(number)
         output = known.output if known and known.output else f"slurm-{number}.out"
-        if rundir.job(out).get("slurm_job_id") != number:  # else it has begun already
-            _write(out, {"slurm_job_id": number, "output": str(Path(output).absolute())})
-        return f"SLURM job {number} will train into {out}; {_see(out)}"
+        told = f"SLURM job {number} will train into {out}; {_see(out)}"
+        if rundir.job(out).get("slurm_job_id") == number:  # it has begun already
+            return told
+        return told + _note(out, {"slurm_job_id": number, "output": str(Path(output).absolute())})
 
 
 class _Detached:
@@ -127,8 +129,7 @@ class _Detached:
             )
         started_by = processes.named(process.pid)
         content = {"slurm_job_id": None, "output": str(output), "started_by": started_by}
-        _write(out, content)
-        return f"process {process.pid} starts a run in {out}; {_see(out)}"
+        return f"process {process.pid} starts a run in {out}; {_see(out)}{_note(out, content)}"
 
 
 class Hosts(_Elsewhere, _Detached):
@@ -140,9 +141,17 @@ class Hosts(_Elsewhere, _Detached):
         return "deepspeed" if self._script() == "deepspeed.sh" else "openmpi"
 
     def _script(self) -> str:
+        mpirun = os.environ.get("MPIRUN", "mpirun")
+        for name in ("SITE", "CONTAINER"):  # DeepSpeed's launcher has no way for them
+            if os.environ.get(name) and not shutil.which(mpirun):
+                raise ConfigError(
+                    f"{name} with a hostfile needs {mpirun}, got none here; install it, unset "
+                    f"{name}, or call launch/torchrun.sh on every machine."
+                )
+            if os.environ.get(name):
+                return "mpi.sh"
         if shutil.which("pdsh") and importlib.util.find_spec("deepspeed"):
             return "deepspeed.sh"
-        mpirun = os.environ.get("MPIRUN", "mpirun")
         if not shutil.which(mpirun):
             raise ConfigError(
                 f"a hostfile needs pdsh and DeepSpeed, or {mpirun}, got neither here; install one, "
@@ -153,7 +162,7 @@ class Hosts(_Elsewhere, _Detached):
     def check(self, asked: Asked, *, on_gpus: bool) -> tuple[str, list[str]]:
         """As of `Slurm`. ConfigError for fewer machines, or with other slots, than asked."""
         assert asked.hostfile is not None
-        machines = _machines(asked.hostfile)
+        machines = _machines(asked.hostfile, self._script())
         if len(machines) < asked.nodes:
             raise ConfigError(
                 f"nodes must be <= the {len(machines)} machines of {asked.hostfile}, got "
@@ -175,7 +184,7 @@ class Hosts(_Elsewhere, _Detached):
         return Command(words=["bash", str(_LAUNCH / script), *flags], env={**env, **_variables()})
 
 
-def _machines(path: Path) -> list[tuple[str, int]]:
+def _machines(path: Path, script: str) -> list[tuple[str, int]]:
     """(name, slots) of every machine; the script that is started checks the form of the lines."""
     try:
         lines = [line.partition("#")[0].split() for line in path.read_text().splitlines()]
@@ -187,6 +196,11 @@ def _machines(path: Path) -> list[tuple[str, int]]:
     found = []
     for host, *words in filter(None, lines):
         slots = [re.fullmatch(r"slots=([1-9]\d*)", word) for word in words]
+        if script == "deepspeed.sh" and not (slots and slots[0]):
+            raise ConfigError(
+                f"DeepSpeed needs slots=N behind each machine's name, got "
+                f"{' '.join([host, *words])!r:.50} in {path}; add it."
+            )
         found.append((host, next((int(m[1]) for m in slots if m), 1)))
     return found
 
@@ -248,9 +262,16 @@ def chosen(asked: Asked, on: str) -> Way:
     return WAYS[on]
 
 
-def _write(out: Path, content: dict[str, Any]) -> None:
-    files.replace_json(out / rundir.SUBMITTED, content)
+def _note(out: Path, content: dict[str, Any]) -> str:
+    """Note in the run directory what was started; "", or a sentence where it cannot be written."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        files.replace_json(out / rundir.SUBMITTED, content)
+    except OSError as error:
+        return f"; jobs does not show it before it trains: {out} was not written ({error.strerror})"
+    return ""
 
 
 def _see(out: Path) -> str:
-    return f"see `dist-looksam logs {out}`, end it with `dist-looksam cancel {out}`"
+    name = shlex.quote(str(out))
+    return f"see `dist-looksam logs {name}`, end it with `dist-looksam cancel {name}`"

@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from .ledger import Ledger
 
 SCRIPT = project.FOLDER / "launch" / "slurm.sbatch"
 MOST_TRIES = 3  # a point that failed so often is not sent again
+_PAUSES = (1, 2, 4, 8, 16, 32, 64, 64, 64)  # seconds between questions to SLURM
 
 
 def submit(ledger: Ledger, *, again: Sequence[str], at_once: int, options: Sequence[str]) -> str:
@@ -95,11 +97,17 @@ def _follow(
 
 def _in_queue(job: str) -> bool:
     """Whether any element of an array waits or runs. RunError if SLURM does not answer, because
-    points that are not in the queue are sent again, and their folders cleared."""
-    done = subprocess.run(
-        ["squeue", "-h", "-j", job, "-o", "%T"], capture_output=True, text=True, check=False
-    )
-    if done.returncode and "Invalid job id" not in done.stderr:
+    points that are not in the queue are sent again, and their folders cleared. In a job, where
+    nobody calls again, it is asked for some minutes: its controller may restart."""
+    for pause in (*_PAUSES, 0) if os.environ.get("SLURM_JOB_ID") else (0,):
+        done = subprocess.run(
+            ["squeue", "-h", "-j", job, "-o", "%T"], capture_output=True, text=True, check=False
+        )
+        silent = done.returncode != 0 and "Invalid job id" not in done.stderr
+        if not silent:
+            break
+        time.sleep(pause)
+    if silent:
         raise RunError(f"squeue does not answer: {' '.join(done.stderr.split())}; call again.")
     return done.returncode == 0 and bool(done.stdout.strip())
 

@@ -93,7 +93,9 @@ def _alone(out: Path) -> IO[str]:
     file = (out / ".lock").open("w")
     if files.lock(file) is False:
         file.close()
-        raise RunError(f"another sweep works in {out}; wait for it, or name another --out")
+        raise ConfigError(
+            f"out must not be in use, got {out}, in which another sweep works; name another."
+        )
     return file
 
 

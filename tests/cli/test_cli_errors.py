@@ -1,5 +1,6 @@
 """A wrong setting is one sentence on stderr and exit code 2, and nothing in --out has changed."""
 
+import errno
 import os
 import re
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from dist_looksam.cli import main as cli
+from dist_looksam.cli.arguments import guarded
 from dist_looksam.errors import ConfigError
 from dist_looksam.run.train import main
 from dist_looksam.settings.config import Settings, parse
@@ -253,3 +255,22 @@ def test_cost_has_its_own_help_and_misses_the_name_of_its_file_in_a_sentence(cap
     with pytest.raises(SystemExit, match="0"):
         cli.main(["cost", "--help"])
     assert "cost [--json FILE] FLAGS_OF_TRAIN" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("error", "said"), [
+    (PermissionError(errno.EACCES, "Permission denied", "runs/a"), "Permission denied (runs/a)"),
+    (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+])  # fmt: skip
+def test_a_folder_of_others_and_a_full_disk_are_one_sentence(error, said, capsys):
+    """Tracebacks. Of train they are kept: they tell which part of a run met it."""
+
+    def command(argv):
+        raise error
+
+    assert guarded(command, ["jobs"]) == 1
+    assert capsys.readouterr().err == f"error: {said}\n"
+    with pytest.raises(OSError):
+        guarded(command, ["train"])
+    error.errno, error.filename = errno.ECONNREFUSED, None
+    with pytest.raises(OSError):
+        guarded(command, ["jobs"])

@@ -233,6 +233,50 @@ def test_a_job_that_died_at_its_start_is_in_the_table_with_its_reason(run, monke
     assert (row["state"], row["reason"]) == ("failed", "error: k must be >= 1")
 
 
+TORCHRUN = """\
+============================================================
+run.py FAILED
+------------------------------------------------------------
+Failures:
+  <NO_OTHER_FAILURES>
+------------------------------------------------------------
+Root Cause (first observed failure):
+[0]:
+  time      : 2026-11-29_14:20:03
+  host      : node1
+  rank      : 1 (local_rank: 1)
+  exitcode  : {code} (pid: 1234)
+  error_file: <N/A>
+  traceback : {trace}
+============================================================
+"""
+
+
+@pytest.mark.parametrize(("code", "trace", "reason"), [
+    (-9, "Signal 9 (SIGKILL) received by PID 1234", "rank 1 on node1: ended by SIGKILL"),
+    (1, "To enable traceback see: https://pytorch.org/", "rank 1 on node1: exit code 1"),
+])  # fmt: skip
+def test_a_rank_that_was_killed_under_torchrun_is_the_reason(run, code, trace, reason):
+    """The reason was `error_file: <N/A>`."""
+    output = run.parent / "output.txt"
+    output.write_text(TORCHRUN.format(code=code, trace=trace))
+    dead = run.parent / "dead"
+    dead.mkdir()
+    submitted = {"slurm_job_id": None, "output": str(output)}
+    (dead / "submitted.json").write_text(json.dumps(submitted))
+    assert jobs.row_of(dead)["reason"] == reason
+    output.write_text("error: k must be >= 1\n" + TORCHRUN.format(code=code, trace=trace))
+    assert jobs.row_of(dead)["reason"] == "error: k must be >= 1"
+
+
+def test_slurms_fields_may_have_spaces(run, monkeypatch):
+    monkeypatch.setenv("PATH", f"{os.environ['PATH']}:/usr/bin:/bin")
+    show = "JobId=3 JobName=our run JobState=RUNNING Reason=None CPUs/Task=2 StdOut=/our runs/o.txt"
+    programs(scontrol=show)
+    found = jobs.slurm_job("3")
+    assert (found.name, found.state, found.output) == ("our run", "RUNNING", "/our runs/o.txt")
+
+
 def test_a_requeued_job_without_a_checkpoint_begins_again_in_its_own_folder(run, monkeypatch):
     """A node was lost before the first checkpoint. The restart renamed the folder, and point.json
     with it, so that the sweep no longer knew its run; and two folders had the same job."""
@@ -264,7 +308,7 @@ def test_no_such_folder_or_run_is_one_sentence(tmp_path):
     ("script", "env", "words"),
     [
         ("slurm.sbatch", {}, "this is submitted: sbatch --nodes 8"),
-        ("slurm.sbatch", {"SLURM_JOB_ID": "1"}, "must be launch/slurm.sbatch of the project"),
+        ("slurm.sbatch", {"SLURM_JOB_ID": "1"}, "of the project, got /home/a/copy.sh; inside"),
         ("slurm.sbatch", ARRAY | {"SWEEP": "no/such/file"}, "SWEEP must name a file"),
         ("slurm.sbatch", ARRAY | {"SWEEP": "cluster/hostfile.example"}, "must have a line 99"),
         ("slurm.sbatch", FIRST | {"SWEEP": "TMP/blank"}, "must have a line 1 "),
@@ -295,6 +339,7 @@ def test_a_launch_script_says_what_is_missing_in_one_sentence(script, env, words
     for name in ("mpirun", "pdsh", "scontrol", "ssh"):  # not to depend on what this machine has
         (tmp_path / name).write_text("#!/bin/sh\nexit 99\n")
         (tmp_path / name).chmod(0o755)
+    (tmp_path / "scontrol").write_text("#!/bin/sh\necho JobId=1 Command=/home/a/copy.sh StdOut=o\n")
     (tmp_path / "odd").write_text("node1 slots=all\n")
     (tmp_path / "blank").write_text(" \n")
     (tmp_path / "quote").write_text("--k 3 --out 'a b\n")

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -125,8 +126,11 @@ def test_the_printed_command_names_all_variables_of_the_shell_that_the_job_takes
     monkeypatch.setenv("CONTAINER", "looksam.sif")
     code, printed = site("submit", "--nodes", "8", "--gpus", "4", "--print", "--", *FLAGS)
     assert code == 0 and not (site.bin / "sbatch.called").exists()
-    wanted = f"SITE='cluster/sites/our cluster.sh' CONTAINER=looksam.sif PYTHON={sys.executable} "
-    assert wanted + "sbatch" in printed
+    wanted = "SITE='cluster/sites/our cluster.sh' CONTAINER=looksam.sif "
+    assert wanted + "sbatch" in printed  # with the Python of the container
+    monkeypatch.setenv("PYTHON", "/opt/python")
+    printed = site("submit", "--nodes", "8", "--gpus", "4", "--print", "--", *FLAGS)[1]
+    assert wanted + "PYTHON=/opt/python sbatch" in printed
 
 
 def test_a_slurm_job_is_in_jobs_under_its_run_before_it_begins(site):
@@ -195,6 +199,45 @@ def test_the_machines_of_a_hostfile_are_started_by_what_is_there(site):
         assert code == 2 and sentence in said
 
 
+def test_a_hostfile_with_a_site_or_without_slots_is_not_given_to_deepspeeds_launcher(
+    site, monkeypatch
+):
+    """It left SITE out without a word, and ended in a traceback of its own."""
+    Path("hosts").write_text("node1\n")
+    site.program("pdsh")
+    words = ["--hostfile", "hosts", "--print", "--", *FLAGS]
+    code, said = site("submit", *words)
+    assert code == 2 and "needs slots=N behind each machine's name, got 'node1' in hosts" in said
+    monkeypatch.setenv("SITE", "ours.sh")
+    monkeypatch.setenv("MPIRUN", "ours")
+    code, said = site("submit", *words)
+    assert code == 2 and "SITE with a hostfile needs ours, got none here" in said
+    site.program("ours")
+    code, said = site("submit", *words)
+    assert code == 0 and f"bash {project.FOLDER}/launch/mpi.sh" in said
+
+
+@pytest.mark.needs("root")
+def test_a_full_disk_is_found_before_the_start_and_loses_no_job(site, monkeypatch):
+    """The job ran, and its number was in nothing that was printed."""
+    site.program("sbatch", "17")
+    site.program("scontrol", "JobId=17 JobState=PENDING")
+    Path("disk").mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "full", "disk"], check=True)
+    try:
+        Path("disk/filled").write_bytes(bytes(2**16))
+        words = ["--gpus", "4", "--partition", "batch", "--machine", "a100"]
+        code, said = site("submit", *words, "--", *FLAGS, "--out", "disk/run")
+        assert code == 2 and "out must have room, got disk/run, where nothing can be writ" in said
+        assert not (site.bin / "sbatch.called").exists()
+        words += ["--skip", "out"]
+        code, said = site("submit", *words, "--", *FLAGS, "--out", "disk/run")
+        assert code == 0 and "SLURM job 17 will train into disk/run" in said
+        assert "disk/run was not written (No space left on device)" in said
+    finally:
+        subprocess.run(["umount", "disk"], check=True)
+
+
 REFUSED = [  # options, flags, the sentence
     ("--nodes 9 --gpus 4", "--batch_size 36", "<= the 8 of partition batch that work with 4 GPUs"),
     ("--gpus 8", "", "gpus must be <= the 4 of a node of partition batch, got 8"),
@@ -216,6 +259,7 @@ REFUSED = [  # options, flags, the sentence
     ("", "--dry_run", "submit makes the dry run by itself"),
     ("", "--optimizr sam", "unknown flag, got --optimizr"),
     ("--optimizer sam", "", "flags of train.py must stand behind --, got --optimizer"),
+    ("--sbatch=--account='a", "", "sbatch must hold options as in a shell, got"),
     ("--sbatch=--nodes=3", "", "sbatch must hold options that submit has not, got --nodes=3"),
     ("--skip date", "", "skip must name checks: batch, data"),
     ("--nodes 0", "", "nodes must be between 1 and 100,000, got 0"),
@@ -272,6 +316,19 @@ def test_memory_is_planned_for_the_gpus_that_slurm_names(gres, site):
     (line,) = [line for line in said.splitlines() if line.startswith("memory")]
     assert GRES[gres] in line and ("not made" in line) == ("not planned" in line)
     assert "of 141 GB, h200" in site("submit", *words, "--machine", "h200", "--", *FLAGS)[1]
+
+
+def test_of_several_partitions_one_must_be_able_to_run_the_job(site):
+    site.program("sbatch")
+    words = ["--gpus", "4", "--print", "--partition"]
+    code, said = site("submit", *words, "debug,batch", "--", *FLAGS)
+    assert code == 0 and "good  partition batch: 1 of 8 nodes, at most 2-00:00:00\n" in said
+    assert " --partition=debug,batch " in said
+    for name, sentence in (("debug,old", "partition debug, for which"), ("batch,x", "got x; use")):
+        code, said = site("submit", *words, name, "--", *FLAGS)
+        assert code == 2 and sentence in said
+    said = site("submit", *words, "batch,debug", "--", *FLAGS, *CPU)[1]
+    assert "partition batch: 1 of 8 nodes, at most 2-00:00:00 or partition debug: 1 of 4" in said
 
 
 def test_memory_that_the_named_gpus_lack_is_refused_without_machine(site):

@@ -13,7 +13,7 @@ import yaml
 
 from dist_looksam.errors import ConfigError
 from dist_looksam.settings.config import parse
-from dist_looksam.sweep import grid
+from dist_looksam.sweep import array, grid
 from dist_looksam.sweep.ledger import Ledger
 
 pytestmark = pytest.mark.slow
@@ -313,6 +313,18 @@ def test_a_squeue_that_does_not_answer_stops_and_clears_nothing(tmp_path):
     )  # fmt: skip
     assert done.returncode == 1 and "squeue does not answer: slurm_load_jobs" in done.stderr
     assert (ledger.path(point) / "metrics.jsonl").exists()
+
+
+def test_in_a_job_a_squeue_that_does_not_answer_is_asked_again(tmp_path, monkeypatch):
+    """Nobody calls again there: the sweep had stopped for good."""
+    (tmp_path / "squeue").write_text(
+        f"#!/bin/sh\n[ -e {tmp_path}/asked ] && echo RUNNING && exit\n"
+        f"touch {tmp_path}/asked\n{FAKE.partition(chr(10))[2]}"
+    )
+    (tmp_path / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    assert array._in_queue("17")
 
 
 def test_a_diverged_trial_scores_nothing(tmp_path):
