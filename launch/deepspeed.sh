@@ -8,14 +8,16 @@
 # Runs `deepspeed --hostfile F --num_nodes N train.py ...` with a free port, after a check that all
 # machines answer (SSH_CHECK=no skips it). Variables reach other nodes only through a file
 # .deepspeed_env of NAME=VALUE lines, in this folder or the home folder: put the exports of a file of
-# cluster/sites/ there. PYTHON as in cluster/README.md.
+# cluster/sites/ there; SITE and CONTAINER are refused. A line of the hostfile is `node1 slots=8`.
+# PYTHON as in cluster/README.md.
 set -euo pipefail
 project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 . "$project/launch/checks.sh"
-for name in SITE CONTAINER; do
-    [[ -z ${!name:-} ]] || stop "$name does not reach other nodes by DeepSpeed's launcher, got" \
-        "${!name}; unset it, or use launch/mpi.sh"
-done
+[[ -z ${CONTAINER:-} ]] ||
+    stop "CONTAINER is not for DeepSpeed's launcher, got $CONTAINER; unset it, or use launch/torchrun.sh" \
+        "here and launch/mpi.sh on several machines"
+[[ -z ${SITE:-} || ! ${HOSTFILE:-} ]] ||
+    stop "SITE does not reach other machines by DeepSpeed's launcher, got $SITE; unset it, or use launch/mpi.sh"
 as_group "$@"
 python=${PYTHON:-$project/.venv/bin/python}
 where=()

@@ -38,6 +38,7 @@ done
 ((${#options[@]})) || stop "number of workers must be given, got no options; write: -np 2 -- FLAGS"
 (($#)) || stop "flags of train.py must come after --, got no -- after: ${options[*]}"
 shift
+as_group "$@"
 [[ -t 1 ]] || export TERM=dumb # Open MPI gives its ranks a terminal, even where there is none
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-exec "$horovodrun" "${options[@]}" bash "$project/launch/rank.sh" --backend horovod "$@"
+exec "$horovodrun" "${options[@]}" bash "$project/launch/rank.sh" --backend horovod "${FLAGS[@]}"

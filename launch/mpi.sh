@@ -5,8 +5,8 @@
 #   HOSTFILE=cluster/hostfile RANKS=16 launch/mpi.sh ...                  # the first 16
 #
 # MPI only starts the ranks; gradients use torch's own transports. Every node must see this folder
-# under the same path. Variables: SITE, PYTHON as in cluster/README.md; MPIRUN, the name or path of
-# mpirun (Debian's mpirun.mpich); MPI_FLAGS, more options for it; SSH_CHECK=no skips the check that
+# under the same path. Variables: SITE, PYTHON, CONTAINER as in cluster/README.md; MPIRUN, the name or
+# path of mpirun (Debian's mpirun.mpich); MPI_FLAGS, more options for it; SSH_CHECK=no skips the check that
 # all machines answer.
 set -euo pipefail
 project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

@@ -1,7 +1,7 @@
 """torch's DistributedDataParallel: all weights on every rank, gradients averaged in buckets."""
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch.distributed as dist
@@ -72,23 +72,39 @@ class DDP(TorchRanks, Plain):
         nothing, and every rank would train alone.
         """
         assert self._ddp is not None
-        watched = self.model is self._ddp  # a graph of torch.compile's would keep the hook
-        called: list[nn.Module] = []
-        with Replay(self.module).again(), ExitStack() as stack:
-            if watched:
-                hook = self._ddp.register_forward_pre_hook(lambda ddp, _: called.append(ddp))
-                stack.enter_context(hook)
+        called: list[bool] = []
+        with Replay(self.module).again(), self._watched(called):
             with self.arithmetic():
                 value = loss(self.model, batch)
             value.backward()  # the next forward reorders
         self.optimizer.zero_grad()
-        if watched and not called:
+        if not called:
             raise ConfigError(
                 "under DistributedDataParallel loss(model, batch) must call the model that it is "
-                "given, got one that does not, so that each rank would train alone; use its first "
-                "argument instead of a variable from outside, or of model.module."
+                "given, got one that does not: each rank would train alone; call its first "
+                "argument, not model.module or a variable outside."
             )
         self._warmed_up = True
+
+    @contextmanager
+    def _watched(self, called: list[bool]) -> Iterator[None]:
+        """`called` gets an entry for each forward of DDP, which prepares its reduction."""
+        assert self._ddp is not None
+        if self.model is not self._ddp:  # in torch.compile's wrapper, whose graph would keep this
+            called.append(True)
+            yield
+            return
+        forward = self._ddp.forward
+
+        def noted(*args: Any, **how: Any) -> Any:
+            called.append(True)
+            return forward(*args, **how)
+
+        self._ddp.forward = noted  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            del self._ddp.forward
 
     def climbing_ranks(self) -> list[int]:
         """See `Backend.climbing_ranks`. With find_unused_parameters not all ranks: a backward that

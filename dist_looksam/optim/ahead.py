@@ -81,11 +81,12 @@ class Ahead(TwoGradients):
         for p in self._layers() if params is None else params:
             frozen = isinstance(p, nn.Parameter) and not p.requires_grad
             state = self.state[p] if p in self.state and not frozen else {}
-            if state and key not in state:
+            kept = state.keys() - {"g_v"}  # not of the base
+            if kept and key not in kept:
                 raise ConfigError(
                     f"an ascent along the momentum needs a base that keeps it as {key}, got "
-                    f"{type(self.base_optimizer).__name__} with {', '.join(state)}; use SGD, "
-                    f"AdamW, Lamb or Lars."
+                    f"{type(self.base_optimizer).__name__} with {', '.join(sorted(kept))}; use "
+                    f"SGD, AdamW, Lamb or Lars."
                 )
             if state.get(key) is not None:
                 moved[p] = state[key]

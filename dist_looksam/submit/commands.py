@@ -47,7 +47,7 @@ def _parser() -> Parser:
     text = "GPUs of a node, one rank each; with -- --device cpu ranks of a node; default 1"
     add("--gpus", type=int, default=1, metavar="G", help=text)
     add("--time", metavar="T", help="time limit of the SLURM job, like 30 (minutes) or 12:00:00")
-    add("--partition", metavar="P", help="SLURM's partition; default SLURM's own")
+    add("--partition", metavar="P", help="SLURM's partition, or several: a,b; default its own")
     add("--sbatch", default="", metavar="='OPTIONS'", help="more options of sbatch, in one word")
     add("--hostfile", type=Path, metavar="F", help="lines like `node1 slots=8`; reached by ssh")
     names = ("auto", *WAYS)

@@ -104,10 +104,10 @@ class Slurm(_Elsewhere):
         out = out or Path(os.environ.get("OUT") or "runs") / f"slurm-{number}"
         known = jobs.slurm_job(number)
         output = known.output if known and known.output else f"slurm-{number}.out"
-        told = f"SLURM job {number} will train into {out}; {_see(out)}"
+        line = f"SLURM job {number} will train into {out}; {_see(out)}"
         if rundir.job(out).get("slurm_job_id") == number:  # it has begun already
-            return told
-        return told + _note(out, {"slurm_job_id": number, "output": str(Path(output).absolute())})
+            return line
+        return line + _note(out, {"slurm_job_id": number, "output": str(Path(output).absolute())})
 
 
 class _Detached:

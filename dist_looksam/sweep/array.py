@@ -67,7 +67,8 @@ def _send(ledger: Ledger, points: list[Point], at_once: int, options: Sequence[s
     array = f"--array=1-{len(points)}" + (f"%{at_once}" if at_once else "")
     output = f"--output={ledger.out}/logs/slurm-%A_%a.out"
     command = ["sbatch", "--parsable", array, output, "--job-name=sweep", *options, str(SCRIPT)]
-    python = {"PYTHON": os.environ.get("PYTHON", sys.executable)} if project.INSTALLED else {}
+    own = project.INSTALLED and not os.environ.get("CONTAINER")  # which has a Python
+    python = {"PYTHON": os.environ.get("PYTHON", sys.executable)} if own else {}
     job = sbatch(command, SWEEP=str(lines), **python)
     with _file(ledger).open("a", encoding="utf-8") as file:
         file.write(json.dumps({"job": job, "points": [p.name for p in points]}) + "\n")

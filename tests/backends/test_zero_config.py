@@ -40,7 +40,7 @@ WRONG = {
     "fp16 at stage 0": (None, ["--precision", "fp16", "--zero_stage", "0"], "got stage 0"),
     "round robin": ({"zero_optimization": {"round_robin_gradients": True}}, [], "round_robin"),
     "predivided at stage 3": (
-        {"gradient_predivide_factor": 2.0}, ["--zero_stage", "3"], "factor must be 1.0 at",
+        {"gradient_predivide_factor": 2.0}, ["--zero_stage", "3"], "not be the number of ranks",
     ),
     "autocast": ({"torch_autocast": {"enabled": True, "dtype": "fp16"}}, [], "got fp16, whose"),
     "autocast, default": ({"torch_autocast": {"enabled": True}}, [], "dtype bfloat16, got None"),

@@ -153,6 +153,13 @@ def test_under_ddp_a_loss_that_does_not_call_its_model_is_refused(group, reach):
     assert all((a == b).all() for a, b in zip(before, small.weights(net), strict=True))
 
 
+def test_under_ddp_a_loss_may_call_forward_itself(group):
+    own = engine(
+        DistributedDataParallel(small.net()), loss=lambda m, pair: small.loss(m.forward, pair)
+    )
+    assert bool(own.step(small.micro_batches(0)).seen.finite)
+
+
 def test_several_ranks_without_a_process_group_are_refused(monkeypatch, group):
     """Under torchrun each would train alone."""
     monkeypatch.setenv("WORLD_SIZE", "2")

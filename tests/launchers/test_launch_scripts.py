@@ -92,7 +92,7 @@ def test_a_finished_run_that_goes_on_is_requeued_if_pre_empted_before_it_trains(
     assert job(tmp_path, "exit 143", took=TOOK)[1] == ["1"]
 
 
-@pytest.mark.parametrize("silent", [1, 2, 3, 4])
+@pytest.mark.parametrize("silent", [1, 2, 3, 4])  # show, show, show, requeue
 def test_a_controller_that_restarts_is_asked_again(silent, tmp_path):
     """One call that it did not answer: a job in its time limit was over, with exit code 0, and one
     that began was refused as of a script that is not the project's."""
@@ -104,6 +104,17 @@ def test_a_controller_that_restarts_is_asked_again(silent, tmp_path):
     programs = {"srun": "exit 143", "scontrol": lines}
     done = call("slurm.sbatch", tmp_path, programs, SLURM_JOB_ID="1")
     assert done.returncode == 143 and (tmp_path / "requeued").read_text() == "1\n", done.stderr
+    assert len((tmp_path / "calls").read_text().split()) == 5
+
+
+def test_a_job_that_may_no_more_be_requeued_ends_at_once(tmp_path):
+    """`scontrol update requeue=0`, said while it ran."""
+    lines = (
+        f'echo x >>calls; shown="{FIELDS}"; [[ $(wc -l <calls) == 1 ]] || shown=${{shown/Requeue=1/'
+    )
+    lines += 'Requeue=0}; [[ $1 == requeue ]] && touch requeued || echo "$shown"'
+    done = call("slurm.sbatch", tmp_path, {"srun": "exit 143", "scontrol": lines}, SLURM_JOB_ID="1")
+    assert done.returncode == 143 and not (tmp_path / "requeued").exists()
 
 
 def test_a_job_that_slurm_does_not_know_is_named(tmp_path):
@@ -149,8 +160,11 @@ def test_m_is_written_so_that_the_launcher_leaves_it(script, tmp_path):
     (tmp_path / "bin").mkdir()
     env = {"PYTHON": f"{tmp_path}/bin/python"}
     done = call(script, tmp_path, program, "--m", "32", "--model", "m", "--m=16", **env)
-    said = "train.py><--group><32><--model><m><--group=16><--steps><5>"
-    assert done.returncode == 0 and done.stdout.endswith(said)
+    words = "train.py><--group><32><--model><m><--group=16><--steps><5>"
+    assert done.returncode == 0 and done.stdout.endswith(words)
+    program = {"bin/horovodrun": 'printf "<%s>" "$@"'}
+    done = call("horovod.sh", tmp_path, program, "-np", "2", "--", "--m", "32", **env)
+    assert done.stdout.endswith("rank.sh><--backend><horovod><--group><32><--steps><5>")
 
 
 def test_torchrun_runs_in_the_container_and_deepspeeds_launcher_says_that_it_cannot(tmp_path):
@@ -159,10 +173,11 @@ def test_torchrun_runs_in_the_container_and_deepspeeds_launcher_says_that_it_can
     done = call("torchrun.sh", tmp_path, programs, CONTAINER="x.sif")
     python = "/opt/dist_looksam/.venv/bin/python"
     assert f"<x.sif><{python}><-m><torch.distributed.run>" in done.stdout, done.stderr
-    for name in ("CONTAINER", "SITE"):
-        done = call("deepspeed.sh", tmp_path, {}, **{name: "x"})
-        assert done.returncode == 2
-        assert f"{name} does not reach other nodes by DeepSpeed's launcher, got x" in done.stderr
+    for env in ({"CONTAINER": "x"}, {"SITE": "x", "HOSTFILE": "hosts"}):
+        done = call("deepspeed.sh", tmp_path, {}, **env)
+        assert done.returncode == 2 and "DeepSpeed's launcher, got x; unset it" in done.stderr
+    done = call("deepspeed.sh", tmp_path, {"python": "true"}, SITE="x", PYTHON=f"{tmp_path}/python")
+    assert done.returncode == 0
 
 
 @pytest.mark.parametrize("line", ["node2", "node2 max_slots=8 slots=8"])

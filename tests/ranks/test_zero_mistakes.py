@@ -19,11 +19,15 @@ WRONG = [
     ({"stage": 0, "outside": True}, "must be the module's"),  # at others DeepSpeed's own KeyError
     ({"stage": 0, "experts": True}, "data parallel alone, got mixture of experts"),
     ({"stage": 2, "config": MASTERS}, "master weights must be fp32"),
-    ({"stage": 3, "config": PREDIVIDED}, "gradient_predivide_factor must be 1.0"),
+    (
+        {"stage": 3, "config": PREDIVIDED},
+        "must not be the number of ranks at ZeRO stage 3, got 2.0",
+    ),
     ({"stage": 2, "precision": "bf16"}, "got bf16 for a DeepSpeed engine in fp32"),
 ]
 RIGHT = [
     *({"stage": s, "config": BF16, "train": True} for s in (0, 3)),
+    {"stage": 3, "config": {**PREDIVIDED, "gradient_predivide_factor": 4.0}, "train": True},
     {"stage": 2, "config": BF16, "precision": "bf16", "train": True},
 ]
 CASES = {2: [*(case for case, _ in WRONG), *RIGHT]}
@@ -45,5 +49,5 @@ def test_an_engine_that_would_be_trained_wrongly_is_refused(result, number):
 
 
 @pytest.mark.parametrize("number", range(len(RIGHT)))
-def test_torch_autocast_in_bfloat16_stays_right(result, number):
+def test_what_is_right_beside_them_trains(result, number):
     assert 0.05 < float(result(2, len(WRONG) + number)) < 5

@@ -59,6 +59,8 @@ def make(
         ConfigError: the file contradicts a flag, or has a setting that would train wrongly.
     """
     _check_file(file, precision, stage)
+    if not file.get("prescale_gradients"):
+        check_predivide(file.get("gradient_predivide_factor", 1.0), stage, ranks)
     numbers = {
         "train_batch_size": batch_size,
         "train_micro_batch_size_per_gpu": micro_batch,
@@ -125,16 +127,15 @@ def _check_file(file: dict[str, Any], precision: str, stage: int) -> None:
         raise ConfigError(
             "round_robin_gradients must be false, got true, which moves layers about; remove it."
         )
-    check_predivide(file.get("gradient_predivide_factor", 1.0), stage)
     for name in ("offload_optimizer", "offload_param"):
         if zero.get(name, {}).get("device") == "nvme":
             raise ConfigError(f"{name} must be on cpu or none, got nvme; use device cpu.")
 
 
-def check_predivide(factor: float, stage: int) -> None:
-    """ConfigError where DeepSpeed does not multiply back: at stage 3, by a factor of the ranks."""
-    if stage == 3 and factor != 1.0:
+def check_predivide(factor: float, stage: int, ranks: int) -> None:
+    """ConfigError where DeepSpeed divides gradients and does not multiply back."""
+    if stage == 3 and factor == ranks != 1:
         raise ConfigError(
-            f"gradient_predivide_factor must be 1.0 at ZeRO stage 3, got {factor}, with which "
-            f"DeepSpeed makes gradients too small; remove it."
+            f"gradient_predivide_factor must not be the number of ranks at ZeRO stage 3, got "
+            f"{factor}, with which DeepSpeed makes gradients {ranks} times too small; remove it."
         )

@@ -6,6 +6,7 @@ import warnings
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from ...errors import ConfigError
@@ -146,6 +147,7 @@ def check_engine(engine: Any) -> None:
         raise ConfigError(
             "round_robin_gradients must be false, got true, which moves layers about; remove it."
         )
-    check_predivide(engine.gradient_predivide_factor(), stage)
+    if engine.postscale_gradients():
+        check_predivide(engine.gradient_predivide_factor(), stage, dist.get_world_size())
     check_arithmetic(engine, stage)
     check_parallel(engine)
