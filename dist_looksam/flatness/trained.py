@@ -39,6 +39,11 @@ class Trained:
     ema: bool = False  # the averages of the weights
     card: Card | None = None  # stored with the weights; those of older versions have none
 
+    def of_same_data(self, facts: dict[str, Any]) -> bool:
+        """Whether `facts` of flatness.json are of weights that were measured on the same data."""
+        config = facts.get("config") or {}
+        return all(config.get(name) == self.config[name] for name in _OF_DATA)
+
     @property
     def data_settings(self) -> tuple[Any, ...]:
         """Runs with the same ones have the same data."""

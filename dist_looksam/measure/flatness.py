@@ -143,14 +143,14 @@ class _Bench:
             return Measurement(objective, wanted, tick).all()
 
     def _earlier(self, run: Trained, settings: dict[str, Any]) -> dict[str, Any] | None:
-        """What the run's own file, or that in --out, holds of these weights and settings. Rank 0's
-        answer counts."""
+        """What the run's own file, or that in --out, holds of these weights, settings and data.
+        Rank 0's answer counts."""
         found = None
         if not self.flags.again:
             same = {"format": FORMAT, "weights_sha256": run.digest(), "settings": settings}
             known = [files.json_object(run.path / _name(run.step)) or {}, *self._known]
-            fits = (x for x in known if all(x.get(name) == v for name, v in same.items()))
-            found = next(fits, None)
+            known = [x for x in known if all(x.get(name) == v for name, v in same.items())]
+            found = next(filter(run.of_same_data, known), None)
         return gather(found)[0] if self.world.size > 1 else found
 
     def _samples(self, run: Trained) -> tuple[Data, int, list[Part]]:

@@ -23,7 +23,6 @@ from ..settings.assemble import optimizer_of
 from ..settings.config import Settings
 from ..world import World
 
-_IMAGE = {"vit_28": (1, 28, 28), "vit_28_p4": (1, 28, 28), "vit_8": (1, 8, 8)}
 _CLASSES = 10
 
 
@@ -165,7 +164,8 @@ class Problem:
         if backend is None:
             groups(m, micro_batch=micro_batch, accumulation=batch_size // once, ranks=1)
         self.device, self.compiled = torch.device(device), compiled
-        self.shape = _IMAGE.get(model, (3, 224, 224))
+        side = models.gray_side(model)
+        self.shape = (3, 224, 224) if side is None else (1, side, side)
         _check_room(batch_size // world.size, self.shape, self.device)
         torch.manual_seed(world.rank)
         self.batches: Pairs = []

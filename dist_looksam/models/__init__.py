@@ -7,6 +7,7 @@ from .named import (
     checkpoint_activations,
     create,
     flops_per_image,
+    gray_side,
     names,
     patch,
     pretrained,
@@ -18,6 +19,6 @@ from .vit import ViT
 
 __all__ = [
     "Fitted", "ViT", "call", "check", "check_pattern", "checkpoint_activations", "create", "fitted",
-    "flops_per_image", "freeze", "lr_scales", "names", "own_names", "patch", "pretrained",
-    "resolve", "takes_keys",
+    "flops_per_image", "freeze", "gray_side", "lr_scales", "names", "own_names", "patch",
+    "pretrained", "resolve", "takes_keys",
 ]  # fmt: skip

@@ -1,5 +1,6 @@
 """Models by name: our own sizes of ViT, and every timm model where timm imports."""
 
+import re
 from typing import Any
 
 import torch
@@ -45,6 +46,12 @@ _AUTO = [("vit_8", 16), ("vit_28", 28), ("vit_28_p4", 64), ("vit_s16", None)]
 def names() -> list[str]:
     """The names for `create` besides those of timm."""
     return ["auto", *SIZES]
+
+
+def gray_side(name: str) -> int | None:
+    """Pixels of a side of the gray images that a small size is for; None for other models."""
+    found = re.match(r"vit_(8|28)(_|$)", name)
+    return int(found[1]) if found else None
 
 
 def resolve(name: str, image_shape: tuple[int, int, int]) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from .. import models
 from ..data.sets import data_set
 from ..data.subset import left
 from ..errors import ConfigError
@@ -95,7 +96,7 @@ def plan(
     samples = samples or left(size.samples, settings.holdout, settings.train_images)
     resolved = settings.resolved(ranks=gpus, launcher=launcher, samples=samples)
     check(resolved)
-    kind = (resolved.model, classes or size.classes)
+    kind = (models.resolve(resolved.model, size.shape), classes or size.classes)
     rules = (resolved.perturb, resolved.freeze)
     work = workload(*kind, size.shape, *rules)
     assert resolved.micro_batch is not None and resolved.steps is not None

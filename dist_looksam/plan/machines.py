@@ -101,12 +101,18 @@ DEVICES = {
 }
 
 
+_PART = r"\dg\.\d+gb|\bmig\b"  # in the name of a part of a card
+
+
 def dense_peak(card: str, precision: str) -> float | None:
     """Operations a second of a card, by CUDA's name of it, on its data sheet; None if unknown.
 
     Of matrix products without sparsity; "fp32" is without TF32. Cards with less power than the
-    sheet's (PCIe, NVL) are not known, except A100, whose sheet has one number for all.
+    sheet's (PCIe, NVL) are not known, except A100, whose sheet has one number for all; nor are
+    parts of a card (MIG).
     """
+    if re.search(_PART, card.lower()):
+        return None
     words = card.lower().replace("-", " ").split()
     found = next((name for name in ("h200", "h100", "a100", "v100") if name in words), None)
     if found is None or (found != "a100" and any(w in words for w in ("pcie", "nvl"))):
@@ -122,7 +128,7 @@ def device_of(card: str) -> Device | None:
     """
     words = re.split(r"[-_ ]", card.lower())
     family = next((word for word in words if word in DEVICES), None)
-    if family is None or re.search(r"\dg\.\d+gb|\bmig\b|\bnvl", card.lower()):
+    if family is None or re.search(_PART + r"|\bnvl", card.lower()):
         return None
     sizes = [int(m[1]) for m in (re.fullmatch(r"(\d+)gb?", word) for word in words) if m]
     alike = [d for d in DEVICES.values() if d.name.split("-")[0] == family]

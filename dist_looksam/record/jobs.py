@@ -182,8 +182,8 @@ def row_of(run: Path) -> dict[str, str]:
     settings = yaml.safe_load(config.read_text()) if config.exists() else None
     total = int((settings or {}).get("steps") or 0)
     done = steps[-1]["step"] + 1 if steps else 0
-    recent = [r["images_per_s"] for r in steps[-20:] if r.get("images_per_s")]
-    mfu = [r["mfu"] for r in steps[-20:] if r.get("mfu")]  # older runs have none
+    speed = metrics.rate([r["images_per_s"] for r in steps[-20:] if r.get("images_per_s")])
+    mfu = metrics.rate([r["mfu"] for r in steps[-20:] if r.get("mfu")])  # older runs have none
     state = state_of(run, job, queued)
     row = dict.fromkeys(COLUMNS, "-")
     row |= {"run": str(run), "state": state, "step": f"{done}/{total or '?'}"}
@@ -192,10 +192,10 @@ def row_of(run: Path) -> dict[str, str]:
     row["nodes"] = (queued.nodes if queued else "") or ",".join(job.get("hosts", [])) or "-"
     if evaluations:
         row["top1"] = f"{evaluations[-1]['eval_top1']:.2%}"
-    if recent:
-        row["images/s"] = f"{sum(recent) / len(recent):.0f}"
+    if speed:
+        row["images/s"] = f"{speed:.0f}"
     if mfu:
-        row["mfu"] = f"{sum(mfu) / len(mfu):.1%}"
+        row["mfu"] = f"{mfu:.1%}"
     if steps and steps[-1].get("peak_memory"):
         row["GiB"] = f"{steps[-1]['peak_memory'] / 2**30:.1f}"
     if state == "running" and steps and steps[-1]["seconds"]:

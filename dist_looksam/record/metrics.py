@@ -4,7 +4,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -218,6 +218,12 @@ def read(path: str | os.PathLike[str]) -> tuple[list[Row], list[Row]]:
     rows = files.json_lines(Path(path))
     steps = [row for row in rows if "eval_top1" not in row]
     return steps, [row for row in rows if "eval_top1" in row]
+
+
+def rate(rates: Sequence[float]) -> float | None:
+    """That of steps together which have these rates and equal work: the harmonic mean. None of
+    none. The arithmetic mean is too high where looks take longer than other steps."""
+    return len(rates) / sum(1 / x for x in rates) if rates else None
 
 
 def _belongs(row: Row, resume_step: int) -> bool:

@@ -34,7 +34,7 @@ _COLUMNS = (
     "folder", "label", "method", "base", "stage", "batch", "seed", "state", "world_size", "top1",
     "steps", "seconds", "images_per_s", "passes", "gv_ratio", "skipped", "holdout", "lr", "rho",
     "k", "alpha", "reuse", "weight_decay", "warmup_steps", "trouble", "data", "model", "host",
-    "commit", "mfu", "peak_memory",
+    "commit", "mfu", "peak_memory", "started",
 )  # fmt: skip
 
 

@@ -159,7 +159,7 @@ class Study:
         if len(order) < 2 or (order[0], batch) in self.lost:
             return None
         lead = self.cells[order[0], batch].minus(self.cells[order[1], batch])
-        return order[0] if lead.clear else None
+        return order[0] if lead.clear and lead.mean > 0 else None  # over shared seeds: may be < 0
 
     def batch_range(self, label: str, points: float) -> BatchRange | None:
         """From its best batch upwards, until the mean is more than `points` % below the best.

@@ -26,9 +26,11 @@ def peak_share(
     if peak is None:
         return None
 
+    name = models.resolve(settings.model, data.shape)  # also of the smaller images of a growth
+
     def share(shape: tuple[int, int, int]) -> float:
         with torch.device("meta"):
-            net = models.create(settings.model, num_classes=data.num_classes, image_shape=shape)
+            net = models.create(name, num_classes=data.num_classes, image_shape=shape)
         return 3 * models.flops_per_image(net, shape) / (peak * ranks)
 
     growth = assemble.growth_of(settings, data.shape)

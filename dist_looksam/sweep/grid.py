@@ -165,6 +165,15 @@ def read(path: Path) -> Grid:
     return grid
 
 
+def settles(point: Point) -> bool:
+    """Whether its flags are settings that a run may have."""
+    try:
+        parse(point.argv())
+    except ConfigError:
+        return False
+    return True
+
+
 def _check(point: Point) -> None:
     try:
         parse(point.argv())

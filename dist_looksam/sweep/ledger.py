@@ -20,7 +20,7 @@ from typing import Any
 
 from .. import checkpoint, files
 from ..record import rundir
-from .grid import Flags, Grid, Point
+from .grid import Flags, Grid, Point, settles
 from .widen import best_of, edges, next_candidate
 
 _OF_JOB = (  # of a copy's job.json
@@ -143,6 +143,12 @@ class Ledger:
 
     def tuning(self, label: str, batch_size: int) -> Tuning:
         """The trials of the file, and those added since the best lay at an edge of the grid."""
+
+        def allowed(flags: Flags) -> bool:
+            """Whether such a run can be: an edge may be that of what a setting may be."""
+            trial = self.grid.trial(label, batch_size, flags)
+            return int(flags.get("m", 1)) <= batch_size and settles(trial)
+
         tried = list(self.grid.candidates[label])
         most = len(tried) + self.grid.widen
         while True:
@@ -151,7 +157,7 @@ class Ledger:
             known = [score for score in scores if score is not None]
             if len(known) < len(scores):
                 return Tuning(trials=trials, scores=scores, edges=[])
-            more = next_candidate(tried, known) if len(tried) < most else None
+            more = next_candidate(tried, known, allowed) if len(tried) < most else None
             if more is None:
                 return Tuning(trials=trials, scores=scores, edges=edges(tried, known))
             tried.append(more)

@@ -1,6 +1,6 @@
 """A grid whose best candidate lies at an edge is widened beyond that edge."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from .grid import Flags
 
@@ -16,11 +16,15 @@ def edges(tried: Sequence[Flags], scores: Sequence[float]) -> list[str]:
     return at_edge
 
 
-def next_candidate(tried: Sequence[Flags], scores: Sequence[float]) -> Flags | None:
+def next_candidate(
+    tried: Sequence[Flags],
+    scores: Sequence[float],
+    allowed: Callable[[Flags], bool] = lambda candidate: True,
+) -> Flags | None:
     """The best candidate with one value moved beyond an edge of the grid; None if there is none.
 
     The step is that between the last two values, as a ratio. Values of 0 or less have no ratio and
-    are not moved. The first such name in the file's order is taken.
+    are not moved. The first such name in the file's order is taken of which the result is allowed.
     """
     best = tried[best_of(scores)]
     for name in edges(tried, scores):
@@ -31,7 +35,7 @@ def next_candidate(tried: Sequence[Flags], scores: Sequence[float]) -> Flags | N
         moved = edge * edge / inner
         whole = all(isinstance(v, int) for v in values)
         candidate = {**best, name: max(1, round(moved)) if whole else float(f"{moved:.6g}")}
-        if candidate not in tried:
+        if candidate not in tried and allowed(candidate):
             return candidate
     return None
 

@@ -10,7 +10,7 @@ from collections import defaultdict, deque
 from pathlib import Path
 from typing import Any
 
-from ..record import jobs, rundir
+from ..record import jobs, metrics, rundir
 from ..record.progress import h_mm_ss
 from ..report import about
 from ..report.statistic import many
@@ -180,8 +180,8 @@ class Watched:
             "share": min(1.0, self.steps / total) if total else 0.0,
             "loss": f"{last['loss']:.4f}" if "loss" in last else "-",
             "top1": f"{last['eval_top1']:.2%}" if "eval_top1" in last else "-",
-            "images/s": f"{speed:,.0f}" if (speed := self._mean("images_per_s")) else "-",
-            "MFU": f"{mfu:.1%}" if (mfu := self._mean("mfu")) else "-",
+            "images/s": f"{speed:,.0f}" if (speed := self._rate("images_per_s")) else "-",
+            "MFU": f"{mfu:.1%}" if (mfu := self._rate("mfu")) else "-",
             "GiB": f"{last['peak_memory'] / 2**30:.1f}" if last.get("peak_memory") else "-",
             "ETA": "-" if finished else self._eta(total),
             "looks": f"{self.looks:,} ({self.looks / self.steps:.0%})" if self.steps else "-",
@@ -192,9 +192,9 @@ class Watched:
             "log": list(self.log),
         }
 
-    def _mean(self, name: str) -> float | None:
-        known = [row[name] for row in self._recent if name in row][-20:]
-        return sum(known) / len(known) if known else None
+    def _rate(self, name: str) -> float | None:
+        """Of the last 20 steps together."""
+        return metrics.rate([row[name] for row in self._recent if row.get(name)][-20:])
 
     def _eta(self, total: int) -> str:
         """Training time that is left at the pace of the newest steps; evaluations not counted."""

@@ -103,6 +103,11 @@ def test_what_was_measured_already_is_not_measured_again(runs, tmp_path, monkeyp
     for flags in (["--again"], ["--seed", "1"]):
         with pytest.raises(ZeroDivisionError):
             flatness(runs[0], *QUICK, *flags)
+    text = (runs[0] / "config.yaml").read_text()
+    (runs[0] / "config.yaml").write_text(text.replace("holdout: 0\n", "holdout: 50\n"))
+    with pytest.raises(ZeroDivisionError):  # of other images
+        flatness(runs[0], *QUICK)
+    (runs[0] / "config.yaml").write_text(text)
     shutil.copy(runs[1] / "model.safetensors", runs[0])
     with pytest.raises(ZeroDivisionError):
         flatness(runs[0], *QUICK)

@@ -156,3 +156,11 @@ def test_a_compiled_bench_has_one_graph_for_all_loops(monkeypatch):
     costs = compare(Problem(k=2, compiled="blocks", **SMALL), ["adamw", "look_sam"], repeats=1)
     assert counters["stats"]["unique_graphs"] == 1
     assert [c.passes_per_step for c in costs] == [1.0, 1.5]
+
+
+def test_a_small_size_is_timed_with_the_images_that_it_is_for():
+    """vit_28_mini had 1,024 tokens of 224 pixels in three colours."""
+    for name in ("vit_28", "vit_28_p4", "vit_28_mini"):
+        assert Problem(k=2, **SMALL | {"model": name}).shape == (1, 28, 28)
+    assert Problem(k=2, **SMALL | {"model": "vit_8"}).shape == (1, 8, 8)
+    assert Problem(k=2, **SMALL | {"model": "vit_ti16"}).shape == (3, 224, 224)

@@ -214,6 +214,9 @@ def test_where_images_grow_the_time_is_the_mean_over_their_sizes(capsys):
     assert growing.images_per_s == pytest.approx(32768 / growing.step_seconds)
     assert (growing.memory, growing.wire) == (each[-1].memory, each[-1].wire)
     assert each[0].hours < growing.hours < each[-1].hours
+    small = ["--image_size", "128", "--image_size_from", "32", "--micro_batch", "64", "--model"]
+    auto, named = (planned(*small, model) for model in ("auto", "vit_s16"))
+    assert auto.hours == named.hours  # it was another network at the small sizes
     flags = [f for f in EXAMPLE if f not in ("--data", "folder", "--data_dir", "x")]
     assert cli.main(["plan", "--gpus", "64", *flags, "--image_size_from", "192"]) == 0
     assert "Images grow from 192 to 224 pixels" in capsys.readouterr().out

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from dist_looksam.errors import RunError
-from dist_looksam.record.metrics import FIELDS, MetricsLog, read
+from dist_looksam.record.metrics import FIELDS, MetricsLog, rate, read
 
 
 def train(log: MetricsLog, first: int, last: int, *, eval_every: int = 5) -> None:
@@ -206,3 +206,9 @@ def test_the_other_ranks_write_nothing(tmp_path):
     with MetricsLog(None, every=1) as log:
         log.step(0, loss=torch.tensor(1.0))
     assert not list(tmp_path.iterdir()) and log.flush() is None
+
+
+def test_the_rate_of_steps_together_is_images_over_time():
+    """100 images a step, a look of 0.2 s and four steps of 0.1 s: the mean of rates is 900."""
+    assert rate([500.0, *[1000.0] * 4]) == pytest.approx(500 / 0.6)
+    assert rate([]) is None

@@ -140,6 +140,13 @@ def test_the_best_is_bold_only_where_it_leads_beyond_chance(tmp_path):
     assert bold(tables.accuracy(seen)) == ["91.13 ± 0.12"]  # not 384: within; not 768: unknown
 
 
+def test_a_mean_that_leads_by_a_seed_that_the_other_lacks_is_not_bold(tmp_path):
+    """On the three seeds that both have it is clearly behind."""
+    first, second = (0.81, 0.8105, 0.8095), (0.80, 0.801, 0.799, 0.90)
+    seen = made(tmp_path, {"adamw": {192: first}, "sam": {192: second}})
+    assert seen.best(192) == ["sam", "adamw"] and not bold(tables.accuracy(seen))
+
+
 def test_two_seeds_and_seeds_that_are_equal_make_nothing_clear(tmp_path):
     """Two equal seeds had a spread of 0, and any lead over them was called clear."""
     seen = made(

@@ -210,6 +210,7 @@ def test_a_report_is_made_again_from_its_csv(sweep, tmp_path):
     (tmp_path / "a" / "choices.json").write_text((sweep / "choices.json").read_text())
     again = report([str(tmp_path / "a" / "report.csv")], out=tmp_path / "b")
     assert (tmp_path / "a/report.csv").read_text() == (tmp_path / "b/report.csv").read_text()
+    assert "started" in (tmp_path / "a/report.csv").read_text().splitlines()[0]
     assert first.text == again.text
     assert {p.name for p in again.paths} == {p.name for p in first.paths}
 

@@ -29,7 +29,8 @@ def test_the_peak_of_a_card_is_that_of_its_data_sheet(card, precision, tera):
 
 @pytest.mark.parametrize("card", [
     "NVIDIA H100 PCIe", "NVIDIA H100 NVL", "NVIDIA H200 NVL", "Tesla V100-PCIE-16GB",
-    "NVIDIA GeForce RTX 4090", "cpu",
+    "NVIDIA GeForce RTX 4090", "cpu", "NVIDIA H100 80GB HBM3 MIG 1g.10gb",
+    "NVIDIA A100-SXM4-40GB MIG 3g.20gb",  # parts of a card: seven times less
 ])  # fmt: skip
 def test_a_card_whose_peak_is_not_known_has_none(card):
     assert dense_peak(card, "bf16") is None
@@ -52,7 +53,8 @@ def share(
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: card)
     asked = f"--data folder --data_dir DIR --model vit_b16 --precision bf16 {flags}"
     settings = config.parse(asked.split())
-    data = SimpleNamespace(num_classes=1000, shape=(3, 224, 224))
+    side = settings.image_size or 224
+    data = SimpleNamespace(num_classes=1000, shape=(3, side, side))
     found = peak_share(settings, data, torch.device(device), ranks=ranks)
     return found and found(step)
 
@@ -62,6 +64,15 @@ def test_the_share_of_an_image_is_three_forwards_over_the_peak_of_all_ranks(monk
     got = share(monkeypatch, "NVIDIA H200")
     assert got == pytest.approx(3 * 34.9e9 / (2 * 989e12), rel=0.01)
     assert share(monkeypatch, "NVIDIA H200", ranks=1) == pytest.approx(2 * got)
+
+
+def test_where_images_grow_the_model_is_that_of_their_last_size(monkeypatch):
+    """`auto` was another network at the small sizes, and the share six times too low."""
+    sizes = "--image_size 128 --image_size_from 32 --steps 70 --model"
+    auto, named = (
+        share(monkeypatch, "NVIDIA H200", flags=f"{sizes} {x}") for x in ("auto", "vit_s16")
+    )
+    assert auto == named
 
 
 def test_where_images_grow_the_share_is_that_of_the_size_of_the_step(monkeypatch):

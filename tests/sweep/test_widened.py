@@ -100,6 +100,22 @@ def test_the_best_at_an_edge_moves_the_grid_beyond_it_by_the_same_ratio():
     assert next_candidate([{"lr": 0.01}], [1]) is None
 
 
+@pytest.mark.parametrize(("name", "values", "next_"), [
+    ("ema", [0.99, 0.999], None), ("layer_decay", [0.75, 0.9], None), ("m", [8, 16], None),
+    ("drop_path", [0.2, 0.3], 0.45),
+])  # fmt: skip
+def test_a_grid_is_not_widened_beyond_what_a_setting_may_be(name, values, next_, tmp_path):
+    """The trial was refused, whatever was called again, and the method never had its final runs."""
+    kind = "sam" if name == "m" else "adamw"
+    sweep = read(tmp_path, methods={kind: {"tune": {name: values}}})
+    ledger = Ledger(sweep, tmp_path / "out")
+    for trial, top1 in zip(sweep.trials(kind, 26), (0.1, 0.2), strict=True):
+        done(ledger, trial, top1)
+    trials = ledger.tuning(kind, 26).trials
+    assert [trial.tuned[name] for trial in trials] == [*values, *([next_] if next_ else [])]
+    assert bool(ledger.chosen()) == (next_ is None)
+
+
 def done(ledger: Ledger, point: grid.Point, top1: float) -> None:
     """What a finished point leaves."""
     ledger.prepare(point)
