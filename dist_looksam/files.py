@@ -35,13 +35,18 @@ def json_object(path: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
+def nearest(folder: Path) -> Path:
+    """`folder`, or the nearest of its parents that exists."""
+    folder = folder.absolute()
+    return next(p for p in (folder, *folder.parents) if p.exists())
+
+
 def unwritable(folder: Path) -> Path | None:
     """What keeps `folder` from being made or written: itself, or the nearest parent that exists.
 
     None where nothing does. Makes nothing.
     """
-    folder = folder.absolute()
-    there = next(p for p in (folder, *folder.parents) if p.exists())
+    there = nearest(folder)
     return None if there.is_dir() and os.access(there, os.W_OK | os.X_OK) else there
 
 

@@ -182,9 +182,8 @@ def _check_writable(out: Path) -> None:
             f"out must be a directory that can be written, got {out}, where {there} cannot; name "
             f"another with --out."
         )
-    place = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
     try:
-        with tempfile.TemporaryFile(dir=place, buffering=0) as file:
+        with tempfile.TemporaryFile(dir=files.nearest(out), buffering=0) as file:
             file.write(bytes(2**16))
     except OSError as error:
         raise ConfigError(
