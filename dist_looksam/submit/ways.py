@@ -142,14 +142,14 @@ class Hosts(_Elsewhere, _Detached):
 
     def _script(self) -> str:
         mpirun = os.environ.get("MPIRUN", "mpirun")
-        for name in ("SITE", "CONTAINER"):  # DeepSpeed's launcher has no way for them
-            if os.environ.get(name) and not shutil.which(mpirun):
+        # DeepSpeed's launcher has no way for these.
+        if name := next((n for n in ("SITE", "CONTAINER") if os.environ.get(n)), None):
+            if not shutil.which(mpirun):
                 raise ConfigError(
                     f"{name} with a hostfile needs {mpirun}, got none here; install it, unset "
                     f"{name}, or call launch/torchrun.sh on every machine."
                 )
-            if os.environ.get(name):
-                return "mpi.sh"
+            return "mpi.sh"
         if shutil.which("pdsh") and importlib.util.find_spec("deepspeed"):
             return "deepspeed.sh"
         if not shutil.which(mpirun):
